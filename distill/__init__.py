@@ -1,0 +1,17 @@
+"""The method, shared by every stage. Imports nothing of teachers, students or pipelines.
+
+config           what a run may set: data, model shape, training, distillation
+errors           UserError, the one exception for wrong input
+corpus           documents of a corpus, split by hash, with a digest of their bytes
+tokenizer        a trained or a loaded tokenizer, checked for what T5 needs
+span_corruption  T5's objective on token ids, and its length algebra
+prepare          a corpus on disk as tokens, with its digests
+data             fixed-length examples and batches of them
+files            files that appear whole or not at all
+seq2seq          a dense T5 from a shape; the decoder's hidden states and head of any T5 or Switch model
+loss             0.75 hard + 0.25 soft labels
+objectives       a model and its loss as one module: hard labels, or hard and soft labels
+training         the one training loop
+checkpoint       everything that a killed run needs, in safetensors and JSON
+evaluation       negative log perplexity on held-out examples
+"""

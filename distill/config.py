@@ -1,0 +1,89 @@
+"""What a run may set in this package, with the paper's values as defaults."""
+
+from typing import Annotated, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, model_validator
+
+Positive = Annotated[int, Field(gt=0)]
+Count = Annotated[int, Field(ge=0)]
+Fraction = Annotated[float, Field(ge=0, le=1, allow_inf_nan=False)]
+PositiveFloat = Annotated[float, Field(gt=0, allow_inf_nan=False)]
+
+
+class Section(BaseModel):
+    """A part of a config: immutable, no unknown keys, no silent conversion of types."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
+
+
+class DataConfig(Section):
+    """Which text, how it is split and cut into words, and how much of it is used."""
+
+    corpus: str = Field("stdlib", description="stdlib, text:GLOB, jsonl:GLOB, parquet:GLOB or hf:NAME[:CONFIG]")
+    text_column: str = Field("text", description="the column that holds the text, for jsonl, parquet and hf")
+    tokenizer: str = Field("train", description="train, or a directory or hub name that transformers loads")
+    vocabulary: Annotated[int, Field(ge=400, le=2**20)] = Field(4096, description="words of a trained tokenizer")
+    input_length: Annotated[int, Field(ge=8, le=2**16)] = Field(512, description="tokens in the encoder")
+    noise_density: Annotated[float, Field(gt=0, lt=1)] = 0.15
+    mean_span_length: Annotated[float, Field(ge=1, allow_inf_nan=False)] = 3.0
+    validation_fraction: Annotated[float, Field(gt=0, lt=1)] = Field(0.05, description="of the documents")
+    validation_examples: Positive = Field(512, description="held-out examples that every model is measured on")
+    train_tokens: Positive | None = Field(None, description="stop reading the corpus after this many; null: all")
+
+
+class ModelConfig(Section):
+    """The shape shared by a trained teacher, its students and the baseline. Defaults are T5-Base."""
+
+    d_model: Positive = 768
+    d_ff: Positive = 3072
+    d_kv: Positive = 64
+    num_heads: Positive = 12
+    num_layers: Positive = Field(12, description="in the encoder, and as many in the decoder")
+    sparse_every: Positive = Field(2, description="every n-th FFN of a teacher is a Switch layer; 1: all of them")
+    feed_forward: Literal["relu", "gelu", "gated-gelu"] = "relu"
+    tie_word_embeddings: bool = True
+    dropout: Annotated[float, Field(ge=0, lt=1)] = 0.0
+
+    @model_validator(mode="after")
+    def _sparse_layers_fit(self) -> "ModelConfig":
+        if self.num_layers % self.sparse_every:
+            raise ValueError(f"num_layers ({self.num_layers}) must be a multiple of sparse_every ({self.sparse_every})")
+        return self
+
+
+class TrainingConfig(Section):
+    """One training run. The same settings mean the same thing for teacher, baseline and student."""
+
+    steps: Positive = 1000
+    batch_size: Positive = Field(128, description="examples per optimizer step, over all processes")
+    micro_batch_size: Positive | None = Field(None, description="examples per forward pass of one process")
+    optimizer: Literal["adamw", "adafactor"] = "adamw"
+    learning_rate: PositiveFloat = 1e-3
+    weight_decay: Annotated[float, Field(ge=0, allow_inf_nan=False)] = 0.0
+    schedule: Literal["inverse_sqrt", "cosine"] = "inverse_sqrt"
+    warmup_steps: Count = 100
+    cooldown: Fraction = Field(0.0, description="last part of the steps in which inverse_sqrt falls to zero")
+    gradient_clip: PositiveFloat = 1.0
+    log_every: Positive = 10
+    evaluate_every: Positive | None = Field(None, description="steps between evaluations; null: at the end only")
+    checkpoint_every: Positive = 500
+
+    @model_validator(mode="after")
+    def _lengths_fit(self) -> "TrainingConfig":
+        if self.warmup_steps >= self.steps:
+            raise ValueError(f"warmup_steps ({self.warmup_steps}) must be smaller than steps ({self.steps})")
+        if self.schedule == "cosine" and self.cooldown:
+            raise ValueError("cooldown belongs to schedule inverse_sqrt; cosine already falls to zero")
+        if self.micro_batch_size and self.batch_size % self.micro_batch_size:
+            raise ValueError(
+                f"batch_size ({self.batch_size}) must be a multiple of micro_batch_size ({self.micro_batch_size})"
+            )
+        return self
+
+
+class DistillConfig(Section):
+    """Hard and soft labels (section 4.2 and table 6 of the paper) and the student's training."""
+
+    hard_fraction: Fraction = Field(0.75, description="weight of the hard labels; the rest goes to the soft ones")
+    temperature: PositiveFloat = 1.0
+    training: TrainingConfig = TrainingConfig()

@@ -1,0 +1,93 @@
+"""Fixed-length examples and batches of them. Example i is a function of (seed, i) alone.
+
+B examples, S input tokens, T target tokens.
+"""
+
+from collections.abc import Iterator, Sequence
+from typing import NamedTuple
+
+import numpy as np
+import torch
+
+from distill.config import DataConfig
+from distill.errors import UserError
+from distill.prepare import PreparedData
+from distill.span_corruption import corrupt_spans, raw_length_for, span_lengths
+
+IGNORE_INDEX = -100
+_TRAIN_SEED, _VALIDATION_SEED = 1, 2  # keep the streams of random numbers apart
+
+
+class Batch(NamedTuple):
+    """``input_ids`` [B, S] and ``labels`` [B, T], both int64; a label of -100 is not counted."""
+
+    input_ids: torch.Tensor
+    labels: torch.Tensor
+
+    def to(self, device: torch.device) -> "Batch":
+        return Batch(self.input_ids.to(device, non_blocking=True), self.labels.to(device, non_blocking=True))
+
+
+class Examples:
+    """The examples of one split, made when asked for.
+
+    Training examples go through a new permutation of the segments each epoch, with new spans; validation
+    examples are spread evenly over the held-out text and are the same for every model, seed and stage.
+    """
+
+    def __init__(self, data: PreparedData, config: DataConfig, *, seed: int | None):
+        """``seed`` for training examples, None for the validation examples.
+
+        Raises:
+            UserError: the split has too few tokens, or the tokenizer too few sentinels.
+        """
+        self.config, self.words, self.seed = config, data.words, seed
+        shape = {"noise_density": config.noise_density, "mean_span_length": config.mean_span_length}
+        self.raw_length = raw_length_for(config.input_length, **shape)
+        self.lengths = span_lengths(self.raw_length, **shape)
+        self._tokens = data.tokens("train" if seed is not None else "validation")
+        self.segments = len(self._tokens) // self.raw_length
+        wanted = 1 if seed is not None else config.validation_examples
+        if self.segments < wanted:
+            split, key = ("training", "data.corpus") if seed is not None else ("validation", "data.validation_examples")
+            raise UserError(
+                f"the {split} part of {data.name} gives {self.segments} examples of {self.raw_length} tokens, "
+                f"{wanted} are needed; use more text, a shorter data.input_length or change {key}"
+            )
+        if self.lengths.spans > self.words.sentinels:
+            raise UserError(
+                f"an example of input_length {config.input_length} has {self.lengths.spans} spans, but the "
+                f"tokenizer has {self.words.sentinels} sentinels; choose a shorter data.input_length"
+            )
+        self._epoch, self._order = -1, np.empty(0)
+
+    def batch(self, indices: Sequence[int]) -> Batch:
+        """Examples ``indices``, in that order. A training index may exceed one epoch."""
+        raw = np.stack([self._raw(index) for index in indices])
+        stream = (_VALIDATION_SEED, 0) if self.seed is None else (_TRAIN_SEED, self.seed)
+        inputs, targets = corrupt_spans(
+            raw,
+            [np.random.default_rng((*stream, index)) for index in indices],
+            noise_density=self.config.noise_density,
+            mean_span_length=self.config.mean_span_length,
+            sentinel_start=self.words.sentinel_start,
+            eos=self.words.eos,
+        )
+        return Batch(torch.from_numpy(inputs), torch.from_numpy(targets))
+
+    def validation_batches(self, batch_size: int) -> Iterator[Batch]:
+        """All validation examples in order, the last batch possibly smaller."""
+        total = self.config.validation_examples
+        for start in range(0, total, batch_size):
+            yield self.batch(range(start, min(start + batch_size, total)))
+
+    def _raw(self, index: int) -> np.ndarray:
+        if self.seed is None:
+            segment = index * self.segments // self.config.validation_examples
+        else:
+            epoch, position = divmod(index, self.segments)
+            if epoch != self._epoch:
+                self._order = np.random.default_rng((_TRAIN_SEED, self.seed, epoch, 0)).permutation(self.segments)
+                self._epoch = epoch
+            segment = self._order[position]
+        return self._tokens[segment * self.raw_length : (segment + 1) * self.raw_length]

@@ -1,0 +1,73 @@
+"""Quality: negative log perplexity on held-out examples (the measure of every table of the paper)."""
+
+from collections.abc import Iterable
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from accelerate import Accelerator
+from transformers import PreTrainedModel
+
+from distill.data import IGNORE_INDEX, Batch, Examples
+from distill.seq2seq import hidden_states
+
+
+@torch.no_grad()
+def negative_log_perplexity(model: PreTrainedModel, batches: Iterable[Batch]) -> tuple[float, np.ndarray]:
+    """Minus the mean cross-entropy per target token, in nats; higher is better.
+
+    Args:
+        model: a T5 or Switch model; it is put in eval mode and back.
+        batches: ``input_ids`` [B, S] and ``labels`` [B, T]; a label of -100 is not counted.
+
+    Returns:
+        quality, and the mean cross-entropy of each example, float64 [examples]. Their mean is minus the quality
+        where all examples have the same number of targets.
+
+    Raises:
+        ValueError: there are no batches, or an example without a counted label.
+    """
+    was_training = model.training
+    model.eval()
+    sums, counts = [], []
+    for batch in batches:
+        batch = Batch(*batch).to(model.device)
+        hidden, head = hidden_states(model, batch.input_ids, batch.labels)
+        losses = F.cross_entropy(
+            F.linear(hidden, head).float(),
+            batch.labels.flatten(),
+            ignore_index=IGNORE_INDEX,
+            reduction="none",
+        )
+        sums.append(losses.view(batch.labels.shape).double().sum(-1).cpu())
+        counts.append((batch.labels != IGNORE_INDEX).sum(-1).cpu())
+    model.train(was_training)
+    if not sums or not torch.cat(counts).all():
+        raise ValueError("quality needs at least one example, each with at least one label that is not -100")
+    total, tokens = torch.cat(sums), torch.cat(counts)
+    return -float(total.sum() / tokens.sum()), (total / tokens).numpy()
+
+
+def evaluate(
+    model: PreTrainedModel, examples: Examples, *, batch_size: int, accelerator: Accelerator
+) -> tuple[float, np.ndarray]:
+    """``negative_log_perplexity`` on all validation examples, shared among processes by whole batches.
+
+    Whole batches, because a teacher's expert capacity depends on the batch: the number of processes must not
+    change the result.
+    """
+    mine = (
+        batch
+        for number, batch in enumerate(examples.validation_batches(batch_size))
+        if number % accelerator.num_processes == accelerator.process_index
+    )
+    if accelerator.num_processes == 1:
+        with accelerator.autocast():
+            return negative_log_perplexity(model, mine)
+    losses = torch.zeros(examples.config.validation_examples, dtype=torch.float64)
+    for number, batch in zip(range(accelerator.process_index, 2**62, accelerator.num_processes), mine, strict=False):
+        with accelerator.autocast():
+            _, values = negative_log_perplexity(model, [batch])
+        losses[number * batch_size : number * batch_size + len(values)] = torch.from_numpy(values)
+    losses = accelerator.reduce(losses.to(accelerator.device), "sum").cpu()
+    return -float(losses.mean()), losses.numpy()

@@ -1,0 +1,59 @@
+"""A model and its loss as one module, so that the training loop need not know which of them it trains.
+
+``forward(input_ids [B, S], labels [B, T])`` returns the loss summed over the target tokens, and what to log, each
+value summed over the target tokens too: divided by their count, both become means.
+"""
+
+import torch
+from torch import nn
+from transformers import PreTrainedModel
+
+from distill.loss import mixed_cross_entropy, soft_label_entropy
+from distill.seq2seq import hidden_states
+
+LossAndMetrics = tuple[torch.Tensor, dict[str, torch.Tensor]]
+
+
+class HardLabels(nn.Module):
+    """Cross-entropy with the text: the baseline, and a student without soft labels."""
+
+    def __init__(self, model: PreTrainedModel):
+        super().__init__()
+        self.model = model
+
+    def forward(self, input_ids: torch.Tensor, labels: torch.Tensor) -> LossAndMetrics:
+        hidden, head = hidden_states(self.model, input_ids, labels)
+        loss, _ = mixed_cross_entropy(hidden, head, labels.flatten(), None, hard_fraction=1.0, reduction="sum")
+        return loss, {"loss": loss.detach()}
+
+
+class HardAndSoftLabels(nn.Module):
+    """The mixed loss of section 4.2, with the soft labels of a frozen teacher."""
+
+    def __init__(self, model: PreTrainedModel, teacher: PreTrainedModel, *, hard_fraction: float, temperature: float):
+        super().__init__()
+        self.model = model
+        self._teacher = [teacher.eval().requires_grad_(False)]  # in a list: not a part of what is trained
+        self.hard_fraction, self.temperature = hard_fraction, temperature
+
+    def forward(self, input_ids: torch.Tensor, labels: torch.Tensor) -> LossAndMetrics:
+        with torch.no_grad():
+            soft_labels = hidden_states(self._teacher[0], input_ids, labels)
+        hidden, head = hidden_states(self.model, input_ids, labels)
+        flat = labels.flatten()
+        loss, parts = mixed_cross_entropy(
+            hidden,
+            head,
+            flat,
+            soft_labels,
+            hard_fraction=self.hard_fraction,
+            temperature=self.temperature,
+            reduction="sum",
+        )
+        entropy = soft_label_entropy(soft_labels, flat, temperature=self.temperature)
+        return loss, {
+            "loss": loss.detach(),
+            "hard_loss": parts.hard,
+            "soft_loss": parts.soft,
+            "kl": parts.soft - entropy,
+        }

@@ -1,0 +1,157 @@
+"""A corpus on disk: split by hash, cut into tokens, with the digests that say what it was. Needs no torch."""
+
+import hashlib
+import itertools
+import json
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING, BinaryIO
+
+import numpy as np
+
+from distill.config import DataConfig
+from distill.corpus import Digest, corpus_files, is_validation, read_documents
+from distill.errors import UserError
+from distill.files import new_directory, write_json
+
+if TYPE_CHECKING:  # transformers takes seconds to import, and prepared data is reused without it
+    from transformers import PreTrainedTokenizerFast
+
+    from distill.tokenizer import WordIds
+
+
+@dataclass(frozen=True)
+class PreparedData:
+    """A corpus that was split, cut into tokens and written to ``directory``."""
+
+    directory: str
+    name: str
+    digest: str  # of the bytes of every document, in order
+    train_digest: str
+    validation_digest: str
+    fingerprint: str  # of everything that an example depends on: the documents, the split and the tokenizer
+    train_documents: int
+    validation_documents: int
+    train_tokens: int
+    validation_tokens: int
+
+    @cached_property
+    def tokenizer(self) -> "PreTrainedTokenizerFast":
+        from distill.tokenizer import load_tokenizer
+
+        return load_tokenizer(Path(self.directory) / "tokenizer")
+
+    @cached_property
+    def words(self) -> "WordIds":
+        from distill.tokenizer import word_ids
+
+        return word_ids(self.tokenizer)
+
+    @property
+    def vocab_size(self) -> int:
+        """The tokenizer's words, rounded up to a multiple of 128 as T5 does (32,100 -> 32,128)."""
+        return -(-self.words.size // 128) * 128
+
+    def tokens(self, split: str) -> np.ndarray:
+        """All token ids of ``train`` or ``validation``, memory-mapped."""
+        return np.memmap(Path(self.directory) / f"{split}.bin", dtype=_token_type(self.words.size), mode="r")
+
+
+def prepare_data(config: DataConfig, root: Path, say: Callable[[str], None] = lambda text: None) -> PreparedData:
+    """Read, split, and cut a corpus into ``root``/<key>, or reuse it where files and settings are the same.
+
+    Raises:
+        UserError: the corpus or the tokenizer cannot be used, or one side of the split is empty.
+    """
+    directory = root / _key(config)
+    if not (directory / "data.json").exists():
+        say(f"Preparing {config.corpus}: splitting documents by hash and cutting them into tokens")
+        with new_directory(directory) as beside:
+            write_json(beside / "data.json", _prepare(config, beside))
+    return PreparedData(directory=str(directory), **json.loads((directory / "data.json").read_text()))
+
+
+def _prepare(config: DataConfig, directory: Path) -> dict:
+    """Write tokenizer/, train.bin and validation.bin; return the fields of PreparedData but the directory."""
+    from distill.tokenizer import load_tokenizer, train_tokenizer, word_ids
+
+    def documents() -> Iterator[tuple[bool, str]]:
+        for text in read_documents(config.corpus, config.text_column):
+            yield is_validation(text, config.validation_fraction), text
+
+    if config.tokenizer == "train":
+        tokenizer = train_tokenizer((text for held_out, text in documents() if not held_out), config.vocabulary)
+    else:
+        tokenizer = load_tokenizer(config.tokenizer)
+    tokenizer.save_pretrained(directory / "tokenizer")
+
+    digests = {"all": Digest(), "train": Digest(), "validation": Digest()}
+    counts = {"train_documents": 0, "validation_documents": 0, "train_tokens": 0, "validation_tokens": 0}
+    with open(directory / "train.bin", "wb") as train, open(directory / "validation.bin", "wb") as validation:
+        for batch in _batches(documents(), 256):
+            _write_tokens(batch, tokenizer, {"train": train, "validation": validation}, counts)
+            for held_out, text in batch:
+                digests["all"].add(text)
+                digests["validation" if held_out else "train"].add(text)
+            if config.train_tokens and counts["train_tokens"] >= config.train_tokens:
+                break
+    for split in ("train", "validation"):
+        if not counts[f"{split}_tokens"]:
+            raise UserError(
+                f"the {split} part of {config.corpus} is empty ({counts['train_documents']} training and "
+                f"{counts['validation_documents']} validation documents at data.validation_fraction "
+                f"{config.validation_fraction}); use more documents or another fraction"
+            )
+    words = json.dumps([word_ids(tokenizer), tokenizer.backend_tokenizer.to_str()])
+    identity = [
+        digests["all"].hexdigest(),
+        hashlib.sha256(words.encode()).hexdigest(),
+        config.validation_fraction,
+    ]
+    return {
+        "name": config.corpus.rstrip("*/.").replace("\\", "/"),
+        "digest": digests["all"].hexdigest(),
+        "train_digest": digests["train"].hexdigest(),
+        "validation_digest": digests["validation"].hexdigest(),
+        "fingerprint": hashlib.sha256(json.dumps(identity).encode()).hexdigest()[:32],
+        **counts,
+    }
+
+
+def _write_tokens(
+    batch: list[tuple[bool, str]],
+    tokenizer: "PreTrainedTokenizerFast",
+    files: dict[str, BinaryIO],
+    counts: dict,
+) -> None:
+    from distill.tokenizer import encode
+
+    for (held_out, _), ids in zip(batch, encode(tokenizer, [text for _, text in batch]), strict=True):
+        split = "validation" if held_out else "train"
+        np.asarray(ids, dtype=_token_type(len(tokenizer))).tofile(files[split])
+        counts[f"{split}_documents"] += 1
+        counts[f"{split}_tokens"] += len(ids)
+
+
+def _batches(items: Iterable, size: int) -> Iterator[list]:
+    iterator = iter(items)
+    while batch := list(itertools.islice(iterator, size)):
+        yield batch
+
+
+def _token_type(vocabulary: int) -> type:
+    return np.uint16 if vocabulary <= 2**16 else np.uint32
+
+
+def _key(config: DataConfig) -> str:
+    """Changes with every setting that preparation reads, and with size or time of every local file."""
+    shaping = config.model_dump(
+        include={"corpus", "text_column", "tokenizer", "vocabulary", "validation_fraction", "train_tokens"}
+    )
+    files = corpus_files(config.corpus)
+    if (local := Path(config.tokenizer)).is_dir():
+        files += sorted(path for path in local.iterdir() if path.is_file())
+    stamps = [(str(path), path.stat().st_size, path.stat().st_mtime_ns) for path in files]
+    return hashlib.sha256(json.dumps([shaping, stamps]).encode()).hexdigest()[:16]

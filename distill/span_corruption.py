@@ -1,0 +1,108 @@
+"""T5's span corruption on token ids (section 2 of the paper; Raffel et al. 2020, section 3.1.4).
+
+Fixed lengths in, fixed lengths out: no padding anywhere. B rows, L raw tokens, K spans.
+"""
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import numpy as np
+
+from distill.errors import UserError
+
+
+class SpanLengths(NamedTuple):
+    """What becomes of a raw sequence: counts of tokens and spans per example."""
+
+    noise_tokens: int
+    spans: int
+    inputs: int
+    targets: int
+
+
+def span_lengths(raw_length: int, *, noise_density: float = 0.15, mean_span_length: float = 3.0) -> SpanLengths:
+    """Lengths that ``raw_length`` tokens are corrupted to; both sides end in ``eos``.
+
+    568 raw tokens become 512 inputs and 114 targets at the paper's density and span length.
+    """
+    noise = min(max(round(raw_length * noise_density), 1), raw_length - 1)
+    spans = min(max(round(noise / mean_span_length), 1), noise, raw_length - noise)
+    return SpanLengths(noise, spans, raw_length - noise + spans + 1, noise + spans + 1)
+
+
+def raw_length_for(input_length: int, *, noise_density: float = 0.15, mean_span_length: float = 3.0) -> int:
+    """The most raw tokens that are corrupted to exactly ``input_length`` inputs.
+
+    Raises:
+        UserError: no raw length gives exactly ``input_length`` inputs.
+    """
+    raw, best = 2, 0
+    while (inputs := span_lengths(raw, noise_density=noise_density, mean_span_length=mean_span_length).inputs) <= (
+        input_length
+    ):
+        best = raw if inputs == input_length else best
+        raw += 1
+        if raw > 64 * input_length:
+            break
+    if not best:
+        raise UserError(
+            f"input_length {input_length} cannot be reached at noise_density {noise_density} "
+            f"and mean_span_length {mean_span_length}; choose a longer input_length"
+        )
+    return best
+
+
+def _segment(total: int, segments: int, generator: np.random.Generator) -> np.ndarray:
+    """``segments`` positive lengths that sum to ``total``, uniform over all such compositions."""
+    cuts = np.sort(generator.permutation(total - 1)[: segments - 1]) + 1
+    return np.diff(cuts, prepend=0, append=total)
+
+
+def corrupt_spans(
+    tokens: np.ndarray,
+    generator: np.random.Generator | Sequence[np.random.Generator],
+    *,
+    noise_density: float = 0.15,
+    mean_span_length: float = 3.0,
+    sentinel_start: int,
+    eos: int,
+) -> tuple[np.ndarray, np.ndarray]:
+    """Replace random spans by one sentinel each; the targets are the sentinels, each with its span.
+
+    Args:
+        tokens: integer ids, [L] or [B, L], none of them a sentinel or ``eos`` that ends a side.
+        generator: draws the spans; for [B, L], one generator per row, so that a row does not
+            depend on the batch that it is in.
+        sentinel_start: id of the first sentinel; the k-th is ``sentinel_start - k``, as in T5.
+        eos: id appended to both sides.
+
+    Returns:
+        inputs [(B,) inputs] and targets [(B,) targets], of the lengths that ``span_lengths`` gives.
+    """
+    if single := tokens.ndim == 1:
+        tokens, generator = tokens[None], [generator]
+    rows, length = tokens.shape
+    noise, spans, num_inputs, num_targets = span_lengths(
+        length, noise_density=noise_density, mean_span_length=mean_span_length
+    )
+    # Kept and noise spans alternate, a kept one first, so that an example ends in noise (as in T5's own code).
+    lengths = np.empty((rows, spans, 2), dtype=np.int64)
+    for row, row_generator in enumerate(generator):
+        lengths[row, :, 0] = _segment(length - noise, spans, row_generator)
+        lengths[row, :, 1] = _segment(noise, spans, row_generator)
+    is_noise = np.repeat(np.tile([False, True], rows * spans), lengths.ravel()).reshape(rows, length)
+
+    sentinels = sentinel_start - np.arange(spans)
+    inputs = _replace_runs(tokens, is_noise, sentinels, num_inputs, eos)
+    targets = _replace_runs(tokens, ~is_noise, sentinels, num_targets, eos)
+    return (inputs[0], targets[0]) if single else (inputs, targets)
+
+
+def _replace_runs(tokens: np.ndarray, runs: np.ndarray, sentinels: np.ndarray, length: int, eos: int) -> np.ndarray:
+    """Each run of True in ``runs`` [B, L] becomes one sentinel, in order; ``eos`` is appended. -> [B, length]."""
+    starts = runs.copy()
+    starts[:, 1:] &= ~runs[:, :-1]
+    replaced = tokens.astype(np.int64)
+    replaced[starts] = np.tile(sentinels, len(tokens))  # every row has the same number of runs
+    kept = replaced[~runs | starts].reshape(len(tokens), length - 1)
+    return np.concatenate([kept, np.full((len(tokens), 1), eos)], axis=1)

@@ -1,0 +1,18 @@
+"""The command line, the four stages and their tracking. The only package that sees teachers and students at once.
+
+cli        the commands
+config     a run's config: presets, YAML files, overrides, and errors in one sentence
+presets    named configs; the smallest comes first
+stage      what a stage is: its fingerprint, its directory, its reuse
+run        which stages a config has, in which order they run, what is missing
+baseline   the dense model that gains are measured against, at two lengths
+teacher    stage 1: train or load a Switch teacher
+init       stage 2: a dense student from the teacher's non-expert weights
+distill    stage 3: train the student on hard and soft labels
+report     stage 4: the fraction of the teacher's gain that the student keeps
+plot       the report's picture
+tracking   MLflow: the store, one run per stage, curves, models, data sets
+lineage    from a model back to its data, read from MLflow
+view       the comparison of ratios as a saved view of the MLflow UI
+progress   bars and messages, on stderr
+"""

@@ -1,0 +1,156 @@
+"""A run's config: presets, YAML files, overrides; whatever is wrong with it is said in one sentence."""
+
+import difflib
+import re
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import yaml
+from pydantic import BaseModel, Field, ValidationError, model_validator
+
+from distill.config import DataConfig, DistillConfig, ModelConfig, Section
+from distill.errors import UserError
+from pipelines.presets import PRESETS
+from students.config import StudentConfig
+from teachers.config import TeacherConfig
+
+
+class _Loader(yaml.SafeLoader):
+    """Safe YAML that also reads 1e-3 as a number; YAML 1.1 wants 1.0e-3."""
+
+
+_Loader.add_implicit_resolver(
+    "tag:yaml.org,2002:float", re.compile(r"^[-+]?\d+(\.\d*)?[eE][-+]?\d+$"), list("-+0123456789")
+)
+
+
+class BaselineConfig(Section):
+    """The dense model that gains are measured against. It is trained as the student is (distill.training)."""
+
+    checkpoint: str | None = Field(None, description="a T5 to start from, such as a public one; null: from scratch")
+
+
+class ReportConfig(Section):
+    """The bootstrap of the report."""
+
+    resamples: Annotated[int, Field(ge=100, le=1_000_000)] = 10_000
+
+
+class RunConfig(Section):
+    """Everything that a run depends on."""
+
+    name: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_-]{0,63}$")] = "run"
+    seeds: Annotated[list[Annotated[int, Field(ge=0, lt=2**31)]], Field(min_length=1)] = [0]
+    precision: Literal["auto", "bfloat16", "float32"] = Field(
+        "auto",
+        description="of training and evaluation; auto: bfloat16 autocast where the machine is built for it",
+    )
+    data: DataConfig = DataConfig()
+    model: ModelConfig = ModelConfig()
+    teacher: TeacherConfig
+    student: StudentConfig = StudentConfig()
+    distill: DistillConfig = DistillConfig()
+    baseline: BaselineConfig = BaselineConfig()
+    report: ReportConfig = ReportConfig()
+
+    @model_validator(mode="after")
+    def _fits_together(self) -> "RunConfig":
+        if len(set(self.seeds)) < len(self.seeds):
+            raise ValueError(f"seeds {self.seeds} names one twice")
+        if self.teacher.checkpoints and self.data.tokenizer == "train":
+            raise ValueError(
+                "teacher.checkpoints are loaded models, so data.tokenizer must name their tokenizer instead of train"
+            )
+        return self
+
+
+def load_config(source: str, overrides: list[str] | tuple[str, ...] = (), seed: int | None = None) -> RunConfig:
+    """A preset by name, or a YAML file; then ``a.b=value`` overrides, then ``seed`` for all seeds.
+
+    A YAML file may start from a preset: ``preset: demo``.
+
+    Raises:
+        UserError: one sentence that names the key, the value and what is allowed.
+    """
+    values = _read(source)
+    for override in overrides:
+        _override(values, override)
+    if seed is not None:
+        values["seeds"] = [seed]
+    try:
+        return RunConfig.model_validate(values)
+    except ValidationError as error:
+        raise UserError(f"{source}: {_sentence(error)}") from None
+
+
+def _read(source: str) -> dict[str, Any]:
+    if source in PRESETS:
+        return PRESETS[source]()
+    path = Path(source)
+    if not path.is_file():
+        close = difflib.get_close_matches(source, PRESETS, n=1)
+        hint = f" (did you mean {close[0]}?)" if close else ""
+        raise UserError(f"CONFIG {source!r} is neither a preset ({', '.join(PRESETS)}) nor a file{hint}")
+    try:
+        values = yaml.load(path.read_text(encoding="utf-8"), _Loader)
+    except (yaml.YAMLError, UnicodeDecodeError, OSError, RecursionError) as error:
+        raise UserError(f"{source} is not readable YAML: {' '.join(str(error).split())[:200]}") from None
+    if not isinstance(values, dict):
+        raise UserError(f"{source} must hold keys and values at its top, such as 'teacher:'")
+    preset = values.pop("preset", None)
+    if preset is None:
+        return {"name": re.sub(r"[^A-Za-z0-9_-]", "-", path.stem) or "run", **values}
+    if preset not in PRESETS:
+        raise UserError(f"{source}: preset is {preset!r}; use one of {', '.join(PRESETS)}")
+    return _merge(PRESETS[preset](), values)
+
+
+def _merge(base: Any, changes: Any) -> Any:
+    if not (isinstance(base, dict) and isinstance(changes, dict)):
+        return changes
+    return base | {key: _merge(base.get(key), value) for key, value in changes.items()}
+
+
+def _override(values: dict[str, Any], override: str) -> None:
+    key, equals, text = override.partition("=")
+    if not equals or not all(key.split(".")):
+        raise UserError(f"--set {override!r} must look like a.b=value")
+    try:
+        value = yaml.load(text, _Loader)
+    except yaml.YAMLError:
+        raise UserError(f"--set {key}: {text!r} is not a YAML value") from None
+    *sections, last = key.split(".")
+    for section in sections:
+        inner = values.setdefault(section, {})
+        if not isinstance(inner, dict):
+            raise UserError(f"--set {key}: {section} is a value, not a section")
+        values = inner
+    values[last] = value
+
+
+def _sentence(error: ValidationError) -> str:
+    """The first problem in one sentence, and how many more there are."""
+    problems = error.errors()
+    first = problems[0]
+    key = ".".join(str(part) for part in first["loc"] if part != "[key]")
+    more = f" (and {len(problems) - 1} more)" if len(problems) > 1 else ""
+    if first["type"] == "extra_forbidden":
+        allowed = list(_fields_at(first["loc"][:-1]))
+        close = difflib.get_close_matches(str(first["loc"][-1]), allowed, n=1)
+        hint = f"did you mean {close[0]}?" if close else f"allowed are {', '.join(allowed)}"
+        return f"there is no key {key}; {hint}{more}"
+    if first["type"] == "missing":
+        return f"{key} is missing{more}"
+    message = first["msg"].removeprefix("Value error, ")
+    if first["type"] == "value_error":
+        return f"{key}: {message}{more}".removeprefix(": ")
+    if first["type"] == "model_type":
+        return f"{key} is {first['input']!r:.80}; it must be a section with keys of its own{more}"
+    return f"{key} is {first['input']!r:.80}; {message[0].lower()}{message[1:]}{more}"
+
+
+def _fields_at(location: tuple) -> dict[str, Any]:
+    model: Any = RunConfig
+    for part in location:
+        model = model.model_fields[part].annotation
+    return model.model_fields if isinstance(model, type) and issubclass(model, BaseModel) else {}

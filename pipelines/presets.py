@@ -1,0 +1,83 @@
+"""Named configs, as plain values that ``pipelines.config`` checks. The smallest comes first; others differ from it."""
+
+from collections.abc import Callable
+from typing import Any
+
+
+def smoke() -> dict[str, Any]:
+    """All four stages in well under a minute: it shows that everything works, and nothing about quality."""
+    training = {
+        "batch_size": 8,
+        "learning_rate": 5e-3,
+        "warmup_steps": 2,
+        "cooldown": 0.25,
+        "log_every": 2,
+        "checkpoint_every": 8,
+    }
+    return {
+        "name": "smoke",
+        "data": {
+            "corpus": "stdlib",
+            "vocabulary": 512,
+            "input_length": 32,
+            "train_tokens": 100_000,
+            "validation_fraction": 0.3,
+            "validation_examples": 32,
+        },
+        "model": {"d_model": 32, "d_ff": 64, "d_kv": 16, "num_heads": 2, "num_layers": 2},
+        "teacher": {"experts": [2, 4], "training": {**training, "steps": 16}},
+        "distill": {"training": {**training, "steps": 8}},
+        "report": {"resamples": 1000},
+    }
+
+
+def demo() -> dict[str, Any]:
+    """Baseline, three teachers and their students on the standard library's text, in minutes on two cores."""
+    training = {
+        "batch_size": 32,
+        "learning_rate": 5e-3,
+        "warmup_steps": 50,
+        "cooldown": 0.2,
+        "log_every": 10,
+        "evaluate_every": 100,
+        "checkpoint_every": 200,
+    }
+    return {
+        "name": "demo",
+        "data": {"corpus": "stdlib", "vocabulary": 1024, "input_length": 128, "validation_examples": 512},
+        "model": {"d_model": 64, "d_ff": 256, "d_kv": 32, "num_heads": 2, "num_layers": 2},
+        "teacher": {"experts": [4, 8, 16], "training": {**training, "steps": 900}},
+        "distill": {"training": {**training, "steps": 300}},
+    }
+
+
+def switch_base() -> dict[str, Any]:
+    """The public Switch-Base checkpoints on C4, as in section 4.2; made for a node with GPUs."""
+    return {
+        "name": "switch-base",
+        "data": {
+            "corpus": "hf:allenai/c4:en",
+            "tokenizer": "google/switch-base-8",
+            "input_length": 512,
+            "validation_fraction": 0.001,
+            "validation_examples": 2048,
+            "train_tokens": 1_000_000_000,
+        },
+        "teacher": {"checkpoints": {f"e{n}": f"google/switch-base-{n}" for n in (8, 16, 32, 64, 128)}},
+        "baseline": {"checkpoint": "google-t5/t5-base"},
+        "distill": {
+            "training": {
+                "steps": 10_000,
+                "batch_size": 128,
+                "micro_batch_size": 16,
+                "optimizer": "adafactor",
+                "learning_rate": 1e-3,
+                "warmup_steps": 1000,
+                "checkpoint_every": 1000,
+                "evaluate_every": 1000,
+            }
+        },
+    }
+
+
+PRESETS: dict[str, Callable[[], dict[str, Any]]] = {"smoke": smoke, "demo": demo, "switch-base": switch_base}

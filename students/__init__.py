@@ -1,0 +1,16 @@
+"""The dense side: a T5 student from a teacher's weights. Imports distill, and teachers to read a teacher.
+
+config      what a run may set about its students
+weight_map  the name of every teacher tensor in the student, or the reason why it has none
+initialise  build the student, copy what has a counterpart, leave the rest fresh
+"""
+
+__all__ = ["init_student"]
+
+
+def __getattr__(name: str):
+    if name in __all__:  # torch is slow to import, and reading a config does not need it
+        from students import initialise
+
+        return getattr(initialise, name)
+    raise AttributeError(f"module 'students' has no attribute {name!r}")

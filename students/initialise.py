@@ -1,0 +1,115 @@
+"""A dense T5 from a Switch teacher: non-expert weights copied, the FFNs of Switch layers fresh (section 4.2)."""
+
+from collections import Counter
+from pathlib import Path
+
+import torch
+from torch import nn
+from transformers import (
+    SwitchTransformersConfig,
+    SwitchTransformersForConditionalGeneration,
+    T5Config,
+    T5ForConditionalGeneration,
+)
+
+from distill.errors import UserError
+from distill.seq2seq import count_parameters, embeddings, new_t5
+from students.weight_map import Skip, student_name
+from teachers.model import load_teacher, plain_state_dict
+
+
+def init_student(
+    teacher_or_directory: SwitchTransformersForConditionalGeneration | str | Path,
+    *,
+    ffn_init: str = "random",
+    seed: int = 0,
+) -> T5ForConditionalGeneration:
+    """The student of a teacher: T5-Base (222.9M parameters) for a Switch-Base of any number of experts.
+
+    Args:
+        teacher_or_directory: a model of ``teachers.load_teacher``, or a directory that it reads.
+        ffn_init: "random", T5's own initialisation, for the FFNs that replace Switch layers.
+        seed: of that initialisation.
+
+    Raises:
+        UserError: the teacher has a tensor of unknown name, or of another shape than the student's.
+        ValueError: an unknown ``ffn_init``.
+    """
+    return init_student_with_counts(teacher_or_directory, ffn_init=ffn_init, seed=seed)[0]
+
+
+def init_student_with_counts(
+    teacher_or_directory: SwitchTransformersForConditionalGeneration | str | Path, *, ffn_init: str, seed: int
+) -> tuple[T5ForConditionalGeneration, dict[str, dict[str, int]]]:
+    """``init_student``, and how many tensors and parameters were copied, renamed, skipped and left fresh.
+
+    A tied tensor is counted once; the counts of the student's side add up to its parameters.
+    """
+    if ffn_init != "random":
+        raise ValueError(f"ffn_init is {ffn_init!r}; use 'random'")
+    teacher = teacher_or_directory
+    if isinstance(teacher, str | Path):
+        teacher = load_teacher(teacher)
+    student = new_t5(student_config(teacher.config), seed=seed)
+    counts = _copy(plain_state_dict(teacher), student)
+    return student, counts
+
+
+def student_config(teacher: SwitchTransformersConfig) -> T5Config:
+    """The dense T5 of a teacher's dimensions."""
+    activation = teacher.dense_act_fn
+    if getattr(teacher, "is_gated_act", False):
+        activation = "gated-gelu" if activation == "gelu_new" else f"gated-{activation}"
+    return T5Config(
+        vocab_size=teacher.vocab_size,
+        d_model=teacher.d_model,
+        d_ff=teacher.d_ff,
+        d_kv=teacher.d_kv,
+        num_heads=teacher.num_heads,
+        num_layers=teacher.num_layers,
+        num_decoder_layers=teacher.num_decoder_layers,
+        relative_attention_num_buckets=teacher.relative_attention_num_buckets,
+        relative_attention_max_distance=teacher.relative_attention_max_distance,
+        layer_norm_epsilon=teacher.layer_norm_epsilon,
+        dropout_rate=teacher.dropout_rate,
+        feed_forward_proj=activation,
+        tie_word_embeddings=teacher.tie_word_embeddings,
+        pad_token_id=teacher.pad_token_id,
+        eos_token_id=teacher.eos_token_id,
+        decoder_start_token_id=teacher.decoder_start_token_id,
+    )
+
+
+@torch.no_grad()
+def _copy(teacher_state: dict[str, torch.Tensor], student: nn.Module) -> dict[str, dict[str, int]]:
+    for name, module in embeddings(student).items():
+        if teacher_state[f"{name}.weight"].data_ptr() != teacher_state["shared.weight"].data_ptr():
+            module.weight = nn.Parameter(module.weight.clone())  # untied in the teacher, so untied in the student
+    targets = student.state_dict()
+    plan = {name: student_name(name) for name in teacher_state}  # an unknown name ends it before anything is copied
+    tensors: Counter[str] = Counter()
+    parameters: Counter[str] = Counter()
+    seen: set[int] = set()
+    for name, target in plan.items():
+        source = teacher_state[name]
+        if isinstance(target, Skip):
+            fate = f"skipped_{target.reason}"
+        else:
+            fate = "copied" if target == name else "renamed"
+            if target not in targets or targets[target].shape != source.shape:
+                found = tuple(targets[target].shape) if target in targets else "none"
+                raise UserError(
+                    f"teacher tensor {name} has shape {tuple(source.shape)}, the student's {target} {found}; "
+                    "the teacher's config does not describe its weights"
+                )
+            targets[target].copy_(source)
+        if source.data_ptr() not in seen:
+            seen.add(source.data_ptr())
+            tensors[fate] += 1
+            parameters[fate] += source.numel()
+    filled = {target for target in plan.values() if not isinstance(target, Skip)}
+    filled_pointers = {targets[name].data_ptr() for name in filled}
+    fresh = {t.data_ptr(): t.numel() for t in targets.values() if t.data_ptr() not in filled_pointers}
+    tensors["fresh"], parameters["fresh"] = len(fresh), sum(fresh.values())
+    assert parameters["copied"] + parameters["renamed"] + parameters["fresh"] == count_parameters(student)
+    return {"tensors": dict(tensors), "parameters": dict(parameters)}

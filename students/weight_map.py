@@ -1,0 +1,40 @@
+"""The name of every teacher tensor in the student, or the reason why it has none (section 4.2 of the paper)."""
+
+import re
+from typing import NamedTuple
+
+from distill.errors import UserError
+
+
+class Skip(NamedTuple):
+    """A teacher tensor without a counterpart in the student."""
+
+    reason: str
+
+
+_SKIPPED = {
+    re.compile(r"\.mlp\.router\.classifier\.weight$"): Skip("router"),
+    re.compile(r"\.mlp\.experts\.expert_\d+\.(wi|wi_0|wi_1|wo)\.weight$"): Skip("expert"),
+}
+_RENAMED = re.compile(r"\.mlp\.(wi|wi_0|wi_1|wo)\.weight$")  # a dense FFN of the teacher
+_COPIED = re.compile(
+    r"^(shared|lm_head|(encoder|decoder)\.(embed_tokens|final_layer_norm))\.weight$"
+    r"|^(encoder|decoder)\.block\.\d+\.layer\.\d+\."
+    r"((SelfAttention|EncDecAttention)\.(q|k|v|o|relative_attention_bias)|layer_norm)\.weight$"
+)
+
+
+def student_name(teacher_name: str) -> str | Skip:
+    """Where a tensor of a plain transformers Switch model goes in a T5.
+
+    Raises:
+        UserError: the name is neither copied, renamed nor skipped for a known reason.
+    """
+    for pattern, skip in _SKIPPED.items():
+        if pattern.search(teacher_name):
+            return skip
+    if _RENAMED.search(teacher_name):
+        return teacher_name.replace(".mlp.", ".DenseReluDense.")
+    if _COPIED.search(teacher_name):
+        return teacher_name
+    raise UserError(f"the teacher has a tensor {teacher_name!r} that no Switch Transformer has; nothing was copied")

@@ -1,0 +1,39 @@
+"""What a run may set about its teachers, with the paper's values as defaults."""
+
+from typing import Annotated
+
+from pydantic import Field, model_validator
+
+from distill.config import Section, TrainingConfig
+
+
+class TeacherConfig(Section):
+    """The teachers of a comparison, trained here (``experts``) or loaded (``checkpoints``)."""
+
+    experts: list[Annotated[int, Field(ge=2, le=4096)]] = Field([], description="one trained teacher for each")
+    checkpoints: dict[Annotated[str, Field(pattern=r"^e[1-9][0-9]*$")], str] = Field(
+        {}, description="ratio -> directory or hub name of a transformers Switch model, for example e8: DIR"
+    )
+    capacity_factor_train: Annotated[float, Field(gt=0, allow_inf_nan=False)] = 1.25
+    capacity_factor_eval: Annotated[float, Field(gt=0, allow_inf_nan=False)] = 2.0
+    jitter: Annotated[float, Field(ge=0, lt=1)] = Field(0.01, description="on the router's input, in training")
+    expert_dropout: Annotated[float, Field(ge=0, lt=1)] = 0.0
+    load_balancing_weight: Annotated[float, Field(ge=0, allow_inf_nan=False)] = Field(0.01, description="alpha")
+    evaluation_batch_size: Annotated[int, Field(gt=0)] = Field(64, description="examples; capacity depends on it")
+    training: TrainingConfig = TrainingConfig()
+
+    @model_validator(mode="after")
+    def _ratios_are_distinct(self) -> "TeacherConfig":
+        if not self.ratios:
+            raise ValueError("name at least one teacher, in experts (trained here) or checkpoints (loaded)")
+        if len(set(self.experts)) < len(self.experts):
+            raise ValueError(f"experts {self.experts} names a size twice")
+        if both := {f"e{n}" for n in self.experts} & set(self.checkpoints):
+            raise ValueError(f"{', '.join(sorted(both))} stands both in experts and in checkpoints")
+        return self
+
+    @property
+    def ratios(self) -> dict[str, int]:
+        """Ratio name -> number of experts, smallest first."""
+        sizes = [*self.experts, *(int(name[1:]) for name in self.checkpoints)]
+        return {f"e{size}": size for size in sorted(sizes)}

@@ -3,6 +3,7 @@
 config        what a run may set about its teachers
 switch_layer  the Switch feed-forward layer and its routing statistics
 model         build, load and save a transformers Switch model whose sparse layers are SwitchLayers
+routing       load, dropped tokens and entropy on held-out text
 objective     hard labels plus the load-balancing loss of every Switch layer
 """
 

@@ -8,7 +8,11 @@ from pathlib import Path
 
 import torch
 from torch import nn
-from transformers import SwitchTransformersConfig, SwitchTransformersForConditionalGeneration
+from transformers import (
+    PreTrainedTokenizerBase,
+    SwitchTransformersConfig,
+    SwitchTransformersForConditionalGeneration,
+)
 from transformers.models.switch_transformers.modeling_switch_transformers import (
     SwitchTransformersDenseActDense,
     SwitchTransformersLayerFF,
@@ -143,7 +147,11 @@ def load_teacher(
     return _with_switch_layers(model, settings, copy_experts=True).eval()
 
 
-def save_teacher(model: SwitchTransformersForConditionalGeneration, directory: str | Path) -> None:
+def save_teacher(
+    model: SwitchTransformersForConditionalGeneration,
+    directory: str | Path,
+    tokenizer: PreTrainedTokenizerBase | None = None,
+) -> None:
     """Write a directory that plain transformers reads, with equal outputs where no token is dropped.
 
     Plain transformers has no gated FFN: a gated teacher is read back by ``load_teacher`` alone.
@@ -154,6 +162,8 @@ def save_teacher(model: SwitchTransformersForConditionalGeneration, directory: s
             # Plain transformers then shares nothing, and would draw at random what it does not find.
             state |= {f"{name}.weight": module.weight.clone() for name, module in embeddings(model).items()}
         model.save_pretrained(beside, state_dict=state)
+        if tokenizer is not None:
+            tokenizer.save_pretrained(beside)
 
 
 def plain_state_dict(model: SwitchTransformersForConditionalGeneration) -> dict[str, torch.Tensor]:

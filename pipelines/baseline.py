@@ -1,0 +1,77 @@
+"""The dense model that gains are measured against, at two lengths in one run.
+
+The baseline takes as many steps as the student (the paper's), the long baseline as many as teacher and student
+together (the strict one). Both share the first part, in which the learning rate depends on neither length.
+"""
+
+from pathlib import Path
+
+from transformers import T5ForConditionalGeneration
+
+from distill.checkpoint import checkpoints
+from distill.data import Examples
+from distill.errors import UserError
+from distill.evaluation import evaluate
+from distill.objectives import HardLabels
+from distill.seq2seq import build_dense, count_parameters
+from distill.training import train, trunk_steps
+from pipelines.plan import long_steps
+from pipelines.run import Outcome, StageRun
+
+
+def compute(run: StageRun) -> Outcome:
+    """Train the trunk, branch off the short end, go on to the long one; measure both."""
+    config, training = run.config, run.config.distill.training
+    examples = Examples(run.data, config.data, seed=run.stage.seed)
+    held_out = Examples(run.data, config.data, seed=None)
+    batch_size = config.teacher.evaluation_batch_size
+    short, long = training.steps, long_steps(config)
+    model = _model(run)
+
+    def quality() -> float:
+        return evaluate(model, held_out, batch_size=batch_size, accelerator=run.accelerator)[0]
+
+    def leg(name: str, *, steps: int, stop: int, start: Path | None, prefix: str = "") -> Path:
+        directory = run.directory / "checkpoints" / name
+        train(
+            HardLabels(model),
+            examples,
+            training,
+            accelerator=run.accelerator,
+            directory=directory,
+            seed=run.stage.seed,
+            steps=steps,
+            stop=stop,
+            start=start,
+            hooks=run.hooks(quality, prefix),
+        )
+        return checkpoints(directory)[-1]
+
+    metrics: dict[str, float] = {}
+    trunk = leg("trunk", steps=long, stop=trunk_steps(training, short), start=None)
+    for name, steps in (("baseline", short), ("long_baseline", long)):
+        leg(name, steps=steps, stop=steps, start=trunk, prefix="short/" if steps < long else "")
+        metrics[name], losses = evaluate(model, held_out, batch_size=batch_size, accelerator=run.accelerator)
+        run.save_losses(losses, f"{name}_losses")
+    parameters = count_parameters(model)
+    metrics = {"quality": metrics["baseline"], "quality_long": metrics["long_baseline"], "parameters": parameters}
+    facts = {"steps": short, "long_steps": long, "parameters": parameters}
+    return Outcome(metrics, facts, run.save_model(model))
+
+
+def _model(run: StageRun) -> T5ForConditionalGeneration:
+    words, source = run.data.words, run.config.baseline.checkpoint
+    if source is None:
+        return build_dense(run.config.model, run.data.vocab_size, pad=words.pad, eos=words.eos, seed=run.stage.seed)
+    try:
+        model = T5ForConditionalGeneration.from_pretrained(source)
+    except Exception as error:  # transformers raises many kinds; each means that this checkpoint cannot be used
+        raise UserError(
+            f"baseline.checkpoint {source!r} cannot be loaded: {' '.join(str(error).split())[:200]}"
+        ) from error
+    if model.config.vocab_size < words.size:
+        raise UserError(
+            f"baseline.checkpoint {source!r} has {model.config.vocab_size} words, the tokenizer {words.size}; "
+            "set data.tokenizer to the checkpoint's own"
+        )
+    return model

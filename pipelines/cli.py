@@ -1,0 +1,270 @@
+"""The commands. Each imports what it needs, so that --help and wrong input are answered at once."""
+
+import contextlib
+import json
+import os
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from distill.errors import UserError
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+    from pipelines.run import Pipeline
+    from pipelines.stage import Finished
+
+app = typer.Typer(
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    help="Distil a sparse Switch Transformer into a small dense T5 that you can serve.",
+)
+
+Config = Annotated[str, typer.Argument(metavar="CONFIG", help="A preset's name or a YAML file.")]
+Ratio = Annotated[str | None, typer.Option(help="One teacher size, for example e8; all of them if not given.")]
+Set = Annotated[list[str] | None, typer.Option("--set", metavar="a.b=c", help="Override one value; repeatable.")]
+Workdir = Annotated[Path, typer.Option(help="Where everything goes.")]
+Seed = Annotated[int | None, typer.Option(min=0, max=2**31 - 1, help="Run with this seed alone.")]
+Json = Annotated[bool, typer.Option("--json", help="Print JSON on stdout, and nothing else there.")]
+WORK = Path("work")
+
+
+@app.command()
+def run(config: Config, set_: Set = None, workdir: Workdir = WORK, seed: Seed = None, json_: Json = False) -> None:
+    """All four stages, every ratio. Finished stages are reused."""
+    pipeline = _pipeline(config, set_, workdir, seed)
+    finished = [pipeline.execute(stage) for stage in pipeline.stages]
+    _show_report(pipeline, finished[-1], json_)
+
+
+@app.command()
+def baseline(config: Config, set_: Set = None, workdir: Workdir = WORK, seed: Seed = None, json_: Json = False) -> None:
+    """The dense model that gains are measured against, at both lengths."""
+    _one_kind("baseline", config, None, set_, workdir, seed, json_)
+
+
+@app.command()
+def teacher(
+    config: Config,
+    ratio: Ratio = None,
+    set_: Set = None,
+    workdir: Workdir = WORK,
+    seed: Seed = None,
+    json_: Json = False,
+) -> None:
+    """Stage 1: train or load a Switch teacher."""
+    _one_kind("teacher", config, ratio, set_, workdir, seed, json_)
+
+
+@app.command()
+def init(
+    config: Config,
+    ratio: Ratio = None,
+    set_: Set = None,
+    workdir: Workdir = WORK,
+    seed: Seed = None,
+    json_: Json = False,
+) -> None:
+    """Stage 2: a dense student from the teacher's non-expert weights."""
+    _one_kind("init", config, ratio, set_, workdir, seed, json_)
+
+
+@app.command()
+def distill(
+    config: Config,
+    ratio: Ratio = None,
+    set_: Set = None,
+    workdir: Workdir = WORK,
+    seed: Seed = None,
+    json_: Json = False,
+) -> None:
+    """Stage 3: train the student on hard and soft labels."""
+    _one_kind("distill", config, ratio, set_, workdir, seed, json_)
+
+
+@app.command()
+def report(config: Config, set_: Set = None, workdir: Workdir = WORK, seed: Seed = None, json_: Json = False) -> None:
+    """Stage 4: the fraction of each teacher's gain that its student keeps."""
+    pipeline = _pipeline(config, set_, workdir, seed)
+    _show_report(pipeline, pipeline.execute(pipeline.select("report")[0]), json_)
+
+
+@app.command()
+def lineage(
+    model: Annotated[str, typer.Argument(metavar="MODEL", help="A run id, models:/NAME/VERSION, or a directory.")],
+    workdir: Workdir = WORK,
+    json_: Json = False,
+) -> None:
+    """From a model back to the bytes of its data, read from MLflow."""
+    from rich.console import Console
+
+    from pipelines.lineage import draw, read_lineage
+
+    tree = read_lineage(_existing_store(workdir), model)
+    if json_:
+        print(json.dumps(tree, indent=2))
+    else:
+        Console(soft_wrap=True).print(draw(tree), highlight=False)
+
+
+@app.command()
+def ui(
+    workdir: Workdir = WORK,
+    port: Annotated[int, typer.Option(min=1, max=65535)] = 5000,
+    host: Annotated[str, typer.Option()] = "127.0.0.1",
+) -> None:
+    """The MLflow UI on this work directory's store."""
+    from pipelines.view import comparison_link
+
+    store = _existing_store(workdir)
+    console = _stderr()
+    experiments = store.client.search_experiments(order_by=["last_update_time DESC"])
+    for experiment in experiments:
+        if experiment.name != "Default":
+            link = f"http://{host}:{port}{comparison_link(experiment.experiment_id)}"
+            console.print(f"{experiment.name}: {link}", soft_wrap=True, highlight=False)
+    if not store.uri.startswith("sqlite"):
+        console.print("The store is a tracking server; its own UI shows it.")
+        return
+    # One worker and no job queue: half a gigabyte instead of two and a half.
+    os.environ.setdefault("MLFLOW_SERVER_ENABLE_JOB_EXECUTION", "false")
+    os.environ["PATH"] = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"  # mlflow runs uvicorn from it
+    artifacts = (store.workdir / "mlartifacts").as_uri()
+    arguments = ["--backend-store-uri", store.uri, "--artifacts-destination", artifacts, "--workers", "1"]
+    command = [sys.executable, "-m", "mlflow", "server", *arguments, "--host", host, "--port", str(port)]
+    os.execv(sys.executable, command)
+
+
+@app.command()
+def presets(json_: Json = False) -> None:
+    """List the presets."""
+    from pipelines.presets import PRESETS
+
+    listed = {name: (preset.__doc__ or "").strip() for name, preset in PRESETS.items()}
+    print(json.dumps(listed, indent=2) if json_ else "\n".join(f"{name:<12} {text}" for name, text in listed.items()))
+
+
+@app.command("config")
+def show_config(config: Config, set_: Set = None, seed: Seed = None, json_: Json = False) -> None:
+    """Print the resolved config; what it prints is a CONFIG too."""
+    import yaml
+
+    from pipelines.config import load_config
+
+    values = load_config(config, set_ or [], seed).model_dump(mode="json")
+    print(json.dumps(values, indent=2) if json_ else yaml.safe_dump(values, sort_keys=False), end="\n" if json_ else "")
+
+
+def main() -> None:
+    """The entry point: exit codes 0 done, 1 internal failure, 2 wrong input, 130 interrupted."""
+    sys.exit(_main())
+
+
+def _main() -> int:
+    _quiet_libraries()
+    try:
+        code = app(standalone_mode=False)
+        return code if isinstance(code, int) else 0
+    except UserError as error:
+        return _complain(str(error), 2)
+    except typer.Exit as error:
+        return error.exit_code
+    except KeyboardInterrupt:
+        return _complain("interrupted; the same command goes on from the last checkpoint", 130)
+    except Exception as error:
+        if hasattr(error, "format_message"):  # wrong usage, found by the parser
+            return _complain(f"{error.format_message()} (see --help)", 2)
+        if type(error).__name__ in ("Abort", "NoArgsIsHelpError"):
+            return 130 if type(error).__name__ == "Abort" else 2
+        if type(error).__name__ == "TrainingDiverged":
+            return _complain(str(error), 1)
+        raise
+
+
+def _complain(message: str, code: int) -> int:
+    print(f"switch-distill: {message}", file=sys.stderr)
+    return code
+
+
+def _quiet_libraries() -> None:
+    """Progress is ours to show; what libraries print of their own would hide it."""
+    os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
+    os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
+    os.environ.setdefault("HF_DATASETS_DISABLE_PROGRESS_BARS", "1")
+    os.environ.setdefault("TOKENIZERS_PARALLELISM", "true")
+
+
+def _stderr() -> "Console":
+    from rich.console import Console
+
+    return Console(stderr=True, quiet=os.environ.get("RANK", "0") != "0")
+
+
+def _pipeline(config: str, overrides: list[str] | None, workdir: Path, seed: int | None) -> "Pipeline":
+    from pipelines.config import load_config
+
+    resolved = load_config(config, overrides or [], seed)
+    from pipelines.run import Pipeline
+
+    return Pipeline(resolved, config, workdir, _stderr())
+
+
+def _one_kind(
+    kind: str,
+    config: str,
+    ratio: str | None,
+    overrides: list[str] | None,
+    workdir: Path,
+    seed: int | None,
+    json_: bool,
+) -> None:
+    pipeline = _pipeline(config, overrides, workdir, seed)
+    finished = [pipeline.execute(stage) for stage in pipeline.select(kind, ratio)]
+    if json_ and _is_main_process():
+        print(json.dumps([_facts(one) for one in finished], indent=2))
+
+
+def _facts(finished: "Finished") -> dict[str, Any]:
+    return {key: str(value) if key == "directory" else value for key, value in vars(finished).items()}
+
+
+def _show_report(pipeline: "Pipeline", finished: "Finished", json_: bool) -> None:
+    if not _is_main_process():
+        return
+    from rich.console import Console
+
+    from pipelines.report import publish, table
+
+    values = publish(finished, pipeline.workdir)
+    if json_:
+        print(json.dumps(values, indent=2))
+        return
+    console = Console()
+    if not console.is_terminal:
+        console = Console(width=140)  # a file has no width to respect
+    console.print(table(values), highlight=False)
+    with contextlib.suppress(ValueError):
+        pipeline.say(f"Report and plot: {pipeline.workdir / 'report.md'}, {pipeline.workdir / 'fraction_kept.png'}")
+    where = "" if pipeline.workdir == WORK else f" --workdir {pipeline.workdir}"
+    pipeline.say(f"Compare in the MLflow UI: switch-distill ui{where}")
+    pipeline.say(f"Back to the data: switch-distill lineage {values['ratios'][-1]['student_model_uri']}{where}")
+
+
+def _existing_store(workdir: Path):
+    from pipelines.tracking import Store
+
+    if not os.environ.get("MLFLOW_TRACKING_URI") and not (workdir / "mlflow.db").exists():
+        raise UserError(f"{workdir} holds no MLflow store; run a stage first, or name another --workdir")
+    return Store(workdir, None)
+
+
+def _is_main_process() -> bool:
+    return os.environ.get("RANK", "0") == "0"
+
+
+if __name__ == "__main__":
+    main()

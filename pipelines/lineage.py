@@ -1,0 +1,115 @@
+"""From a model back to the bytes of its data, read from MLflow alone."""
+
+import json
+import re
+from pathlib import Path
+from typing import Any
+from urllib.parse import unquote, urlsplit
+
+from rich.tree import Tree
+
+from distill.errors import UserError
+from pipelines.tracking import Store
+
+
+def read_lineage(store: Store, model: str) -> dict[str, Any]:
+    """The chain of runs, models and data sets that led to ``model``.
+
+    Args:
+        model: a run id, ``models:/NAME/VERSION``, ``models:/NAME@ALIAS``, ``models:/<model id>``, a model id, or the
+            directory of a stage's model.
+
+    Returns:
+        A tree: model, model_id, run_id, run, stage, ratio, metrics, datasets (name, digest, context), and inputs,
+        each a tree of the same form.
+
+    Raises:
+        UserError: there is no such model in the store.
+    """
+    return _node(store, _model_id(store, model), above=())
+
+
+def draw(node: dict[str, Any]) -> Tree:
+    """The lineage for a terminal: the model at the root, data at the leaves."""
+    return _draw(node, None)
+
+
+def _node(store: Store, model_id: str, above: tuple[str, ...]) -> dict[str, Any]:
+    logged = store.client.get_logged_model(model_id)
+    run = store.client.get_run(logged.source_run_id)  # search_runs would leave out the model inputs
+    own = {output.model_id for output in run.outputs.model_outputs} | {model_id, *above}
+    return {
+        "model": logged.name,
+        "model_id": model_id,
+        "sha256": logged.tags.get("sha256"),
+        "run_id": run.info.run_id,
+        "run": run.info.run_name,
+        "stage": run.data.tags.get("stage"),
+        "ratio": run.data.tags.get("ratio"),
+        "fingerprint": run.data.tags.get("fingerprint"),
+        "commit": run.data.tags.get("mlflow.source.git.commit"),
+        "metrics": {key: value for key, value in sorted(run.data.metrics.items()) if "/" not in key},
+        "datasets": [
+            {
+                "name": entry.dataset.name,
+                "digest": entry.dataset.digest,
+                "context": next((tag.value for tag in entry.tags if tag.key == "mlflow.data.context"), None),
+            }
+            for entry in run.inputs.dataset_inputs
+        ],
+        # A model that is an output of its own run, or was seen above, would make a circle.
+        "inputs": [
+            _node(store, entry.model_id, (*above, model_id))
+            for entry in run.inputs.model_inputs
+            if entry.model_id not in own
+        ],
+    }
+
+
+def _model_id(store: Store, model: str) -> str:
+    from mlflow.exceptions import MlflowException
+
+    try:
+        if match := re.fullmatch(r"models:/([^/@]+)(?:/(\d+)|@([^/@]+))", model):
+            name, version, alias = match.groups()
+            found = (
+                store.client.get_model_version(name, version)
+                if version
+                else store.client.get_model_version_by_alias(name, alias)
+            )
+            return found.source.removeprefix("models:/")  # the open-source registry keeps no model id
+        if match := re.fullmatch(r"(?:models:/)?(m-[0-9a-f]{32})", model):
+            return store.client.get_logged_model(match[1]).model_id
+        if re.fullmatch(r"[0-9a-f]{32}", model):
+            outputs = store.client.get_run(model).outputs.model_outputs
+            if not outputs:
+                raise UserError(f"run {model} made no model; name a teacher, init or distill run")
+            return outputs[-1].model_id
+    except MlflowException as error:
+        raise UserError(f"MODEL {model!r} is not in the store: {str(error).splitlines()[0]}") from error
+    return _of_directory(model)
+
+
+def _of_directory(model: str) -> str:
+    path = Path(unquote(urlsplit(model).path) if model.startswith("file:") else model)
+    for candidate in (path, path.parent):
+        if (record := candidate / "stage.json").is_file() and (found := json.loads(record.read_text())["model_id"]):
+            return found
+    raise UserError(
+        f"MODEL {model!r} is neither a run id, nor models:/NAME/VERSION or models:/NAME@ALIAS, "
+        "nor the directory of a stage's model"
+    )
+
+
+def _draw(node: dict[str, Any], parent: Tree | None) -> Tree:
+    quality = node["metrics"].get("quality")
+    label = f"[bold]{node['model']}[/bold]  run '{node['run']}' {node['run_id'][:8]}"
+    label += f"  quality {quality:.4f}" if quality is not None else ""
+    tree = parent.add(label) if parent else Tree(label)
+    if node["sha256"]:
+        tree.add(f"weights  sha256 {node['sha256']}")
+    for dataset in node["datasets"]:
+        tree.add(f"data     {dataset['name']}  ({dataset['context']})  digest {dataset['digest']}")
+    for upstream in node["inputs"]:
+        _draw(upstream, tree)
+    return tree

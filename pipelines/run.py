@@ -1,0 +1,249 @@
+"""Run stages: reuse the finished ones, say which command makes a missing one, compute the rest."""
+
+import importlib
+import json
+import os
+import shutil
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import yaml
+from rich.console import Console
+
+from distill.errors import UserError
+from distill.files import new_directory, write_json
+from distill.prepare import PreparedData, prepare_data
+from pipelines.config import RunConfig
+from pipelines.plan import plan
+from pipelines.progress import Bar
+from pipelines.stage import Finished, Stage, find_finished
+
+if TYPE_CHECKING:
+    import numpy as np
+    from accelerate import Accelerator
+    from transformers import PreTrainedModel
+
+    from distill.training import Hooks
+    from pipelines.tracking import Store, TrackedRun
+
+
+@dataclass
+class Outcome:
+    """What a stage's ``compute`` returns: final figures, facts, and the directory of its model if it made one."""
+
+    metrics: dict[str, float] = field(default_factory=dict)
+    facts: dict[str, Any] = field(default_factory=dict)
+    model: Path | None = None
+
+
+class Pipeline:
+    """A config in a work directory: its data, its stages, and what is needed to compute one."""
+
+    def __init__(self, config: RunConfig, source: str, workdir: Path, console: Console):
+        self.config, self.source, self.workdir, self.console = config, source, workdir, console
+        self.data = self._prepare()
+        self.stages = plan(config, self.data.fingerprint)
+
+    @cached_property
+    def accelerator(self) -> "Accelerator":
+        from distill.training import make_accelerator
+
+        return make_accelerator(self.config.precision)
+
+    @cached_property
+    def store(self) -> "Store":
+        from pipelines.tracking import Store
+
+        return Store(self.workdir, self.config.name)
+
+    def select(self, kind: str, ratio: str | None = None) -> list[Stage]:
+        """The stages of one kind, all ratios or one.
+
+        Raises:
+            UserError: the config has no such ratio.
+        """
+        ratios = list(self.config.teacher.ratios)
+        if ratio is not None and ratio not in ratios:
+            raise UserError(f"--ratio is {ratio!r}; {self.source} has {', '.join(ratios)}")
+        return [stage for stage in self.stages if stage.kind == kind and ratio in (None, stage.ratio)]
+
+    def finished(self, stage: Stage) -> Finished:
+        """The finished run of ``stage``.
+
+        Raises:
+            UserError: it has not run; the message names the command that makes it.
+        """
+        found = find_finished(stage, self.workdir)
+        if found is None:
+            ratio = f" --ratio {stage.ratio}" if stage.ratio else ""
+            raise UserError(
+                f"{stage.title} is missing in {self.workdir}; make it with: "
+                f"switch-distill {stage.kind} {self.source}{ratio} (and the same --set, --seed and --workdir)"
+            )
+        return found
+
+    def execute(self, stage: Stage) -> Finished:
+        """Reuse ``stage`` if it is finished, else compute it from its finished inputs."""
+        if found := find_finished(stage, self.workdir):
+            self.say(f"[dim]{stage.title:<16} reused  (run {found.run_id[:8]})[/dim]")
+            return found
+        inputs = {role: self.finished(upstream) for role, upstream in stage.inputs.items()}
+        compute = importlib.import_module(f"pipelines.{stage.kind}").compute
+        began = time.perf_counter()
+        with StageRun.open(self, stage, inputs) as run:
+            finished = run.finish(compute(run))
+        if self.accelerator.is_main_process:
+            finished.save()  # written last: from now on the stage is a finished one
+        self.accelerator.wait_for_everyone()
+        quality = f"  quality {finished.metrics['quality']:.4f}" if "quality" in finished.metrics else ""
+        self.say(f"{stage.title:<16} done in {time.perf_counter() - began:.0f} s{quality}")
+        return finished
+
+    def say(self, message: str) -> None:
+        self.console.print(message, highlight=False)
+
+    def _prepare(self) -> PreparedData:
+        if int(os.environ.get("WORLD_SIZE", "1")) == 1:
+            return prepare_data(self.config.data, self.workdir / "data", self.say)
+        from accelerate import PartialState  # knows the processes, before precision and device are chosen
+
+        with PartialState().main_process_first():
+            return prepare_data(self.config.data, self.workdir / "data", self.say)
+
+
+@dataclass
+class StageRun:
+    """A stage that is being computed: its inputs, its directory, its MLflow run (in the main process), its bar."""
+
+    pipeline: Pipeline
+    stage: Stage
+    inputs: dict[str, Finished]
+    directory: Path
+    tracked: "TrackedRun | None"
+    bar: Bar
+
+    @classmethod
+    @contextmanager
+    def open(cls, pipeline: Pipeline, stage: Stage, inputs: dict[str, Finished]) -> Iterator["StageRun"]:
+        """Start or continue the stage's MLflow run, and end it as FINISHED, FAILED or KILLED."""
+        directory = stage.directory(pipeline.workdir)
+        tracked = None
+        if pipeline.accelerator.is_main_process:
+            directory.mkdir(parents=True, exist_ok=True)
+            tracked = _track(pipeline, stage, inputs, directory)
+        pipeline.accelerator.wait_for_everyone()
+        status = "FAILED"
+        try:
+            with Bar(pipeline.console, stage.title) as bar:
+                yield cls(pipeline, stage, inputs, directory, tracked, bar)
+            status = "FINISHED"
+        except KeyboardInterrupt:
+            status = "KILLED"
+            raise
+        finally:
+            if tracked:
+                tracked.close(status)
+        if tracked:
+            shutil.rmtree(directory / "checkpoints", ignore_errors=True)
+
+    @property
+    def config(self) -> RunConfig:
+        return self.pipeline.config
+
+    @property
+    def data(self) -> PreparedData:
+        return self.pipeline.data
+
+    @property
+    def accelerator(self) -> "Accelerator":
+        return self.pipeline.accelerator
+
+    def hooks(self, evaluate: Callable[[], float] | None = None, prefix: str = "") -> "Hooks":
+        """For the training loop: the bar, the curves, and quality in between where ``evaluate`` is given."""
+        from distill.training import Hooks
+
+        def on_metrics(step: int, metrics: dict[str, float]) -> None:
+            self.log_curve(step, {f"{prefix}train/{name}": value for name, value in metrics.items()})
+
+        def on_evaluation(step: int) -> None:
+            self.log_curve(step, {f"{prefix}eval/quality": evaluate()} if evaluate else {})
+
+        return Hooks(on_step=self.bar.update, on_metrics=on_metrics, evaluate=on_evaluation)
+
+    def log_curve(self, step: int, metrics: dict[str, float]) -> None:
+        if self.tracked:
+            self.tracked.log_curve(step, metrics)
+
+    def save_losses(self, losses: "np.ndarray", name: str = "validation_losses") -> None:
+        """Keep the loss of every validation example, here and as an artifact: the report is made of these."""
+        if self.tracked:
+            write_json(self.directory / f"{name}.json", losses.tolist())
+            self.tracked.log_file(self.directory / f"{name}.json")
+
+    def save_model(self, model: "PreTrainedModel") -> Path:
+        """Write a dense model and the tokenizer to ``model/`` (in the main process); the others wait for it."""
+        path = self.directory / "model"
+        if self.tracked:
+            with new_directory(path) as beside:
+                model.save_pretrained(beside)
+                self.data.tokenizer.save_pretrained(beside)
+        self.accelerator.wait_for_everyone()
+        return path
+
+    def finish(self, outcome: Outcome) -> Finished:
+        """Log figures and model to MLflow, and register a student."""
+        stage, model_id, uri = self.stage, None, None
+        if self.tracked:
+            self.tracked.log_results(outcome.metrics)
+            if outcome.model:
+                role = "student" if stage.kind == "distill" else stage.kind
+                name = "-".join(filter(None, (role, stage.ratio, f"s{stage.seed}" if stage.show_seed else "")))
+                facts = {"ratio": stage.ratio, "seed": stage.seed, "fingerprint": stage.fingerprint}
+                student = stage.kind == "distill"
+                model_id, uri = self.tracked.log_model_output(name, outcome.model, facts, upload=student)
+                if student:
+                    registered = f"{self.config.name}-student-{stage.ratio}"
+                    version = self.tracked.register(model_id, registered, facts)
+                    uri = f"models:/{registered}/{version}"
+        run_id = self.tracked.run_id if self.tracked else ""
+        return Finished(
+            stage.title, stage.fingerprint, run_id, model_id, uri, outcome.metrics, outcome.facts, self.directory
+        )
+
+
+def _track(pipeline: Pipeline, stage: Stage, inputs: dict[str, Finished], directory: Path) -> "TrackedRun":
+    from pipelines.tracking import TrackedRun, colour
+
+    config, data = pipeline.config, pipeline.data
+    tags = {
+        "pipeline": config.name,
+        "stage": stage.kind,
+        "fingerprint": stage.fingerprint,
+        "data.digest": data.digest,
+        "mlflow.source.name": f"switch-distill {stage.kind} {config.name}",
+    }
+    if stage.ratio:
+        tags |= {"ratio": stage.ratio, "mlflow.runColor": colour(config.teacher.ratios[stage.ratio])}
+    if stage.seed is not None:
+        tags["seed"] = str(stage.seed)
+    tracked = TrackedRun(pipeline.store, directory, stage.title, tags)
+    tracked.log_params({"ratio": stage.ratio, **stage.settings})
+    tracked.log_text("config.yaml", yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False))
+    if stage.kind != "init":
+        held_out = {"documents": data.validation_documents, "tokens": data.validation_tokens}
+        if stage.kind != "report":
+            training = {"documents": data.train_documents, "tokens": data.train_tokens}
+            tracked.log_data(data.name, data.digest, "training", training)
+        tracked.log_data(f"{data.name}-validation", data.validation_digest, "validation", held_out)
+    tracked.log_model_inputs({role: done.model_id for role, done in inputs.items() if done.model_id})
+    return tracked
+
+
+def read_losses(finished: Finished, name: str = "validation_losses") -> list[float]:
+    """The loss of every validation example that a stage measured."""
+    return json.loads((finished.directory / f"{name}.json").read_text())

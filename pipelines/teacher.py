@@ -1,0 +1,69 @@
+"""Stage 1: train a Switch teacher on hard labels and load balance, or load one; measure its quality."""
+
+from transformers import SwitchTransformersForConditionalGeneration
+
+from distill.data import Examples
+from distill.errors import UserError
+from distill.evaluation import evaluate
+from distill.seq2seq import count_parameters
+from distill.training import train
+from pipelines.run import Outcome, StageRun
+from teachers.model import build_teacher, load_teacher, save_teacher
+from teachers.objective import HardLabelsAndLoadBalance
+from teachers.routing import measured_routing
+
+
+def compute(run: StageRun) -> Outcome:
+    """A saved teacher that plain transformers reads, and the loss of every validation example."""
+    settings, stage = run.config.teacher, run.stage
+    held_out = Examples(run.data, run.config.data, seed=None)
+    source = settings.checkpoints.get(stage.ratio)
+    model = _load(run, source) if source else _build(run)
+    model.to(run.accelerator.device)
+
+    def measure():
+        return evaluate(model, held_out, batch_size=settings.evaluation_batch_size, accelerator=run.accelerator)
+
+    if not source:
+        train(
+            HardLabelsAndLoadBalance(model, load_balancing_weight=settings.load_balancing_weight),
+            Examples(run.data, run.config.data, seed=stage.seed),
+            settings.training,
+            accelerator=run.accelerator,
+            directory=run.directory / "checkpoints",
+            seed=stage.seed,
+            hooks=run.hooks(lambda: measure()[0]),
+        )
+    with measured_routing(model) as routing:
+        quality, losses = measure()
+    run.save_losses(losses)
+    if run.accelerator.is_main_process:
+        save_teacher(model, run.directory / "model", run.data.tokenizer)
+    run.accelerator.wait_for_everyone()
+    parameters = count_parameters(model)
+    facts = {"experts": model.config.num_experts, "parameters": parameters, "checkpoint": source}
+    metrics = {"quality": quality, "parameters": parameters, "experts": model.config.num_experts, **routing()}
+    return Outcome(metrics, facts, run.directory / "model")
+
+
+def _build(run: StageRun) -> SwitchTransformersForConditionalGeneration:
+    config, words = run.config, run.data.words
+    experts = config.teacher.ratios[run.stage.ratio]
+    return build_teacher(
+        config.model, config.teacher, run.data.vocab_size, experts, pad=words.pad, eos=words.eos, seed=run.stage.seed
+    )
+
+
+def _load(run: StageRun, source: str) -> SwitchTransformersForConditionalGeneration:
+    model = load_teacher(source, run.config.teacher)
+    if f"e{model.config.num_experts}" != run.stage.ratio:
+        raise UserError(
+            f"teacher.checkpoints.{run.stage.ratio} {source!r} has {model.config.num_experts} experts; "
+            f"name it e{model.config.num_experts}"
+        )
+    if model.config.vocab_size < run.data.words.size:
+        raise UserError(
+            f"teacher {source!r} has {model.config.vocab_size} words, the tokenizer {run.data.words.size}; "
+            "set data.tokenizer to the teacher's own"
+        )
+    return model

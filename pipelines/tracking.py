@@ -1,0 +1,302 @@
+"""MLflow: the store, one run per stage, curves, models, data sets. Training writes to a local file; a thread delivers.
+
+Runs are flat: nested ones are hidden from the charts of the UI. Everything goes through MlflowClient with explicit
+ids, never through MLflow's idea of an active run.
+"""
+
+import contextlib
+import hashlib
+import json
+import logging
+import math
+import os
+import subprocess
+import threading
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+from urllib.parse import urlsplit
+
+from filelock import FileLock
+
+from distill.errors import UserError
+from distill.files import write_json, write_text
+
+# A tracking server that is gone must not hold up training: few and short attempts, the rest is kept on disk.
+os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "2")
+os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", "20")
+os.environ.setdefault("MLFLOW_LOGGING_LEVEL", "ERROR")
+os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
+os.environ.setdefault("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")
+os.environ.setdefault("MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT", "true")
+
+DELIVER_EVERY = 5.0  # seconds
+LARGEST_BATCH = 900  # MLflow takes 1000 metrics at once
+COLOURS = ("#1b6ca8", "#2a9d8f", "#e9a23b", "#c8553d", "#7b5ea7", "#5b8e3e", "#b0457b", "#4f6d7a")
+
+
+def colour(experts: int) -> str:
+    """One colour per ratio, the same in the UI and in the plot: neighbours in powers of two differ."""
+    return COLOURS[round(math.log2(max(experts, 1))) % len(COLOURS)]
+
+
+class Store:
+    """The tracking store of a work directory: SQLite and files in it, or the server that MLFLOW_TRACKING_URI names."""
+
+    def __init__(self, workdir: Path, experiment: str | None):
+        """Open the store; make the experiment if it is named and missing.
+
+        Raises:
+            UserError: the store cannot be reached, or the work directory's stages are tracked in another one.
+        """
+        self.workdir = workdir.resolve()
+        local = f"sqlite:///{self.workdir / 'mlflow.db'}"
+        self.uri = os.environ.get("MLFLOW_TRACKING_URI") or local
+        os.environ["MLFLOW_TRACKING_URI"] = self.uri  # also for what mlflow resolves by itself
+        self._check_same_store()
+        import mlflow  # slow to import; a finished pipeline is answered without it
+
+        self.workdir.mkdir(parents=True, exist_ok=True)
+        # The first process to open a new SQLite store builds its tables; two at once would break it for good.
+        lock = FileLock(self.workdir / ".mlflow.lock") if self.uri == local else contextlib.nullcontext()
+        try:
+            with lock:
+                mlflow.set_tracking_uri(self.uri)
+                self.client = mlflow.MlflowClient()
+                self.experiment = self._experiment(experiment) if experiment else None
+        except mlflow.exceptions.MlflowException as error:
+            cause = str(error).split("\n")[0][:200]
+            raise UserError(
+                f"the MLflow store {redacted(self.uri)} cannot be used: {cause}; check MLFLOW_TRACKING_URI"
+            ) from error
+        write_json(self.workdir / "tracking.json", {"store": redacted(self.uri)})
+
+    def _experiment(self, name: str) -> str:
+        found = self.client.get_experiment_by_name(name)
+        if found is None:
+            sqlite = self.uri.startswith("sqlite")
+            location = (self.workdir / "mlartifacts").as_uri() if sqlite else None
+            return self.client.create_experiment(name, artifact_location=location)
+        if found.lifecycle_stage == "deleted":
+            raise UserError(
+                f"the MLflow experiment {name!r} was deleted; restore it, or set another name in the config"
+            )
+        return found.experiment_id
+
+    def _check_same_store(self) -> None:
+        record = self.workdir / "tracking.json"
+        if record.exists() and (before := json.loads(record.read_text())["store"]) != redacted(self.uri):
+            raise UserError(
+                f"the stages in {self.workdir} are tracked in {before}, not in {redacted(self.uri)}; "
+                "set MLFLOW_TRACKING_URI to the former, or choose another --workdir"
+            )
+
+
+def redacted(uri: str) -> str:
+    """``uri`` without user and password."""
+    parts = urlsplit(uri)
+    return uri.replace(f"{parts.netloc.rpartition('@')[0]}@", "") if "@" in parts.netloc else uri
+
+
+class TrackedRun:
+    """One MLflow run, for one stage; continued if the stage was interrupted."""
+
+    def __init__(self, store: Store, directory: Path, name: str, tags: dict[str, str]):
+        self.store, self.client, self.directory = store, store.client, directory
+        record = directory / "run.json"
+        if record.exists():
+            self.run_id = json.loads(record.read_text())["run_id"]
+            self.client.update_run(self.run_id, status="RUNNING")
+        else:
+            everything = {**tags, **_environment()}
+            self.run_id = self.client.create_run(store.experiment, run_name=name, tags=everything).info.run_id
+            write_json(record, {"run_id": self.run_id})
+        self._feed = _MetricFeed(self.client, self.run_id, directory / "metrics.jsonl")
+
+    def log_params(self, params: dict[str, Any]) -> None:
+        from mlflow.entities import Param
+
+        flat = [Param(key, str(value)[:500]) for key, value in _flatten(params)]
+        self.client.log_batch(self.run_id, params=flat)
+
+    def log_data(self, name: str, digest: str, context: str, profile: dict[str, Any]) -> None:
+        """A data set as input. MLflow's own digest reads only the first 10,000 rows; ours is of all bytes."""
+        from mlflow.entities import Dataset, DatasetInput, InputTag
+
+        dataset = Dataset(name, digest, "local", json.dumps({"corpus": name}), profile=json.dumps(profile))
+        tags = [InputTag("mlflow.data.context", context)]
+        self.client.log_inputs(self.run_id, datasets=[DatasetInput(dataset, tags)])
+
+    def log_model_inputs(self, models: dict[str, str]) -> None:
+        """Role -> model id. Also as tags, because runs cannot be searched by their model inputs."""
+        from mlflow.entities import LoggedModelInput
+
+        for role, model_id in models.items():
+            model = self.client.get_logged_model(model_id)  # MLflow itself accepts ids that do not exist
+            if model.status != "READY":
+                raise RuntimeError(f"{role} model {model_id} is {model.status}")
+            self.client.set_tag(self.run_id, f"input.{role}"[:250], model_id)
+        known = {model.model_id for model in self.client.get_run(self.run_id).inputs.model_inputs}
+        new = [LoggedModelInput(model_id) for model_id in models.values() if model_id not in known]
+        if new:
+            self.client.log_inputs(self.run_id, models=new)
+
+    def log_model_output(self, name: str, directory: Path, params: dict[str, Any], *, upload: bool) -> tuple[str, str]:
+        """Record ``directory`` as a model that this run made; with ``upload``, its files go to the store too.
+
+        Returns:
+            The model's id, and a URI: ``models:/<id>`` where the files are in the store, else the directory's.
+        """
+        from mlflow.entities import LoggedModelOutput
+
+        tags = {"directory": str(directory), "sha256": directory_digest(directory)}
+        model = self.client.create_logged_model(
+            self.store.experiment,
+            name=name,
+            source_run_id=self.run_id,
+            tags=tags,
+            params={key: str(value) for key, value in params.items()},
+            model_type="seq2seq",
+        )
+        if upload:
+            self.client.log_model_artifacts(model.model_id, str(directory))
+        self.client.finalize_logged_model(model.model_id, "READY")
+        self.client.log_outputs(self.run_id, [LoggedModelOutput(model.model_id, step=0)])
+        return model.model_id, f"models:/{model.model_id}" if upload else directory.as_uri()
+
+    def register(self, model_id: str, name: str, tags: dict[str, Any]) -> str:
+        """Register an uploaded model; returns its version. The id is a tag too: versions do not keep it."""
+        from mlflow.exceptions import MlflowException
+
+        with contextlib.suppress(MlflowException):  # it exists already
+            self.client.create_registered_model(name)
+        text = {key: str(value) for key, value in {**tags, "model_id": model_id}.items()}
+        source = f"models:/{model_id}"
+        return self.client.create_model_version(name, source, run_id=self.run_id, tags=text, model_id=model_id).version
+
+    def log_curve(self, step: int, metrics: dict[str, float]) -> None:
+        """A point of a curve: one line in a local file, delivered later. A step seen before is not repeated."""
+        self._feed.log(step, metrics)
+
+    def log_results(self, metrics: dict[str, float], run_id: str | None = None) -> None:
+        """Final figures, at step 0 so that the UI draws bars, on this run or another."""
+        from mlflow.entities import Metric
+
+        now = int(time.time() * 1000)
+        rows = [Metric(key, round(value, 6), now, 0) for key, value in metrics.items() if math.isfinite(value)]
+        self.client.log_batch(run_id or self.run_id, metrics=rows)
+
+    def set_tags(self, tags: dict[str, Any], run_id: str | None = None) -> None:
+        for key, value in tags.items():
+            self.client.set_tag(run_id or self.run_id, key, value)
+
+    def log_file(self, path: Path) -> None:
+        self.client.log_artifact(self.run_id, str(path))
+
+    def log_text(self, name: str, text: str) -> None:
+        write_text(self.directory / name, text)
+        self.log_file(self.directory / name)
+
+    def close(self, status: str) -> None:
+        """Deliver what is left of the curves and end the run as FINISHED, FAILED or KILLED."""
+        self._feed.close()
+        self.client.set_terminated(self.run_id, status)
+
+
+class _MetricFeed:
+    """A file of metrics that a thread copies to MLflow, so that no step waits for a server or is lost to one."""
+
+    def __init__(self, client: Any, run_id: str, path: Path):
+        self.client, self.run_id, self.path, self.sent = client, run_id, path, path.with_suffix(".sent")
+        self._last: dict[str, int] = {}
+        end = 0
+        for end, record in self._records(0):  # noqa: B007  its last value is used
+            self._last |= dict.fromkeys(record["metrics"], record["step"])
+        if path.exists():
+            os.truncate(path, end)  # a line that a killed process began
+        self._file = open(path, "a", buffering=1, encoding="utf-8")  # noqa: SIM115  closed in close()
+        self._stop, self._silent = threading.Event(), False
+        self._thread = threading.Thread(target=self._run, name="mlflow", daemon=True)
+        self._thread.start()
+
+    def log(self, step: int, metrics: dict[str, float]) -> None:
+        new = {k: v for k, v in metrics.items() if math.isfinite(v) and step > self._last.get(k, -1)}
+        if new:
+            self._last |= dict.fromkeys(new, step)
+            self._file.write(json.dumps({"time": int(time.time() * 1000), "step": step, "metrics": new}) + "\n")
+
+    def close(self) -> None:
+        self._stop.set()
+        self._thread.join()
+        self._file.close()
+        self._deliver()
+
+    def _run(self) -> None:
+        while not self._stop.wait(DELIVER_EVERY):
+            try:
+                self._deliver()
+                self._silent = False
+            except Exception as error:  # training must not end because a server is away
+                if not self._silent:
+                    logging.getLogger(__name__).warning("MLflow is away, metrics wait in %s: %s", self.path, error)
+                self._silent = True
+
+    def _deliver(self) -> None:
+        from mlflow.entities import Metric
+
+        start = int(self.sent.read_text()) if self.sent.exists() else 0
+        rows: list[Metric] = []
+        for end, record in self._records(start):
+            rows += [Metric(k, v, record["time"], record["step"]) for k, v in record["metrics"].items()]
+            if len(rows) >= LARGEST_BATCH - 50:
+                self._send(rows, end)
+                rows = []
+        if rows:
+            self._send(rows, end)
+
+    def _send(self, rows: list[Any], end: int) -> None:
+        self.client.log_batch(self.run_id, metrics=rows)
+        write_text(self.sent, str(end))
+
+    def _records(self, start: int) -> Iterator[tuple[int, dict]]:
+        """Whole lines from byte ``start`` on, each with the byte after it; a torn last line is left for later."""
+        if not self.path.exists():
+            return
+        with open(self.path, "rb") as file:
+            file.seek(start)
+            for line in file:
+                if not line.endswith(b"\n"):
+                    return
+                start += len(line)
+                yield start, json.loads(line)
+
+
+def directory_digest(directory: Path) -> str:
+    """SHA-256 over names and bytes of the files of a model directory, cut to 32 hexadecimal digits."""
+    total = hashlib.sha256()
+    for path in sorted(directory.iterdir()):
+        with open(path, "rb") as file:
+            total.update(path.name.encode() + hashlib.file_digest(file, "sha256").digest())
+    return total.hexdigest()[:32]
+
+
+def _flatten(values: dict[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+    for key, value in values.items():
+        if isinstance(value, dict):
+            yield from _flatten(value, f"{prefix}{key}.")
+        else:
+            yield f"{prefix}{key}", value
+
+
+def _environment() -> dict[str, str]:
+    """Versions, host and git commit: what a result depends on besides its config."""
+    from importlib.metadata import version
+
+    tags = {f"version.{name}": version(name) for name in ("torch", "transformers", "accelerate", "datasets", "mlflow")}
+    git = ["git", "-C", str(Path(__file__).parent)]
+    with contextlib.suppress(OSError, subprocess.CalledProcessError):
+        commit = subprocess.run([*git, "rev-parse", "HEAD"], capture_output=True, text=True, check=True).stdout.strip()
+        dirty = subprocess.run([*git, "status", "--porcelain"], capture_output=True, text=True, check=True).stdout
+        tags |= {"mlflow.source.git.commit": commit, "git.clean": str(not dirty.strip()).lower()}
+    return tags

@@ -1,0 +1,109 @@
+"""The comparison of ratios as a saved view of the MLflow UI, and the link that opens it.
+
+The view is one experiment tag in the UI's own format. Nothing depends on it: without it the link shows all runs.
+"""
+
+import base64
+import json
+import time
+import zlib
+from typing import Any
+
+from pipelines.tracking import Store
+
+KEY = "compression"
+_COLUMNS = ("fraction_kept", "fraction_kept_long", "compression", "experts", "quality", "gain", "parameters")
+
+
+def comparison_link(experiment_id: str) -> str:
+    """The part of the UI's address after host and port. Without the workflow type the UI opens in its GenAI mode."""
+    return (
+        f"/#/experiments/{experiment_id}/runs?workflowType=machine_learning&compareRunsMode=CHART"
+        f"&viewStateShareKey={KEY}"
+    )
+
+
+def publish_view(store: Store, name: str, comparison: str) -> None:
+    """Save the view of one report's students: fraction kept against compression and experts, and the curves."""
+    state = _state(comparison)
+    packed = "deflate;" + base64.b64encode(zlib.compress(json.dumps(state).encode(), 9)).decode()
+    now = int(time.time() * 1000)
+    value = json.dumps({"name": f"{name}: compression ratios", "createdAt": now, "updatedAt": now, "state": packed})
+    store.client.set_experiment_tag(store.experiment, f"mlflow.sharedViewState.{KEY}", value)
+
+
+def _state(comparison: str) -> dict[str, Any]:
+    section = "fraction-kept"
+    charts = [
+        {"type": "BAR", "metricKey": "fraction_kept"},
+        {"type": "SCATTER", "xaxis": _metric("compression"), "yaxis": _metric("fraction_kept")},
+        {"type": "SCATTER", "xaxis": _metric("experts"), "yaxis": _metric("fraction_kept")},
+        {"type": "BAR", "metricKey": "quality"},
+        _line("eval/quality"),
+        _line("train/loss"),
+    ]
+    cards = [
+        {
+            "uuid": f"{KEY}-{number}",
+            "runsCountToCompare": 100,
+            "metricSectionId": section,
+            "deleted": False,
+            "isGenerated": False,
+            **chart,
+        }
+        for number, chart in enumerate(charts)
+    ]
+    return {
+        "searchFilter": f"tags.comparison = '{comparison}' AND tags.stage = 'distill'",
+        "orderByKey": "metrics.`experts`",
+        "orderByAsc": True,
+        "startTime": "ALL",
+        "lifecycleFilter": "Active",
+        "datasetsFilter": [],
+        "modelVersionFilter": "All Runs",
+        "selectedColumns": [*(f"metrics.`{name}`" for name in _COLUMNS), "attributes.`Models`", "attributes.`Dataset`"],
+        "columnOrder": [],
+        "columnWidths": {},
+        "runsHiddenMode": "SHOWALL",
+        "compareRunCharts": cards,
+        "compareRunSections": [
+            {
+                "uuid": section,
+                "name": "Fraction of the teacher's gain kept",
+                "display": True,
+                "isReordered": False,
+                "deleted": False,
+                "isGenerated": False,
+            }
+        ],
+        "viewMaximized": False,
+        "runListHidden": False,
+        "isAccordionReordered": False,
+        "useGroupedValuesInCharts": True,
+        "hideEmptyCharts": True,
+        "groupBy": None,
+        "groupsExpanded": {},
+        "globalLineChartConfig": {"xAxisKey": "step", "lineSmoothness": 0, "selectedXAxisMetricKey": ""},
+    }
+
+
+def _metric(name: str) -> dict[str, str]:
+    return {"key": name, "type": "METRIC"}
+
+
+def _line(metric: str) -> dict[str, Any]:
+    return {
+        "type": "LINE",
+        "metricKey": metric,
+        "lineSmoothness": 0,
+        "xAxisScaleType": "linear",
+        "scaleType": "linear",
+        "range": {},
+        "xAxisKey": "step",
+        "selectedXAxisMetricKey": "",
+        "yAxisKey": "metric",
+        "yAxisExpressions": [],
+        "ignoreOutliers": False,
+        "useGlobalXaxisKey": True,
+        "useGlobalLineSmoothing": True,
+    }

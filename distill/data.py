@@ -10,9 +10,8 @@ import numpy as np
 import torch
 
 from distill.config import DataConfig
-from distill.errors import UserError
-from distill.prepare import PreparedData
-from distill.span_corruption import corrupt_spans, raw_length_for, span_lengths
+from distill.prepare import PreparedData, example_lengths
+from distill.span_corruption import corrupt_spans
 
 IGNORE_INDEX = -100
 _TRAIN_SEED, _VALIDATION_SEED = 1, 2  # keep the streams of random numbers apart
@@ -39,26 +38,12 @@ class Examples:
         """``seed`` for training examples, None for the validation examples.
 
         Raises:
-            UserError: the split has too few tokens, or the tokenizer too few sentinels.
+            UserError: see ``example_lengths``.
         """
         self.config, self.words, self.seed = config, data.words, seed
-        shape = {"noise_density": config.noise_density, "mean_span_length": config.mean_span_length}
-        self.raw_length = raw_length_for(config.input_length, **shape)
-        self.lengths = span_lengths(self.raw_length, **shape)
+        self.raw_length, self.lengths = example_lengths(data, config)
         self._tokens = data.tokens("train" if seed is not None else "validation")
         self.segments = len(self._tokens) // self.raw_length
-        wanted = 1 if seed is not None else config.validation_examples
-        if self.segments < wanted:
-            split, key = ("training", "data.corpus") if seed is not None else ("validation", "data.validation_examples")
-            raise UserError(
-                f"the {split} part of {data.name} gives {self.segments} examples of {self.raw_length} tokens, "
-                f"{wanted} are needed; use more text, a shorter data.input_length or change {key}"
-            )
-        if self.lengths.spans > self.words.sentinels:
-            raise UserError(
-                f"an example of input_length {config.input_length} has {self.lengths.spans} spans, but the "
-                f"tokenizer has {self.words.sentinels} sentinels; choose a shorter data.input_length"
-            )
         self._epoch, self._order = -1, np.empty(0)
 
     def batch(self, indices: Sequence[int]) -> Batch:

@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, BinaryIO
+from typing import TYPE_CHECKING, BinaryIO, NamedTuple
 
 import numpy as np
 
@@ -15,11 +15,23 @@ from distill.config import DataConfig
 from distill.corpus import Digest, corpus_files, is_validation, read_documents
 from distill.errors import UserError
 from distill.files import new_directory, write_json
+from distill.span_corruption import SpanLengths, raw_length_for, span_lengths
 
 if TYPE_CHECKING:  # transformers takes seconds to import, and prepared data is reused without it
     from transformers import PreTrainedTokenizerFast
 
-    from distill.tokenizer import WordIds
+
+_FORMAT = 1  # of the files that _prepare writes
+
+
+class WordIds(NamedTuple):
+    """The ids that the objective needs. Sentinel k is ``sentinel_start - k``, for k < ``sentinels``."""
+
+    size: int
+    pad: int
+    eos: int
+    sentinel_start: int
+    sentinels: int
 
 
 @dataclass(frozen=True)
@@ -36,6 +48,7 @@ class PreparedData:
     validation_documents: int
     train_tokens: int
     validation_tokens: int
+    word_ids: list[int]  # the fields of WordIds
 
     @cached_property
     def tokenizer(self) -> "PreTrainedTokenizerFast":
@@ -43,11 +56,9 @@ class PreparedData:
 
         return load_tokenizer(Path(self.directory) / "tokenizer")
 
-    @cached_property
-    def words(self) -> "WordIds":
-        from distill.tokenizer import word_ids
-
-        return word_ids(self.tokenizer)
+    @property
+    def words(self) -> WordIds:
+        return WordIds(*self.word_ids)
 
     @property
     def vocab_size(self) -> int:
@@ -71,6 +82,33 @@ def prepare_data(config: DataConfig, root: Path, say: Callable[[str], None] = la
         with new_directory(directory) as beside:
             write_json(beside / "data.json", _prepare(config, beside))
     return PreparedData(directory=str(directory), **json.loads((directory / "data.json").read_text()))
+
+
+def example_lengths(data: PreparedData, config: DataConfig) -> tuple[int, SpanLengths]:
+    """Raw tokens of an example, and what they are corrupted to.
+
+    Raises:
+        UserError: the data has too few tokens, or its tokenizer too few sentinels, for such examples.
+    """
+    shape = {"noise_density": config.noise_density, "mean_span_length": config.mean_span_length}
+    raw = raw_length_for(config.input_length, **shape)
+    lengths = span_lengths(raw, **shape)
+    if data.train_tokens < raw:
+        raise UserError(
+            f"the training part of {data.name} has {data.train_tokens} tokens, one example needs {raw}; "
+            "use more text or a shorter data.input_length"
+        )
+    if (available := data.validation_tokens // raw) < config.validation_examples:
+        raise UserError(
+            f"data.validation_examples is {config.validation_examples}, but the validation part of {data.name} gives "
+            f"{available} of {raw} tokens; ask for fewer, or raise data.validation_fraction"
+        )
+    if lengths.spans > data.words.sentinels:
+        raise UserError(
+            f"an example of data.input_length {config.input_length} has {lengths.spans} spans, but the tokenizer "
+            f"has {data.words.sentinels} sentinels; choose a shorter one"
+        )
+    return raw, lengths
 
 
 def _prepare(config: DataConfig, directory: Path) -> dict:
@@ -117,6 +155,7 @@ def _prepare(config: DataConfig, directory: Path) -> dict:
         "validation_digest": digests["validation"].hexdigest(),
         "fingerprint": hashlib.sha256(json.dumps(identity).encode()).hexdigest()[:32],
         **counts,
+        "word_ids": list(word_ids(tokenizer)),
     }
 
 
@@ -154,4 +193,4 @@ def _key(config: DataConfig) -> str:
     if (local := Path(config.tokenizer)).is_dir():
         files += sorted(path for path in local.iterdir() if path.is_file())
     stamps = [(str(path), path.stat().st_size, path.stat().st_mtime_ns) for path in files]
-    return hashlib.sha256(json.dumps([shaping, stamps]).encode()).hexdigest()[:16]
+    return hashlib.sha256(json.dumps([_FORMAT, shaping, stamps]).encode()).hexdigest()[:16]

@@ -74,6 +74,17 @@ def hidden_states(
     return hidden.flatten(0, 1), model.lm_head.weight
 
 
+def place(model: PreTrainedModel, device: torch.device) -> PreTrainedModel:
+    """Move to ``device``, with the attention that is fastest there.
+
+    T5's position bias keeps transformers' sdpa attention off the fused CPU kernel, and what it falls back to is
+    about a quarter slower than the plain products.
+    """
+    if device.type == "cpu":
+        model.set_attn_implementation("eager")
+    return model.to(device)
+
+
 def count_parameters(model: nn.Module) -> int:
     """Parameters of a model, tied ones once."""
     return sum(parameter.numel() for parameter in model.parameters())

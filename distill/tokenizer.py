@@ -3,25 +3,15 @@
 import itertools
 from collections.abc import Iterable, Iterator
 from pathlib import Path
-from typing import NamedTuple
 
 from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers, processors, trainers
 from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
 from distill.errors import UserError
+from distill.prepare import WordIds
 
 SENTINELS = 100
 TRAINING_CHARACTERS = 200_000_000  # enough for any vocabulary here, and bounded on a corpus like C4
-
-
-class WordIds(NamedTuple):
-    """The ids that the objective needs. Sentinel k is ``sentinel_start - k``, for k < ``sentinels``."""
-
-    size: int
-    pad: int
-    eos: int
-    sentinel_start: int
-    sentinels: int
 
 
 def train_tokenizer(texts: Iterable[str], vocabulary: int) -> PreTrainedTokenizerFast:

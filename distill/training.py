@@ -4,8 +4,10 @@ Every random number of a step is a function of (seed, step), and so is the data:
 takes the same steps as one that is not.
 """
 
+import ctypes
 import math
 import os
+import platform
 import time
 from collections.abc import Callable
 from contextlib import nullcontext
@@ -22,6 +24,9 @@ from distill.checkpoint import checkpoints, load_checkpoint, save_checkpoint
 from distill.config import TrainingConfig
 from distill.data import IGNORE_INDEX, Batch, Examples
 from distill.errors import UserError
+
+# Numbers of glibc's malloc.h.
+_M_TRIM_THRESHOLD, _M_TOP_PAD, _M_MMAP_MAX, _M_ARENA_MAX = -1, -2, -4, -8
 
 
 class TrainingDiverged(RuntimeError):
@@ -43,6 +48,7 @@ def make_accelerator(precision: Literal["auto", "bfloat16", "float32"]) -> Accel
     Gradient accumulation stays 1 whatever the environment says: the loop divides by its own count of tokens.
     """
     os.environ.pop("ACCELERATE_GRADIENT_ACCUMULATION_STEPS", None)
+    _keep_freed_memory()
     bfloat16 = precision == "bfloat16" or (precision == "auto" and _multiplies_bfloat16())
     return Accelerator(mixed_precision="bf16" if bfloat16 else "no", gradient_accumulation_steps=1)
 
@@ -207,6 +213,15 @@ def _optimizer(objective: nn.Module, config: TrainingConfig) -> torch.optim.Opti
     if config.optimizer == "adafactor":
         return torch.optim.Adafactor(groups, lr=config.learning_rate)
     return torch.optim.AdamW(groups, lr=config.learning_rate, fused=True)
+
+
+def _keep_freed_memory() -> None:
+    """Let glibc reuse large blocks instead of returning them: on a CPU, a fifth of a step went into page faults."""
+    if platform.libc_ver()[0] != "glibc" or torch.cuda.is_available():
+        return
+    mallopt = ctypes.CDLL(None).mallopt
+    for option, value in ((_M_MMAP_MAX, 0), (_M_TRIM_THRESHOLD, 2**31 - 1), (_M_TOP_PAD, 2**26), (_M_ARENA_MAX, 1)):
+        mallopt(option, value)
 
 
 def _multiplies_bfloat16() -> bool:

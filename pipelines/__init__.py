@@ -12,6 +12,7 @@ distill    stage 3: train the student on hard and soft labels
 report     stage 4: the fraction of the teacher's gain that the student keeps
 plot       the report's picture
 tracking   MLflow: the store, one run per stage, curves, models, data sets
+metric_feed  delivers curves to MLflow beside the training
 lineage    from a model back to its data, read from MLflow
 view       the comparison of ratios as a saved view of the MLflow UI
 progress   bars and messages, on stderr

@@ -13,7 +13,7 @@ from distill.data import Examples
 from distill.errors import UserError
 from distill.evaluation import evaluate
 from distill.objectives import HardLabels
-from distill.seq2seq import build_dense, count_parameters
+from distill.seq2seq import build_dense, count_parameters, place
 from distill.training import train, trunk_steps
 from pipelines.plan import long_steps
 from pipelines.run import Outcome, StageRun
@@ -26,7 +26,7 @@ def compute(run: StageRun) -> Outcome:
     held_out = Examples(run.data, config.data, seed=None)
     batch_size = config.teacher.evaluation_batch_size
     short, long = training.steps, long_steps(config)
-    model = _model(run)
+    model = place(_model(run), run.accelerator.device)
 
     def quality() -> float:
         return evaluate(model, held_out, batch_size=batch_size, accelerator=run.accelerator)[0]

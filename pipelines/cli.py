@@ -1,6 +1,5 @@
 """The commands. Each imports what it needs, so that --help and wrong input are answered at once."""
 
-import contextlib
 import json
 import os
 import sys
@@ -108,7 +107,7 @@ def lineage(
     if json_:
         print(json.dumps(tree, indent=2))
     else:
-        Console(soft_wrap=True).print(draw(tree), highlight=False)
+        Console(width=200).print(draw(tree), highlight=False)  # digests are not to be cut
 
 
 @app.command()
@@ -243,12 +242,8 @@ def _show_report(pipeline: "Pipeline", finished: "Finished", json_: bool) -> Non
     if json_:
         print(json.dumps(values, indent=2))
         return
-    console = Console()
-    if not console.is_terminal:
-        console = Console(width=140)  # a file has no width to respect
-    console.print(table(values), highlight=False)
-    with contextlib.suppress(ValueError):
-        pipeline.say(f"Report and plot: {pipeline.workdir / 'report.md'}, {pipeline.workdir / 'fraction_kept.png'}")
+    Console().print(table(values), highlight=False)
+    pipeline.say(f"Report and plot: {pipeline.workdir / 'report.md'}, {pipeline.workdir / 'fraction_kept.png'}")
     where = "" if pipeline.workdir == WORK else f" --workdir {pipeline.workdir}"
     pipeline.say(f"Compare in the MLflow UI: switch-distill ui{where}")
     pipeline.say(f"Back to the data: switch-distill lineage {values['ratios'][-1]['student_model_uri']}{where}")

@@ -6,7 +6,7 @@ from transformers import T5ForConditionalGeneration
 from distill.data import Examples
 from distill.evaluation import evaluate
 from distill.objectives import HardAndSoftLabels, HardLabels
-from distill.seq2seq import count_parameters
+from distill.seq2seq import count_parameters, place
 from distill.training import train
 from pipelines.run import Outcome, StageRun
 from teachers.model import load_teacher
@@ -17,6 +17,7 @@ def compute(run: StageRun) -> Outcome:
     config, settings = run.config, run.config.distill
     held_out = Examples(run.data, config.data, seed=None)
     student = T5ForConditionalGeneration.from_pretrained(run.inputs["init"].model)
+    place(student, run.accelerator.device)
 
     def measure():
         return evaluate(student, held_out, batch_size=config.teacher.evaluation_batch_size, accelerator=run.accelerator)
@@ -42,5 +43,5 @@ def _objective(run: StageRun, student: T5ForConditionalGeneration) -> nn.Module:
     settings = run.config.distill
     if settings.hard_fraction == 1:
         return HardLabels(student)
-    teacher = load_teacher(run.inputs["teacher"].model, run.config.teacher).to(run.accelerator.device)
+    teacher = place(load_teacher(run.inputs["teacher"].model, run.config.teacher), run.accelerator.device)
     return HardAndSoftLabels(student, teacher, hard_fraction=settings.hard_fraction, temperature=settings.temperature)

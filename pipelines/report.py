@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from rich import box
 from rich.table import Table
 
 from distill.files import write_json, write_text
@@ -164,39 +165,44 @@ def _log_headlines(run: StageRun, report: dict[str, Any]) -> None:
 def markdown(report: dict[str, Any]) -> str:
     """report.md: the table of the terminal, and what its columns mean."""
     header, rows = _cells(report)
-    lines = ["| " + " | ".join(header) + " |", "|" + " --- |" * len(header)]
+    lines = ["| " + " | ".join(header) + " |", "| :--- |" + " ---: |" * (len(header) - 1)]
     lines += ["| " + " | ".join(row) + " |" for row in rows]
     data = report["data"]
+    seeds = " and seeds" if len(report["ratios"][0]["seeds"]) > 1 else ""
     return (
-        "# Fraction of the teacher's gain that the student keeps\n\n"
-        + "\n".join(lines)
-        + f"\n\n{_baseline_line(report)}\n\nQuality is the negative log perplexity on {data['validation_examples']:,} "
-        f"held-out examples, in nats per target token; higher is better. Kept is (student - baseline) / (teacher - "
-        f"baseline). Intervals are 95 % paired bootstrap intervals over examples"
-        f"{' and seeds' if len(report['ratios'][0]['seeds']) > 1 else ''}.\n\n"
+        "# Fraction of the teacher's gain that the student keeps\n\n" + "\n".join(lines) + f"\n\n{_caption(report)}\n\n"
+        f"Quality Q is the negative log perplexity on {data['validation_examples']:,} held-out examples, in nats per "
+        "target token; higher is better. Gain is Q teacher - Q baseline; kept is (Q student - Q baseline) / gain. "
+        f"Intervals are 95 % paired bootstrap intervals over examples{seeds}.\n\n"
         f"Data: {data['name']}, {data['train_tokens']:,} training tokens, digest `{data['digest']}`. "
         f"Report: `{report['fingerprint']}`.\n"
     )
 
 
 def table(report: dict[str, Any]) -> Table:
-    """The report for a terminal."""
+    """The report for a terminal of 80 columns: an interval stands under its figure."""
     header, rows = _cells(report)
-    drawn = Table(title="Fraction of the teacher's gain that the student keeps", caption=_baseline_line(report))
+    drawn = Table(
+        title="Fraction of the teacher's gain that the student keeps",
+        caption=_caption(report),
+        box=box.SIMPLE_HEAD,
+        show_edge=False,
+        padding=(0, 1, 0, 0),
+    )
     for name in header:
-        drawn.add_column(name, justify="left" if name == "ratio" else "right", no_wrap=True)
+        broken = name.replace("compression", "com-\npression").replace("Q ", "Q\n").replace(", ", ",\n")
+        drawn.add_column(broken, justify="left" if name == "ratio" else "right", no_wrap=True)
     for row in rows:
-        drawn.add_row(*row)
+        drawn.add_row(*(cell.replace(" [", "\n[") for cell in row))
     return drawn
 
 
 def _cells(report: dict[str, Any]) -> tuple[list[str], list[list[str]]]:
-    header = ["ratio", "teacher", "student", "smaller", "Q teacher", "Q student", "gain", "kept", "kept, long"]
+    header = ["ratio", "size", "compression", "Q teacher", "Q student", "gain", "kept", "kept, long"]
     rows = [
         [
             row["ratio"],
             _millions(row["teacher_parameters"]),
-            _millions(row["student_parameters"]),
             f"{row['compression']:.0%}",
             f"{row['teacher_quality']:.3f}",
             f"{row['student_quality']:.3f}",
@@ -209,21 +215,18 @@ def _cells(report: dict[str, Any]) -> tuple[list[str], list[list[str]]]:
     return header, rows
 
 
-def _baseline_line(report: dict[str, Any]) -> str:
+def _caption(report: dict[str, Any]) -> str:
+    """Both baselines, and for which ratios a fraction is undefined."""
     short, long = report["baseline"], report["long_baseline"]
-    undefined = {
-        "the baseline": [row["ratio"] for row in report["ratios"] if row["fraction_kept"] is None],
-        "the long baseline": [row["ratio"] for row in report["ratios"] if row["fraction_kept_long"] is None],
-    }
-    notes = [
-        f" Undefined: the teacher's gain over {name} does not lie above 0 ({', '.join(ratios)})."
-        for name, ratios in undefined.items()
-        if ratios
-    ]
-    return (
-        f"Baseline {short['quality']:.3f} after {short['steps']:,} steps, as many as the student takes; long baseline "
-        f"{long['quality']:.3f} after {long['steps']:,}, as many as teacher and student take together.{''.join(notes)}"
+    text = (
+        f"Size is the teacher's; student and baseline have {_millions(short['parameters'])}. The baseline stands at "
+        f"{short['quality']:.3f} after {short['steps']:,} steps, as many as the student takes; the long baseline at "
+        f"{long['quality']:.3f} after {long['steps']:,}, as many as teacher and student take together."
     )
+    for name, key in (("baseline", "fraction_kept"), ("long baseline", "fraction_kept_long")):
+        if ratios := [row["ratio"] for row in report["ratios"] if row[key] is None]:
+            text += f" Undefined for {', '.join(ratios)}: the gain over the {name} has an interval that reaches 0."
+    return text
 
 
 def _percent(fraction: float | None, interval: Sequence[float] | None) -> str:

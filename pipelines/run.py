@@ -17,7 +17,7 @@ from rich.console import Console
 
 from distill.errors import UserError
 from distill.files import new_directory, write_json
-from distill.prepare import PreparedData, prepare_data
+from distill.prepare import PreparedData, example_lengths, prepare_data
 from pipelines.config import RunConfig
 from pipelines.plan import plan
 from pipelines.progress import Bar
@@ -47,6 +47,7 @@ class Pipeline:
     def __init__(self, config: RunConfig, source: str, workdir: Path, console: Console):
         self.config, self.source, self.workdir, self.console = config, source, workdir, console
         self.data = self._prepare()
+        example_lengths(self.data, config.data)  # whatever does not fit is said before anything is computed
         self.stages = plan(config, self.data.fingerprint)
 
     @cached_property
@@ -105,7 +106,7 @@ class Pipeline:
         return finished
 
     def say(self, message: str) -> None:
-        self.console.print(message, highlight=False)
+        self.console.print(message, highlight=False, soft_wrap=True)
 
     def _prepare(self) -> PreparedData:
         if int(os.environ.get("WORLD_SIZE", "1")) == 1:
@@ -144,6 +145,10 @@ class StageRun:
             status = "FINISHED"
         except KeyboardInterrupt:
             status = "KILLED"
+            raise
+        except UserError:
+            if tracked:  # the input was wrong, so there is nothing to go on from
+                shutil.rmtree(directory)
             raise
         finally:
             if tracked:

@@ -5,7 +5,7 @@ from transformers import SwitchTransformersForConditionalGeneration
 from distill.data import Examples
 from distill.errors import UserError
 from distill.evaluation import evaluate
-from distill.seq2seq import count_parameters
+from distill.seq2seq import count_parameters, place
 from distill.training import train
 from pipelines.run import Outcome, StageRun
 from teachers.model import build_teacher, load_teacher, save_teacher
@@ -18,8 +18,7 @@ def compute(run: StageRun) -> Outcome:
     settings, stage = run.config.teacher, run.stage
     held_out = Examples(run.data, run.config.data, seed=None)
     source = settings.checkpoints.get(stage.ratio)
-    model = _load(run, source) if source else _build(run)
-    model.to(run.accelerator.device)
+    model = place(_load(run, source) if source else _build(run), run.accelerator.device)
 
     def measure():
         return evaluate(model, held_out, batch_size=settings.evaluation_batch_size, accelerator=run.accelerator)

@@ -7,11 +7,9 @@ ids, never through MLflow's idea of an active run.
 import contextlib
 import hashlib
 import json
-import logging
 import math
 import os
 import subprocess
-import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -22,6 +20,7 @@ from filelock import FileLock
 
 from distill.errors import UserError
 from distill.files import write_json, write_text
+from pipelines.metric_feed import MetricFeed
 
 # A tracking server that is gone must not hold up training: few and short attempts, the rest is kept on disk.
 os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "2")
@@ -31,8 +30,6 @@ os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
 os.environ.setdefault("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")
 os.environ.setdefault("MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT", "true")
 
-DELIVER_EVERY = 5.0  # seconds
-LARGEST_BATCH = 900  # MLflow takes 1000 metrics at once
 COLOURS = ("#1b6ca8", "#2a9d8f", "#e9a23b", "#c8553d", "#7b5ea7", "#5b8e3e", "#b0457b", "#4f6d7a")
 
 
@@ -112,7 +109,7 @@ class TrackedRun:
             everything = {**tags, **_environment()}
             self.run_id = self.client.create_run(store.experiment, run_name=name, tags=everything).info.run_id
             write_json(record, {"run_id": self.run_id})
-        self._feed = _MetricFeed(self.client, self.run_id, directory / "metrics.jsonl")
+        self._feed = MetricFeed(self.client, self.run_id, directory / "metrics.jsonl")
 
     def log_params(self, params: dict[str, Any]) -> None:
         from mlflow.entities import Param
@@ -202,74 +199,6 @@ class TrackedRun:
         """Deliver what is left of the curves and end the run as FINISHED, FAILED or KILLED."""
         self._feed.close()
         self.client.set_terminated(self.run_id, status)
-
-
-class _MetricFeed:
-    """A file of metrics that a thread copies to MLflow, so that no step waits for a server or is lost to one."""
-
-    def __init__(self, client: Any, run_id: str, path: Path):
-        self.client, self.run_id, self.path, self.sent = client, run_id, path, path.with_suffix(".sent")
-        self._last: dict[str, int] = {}
-        end = 0
-        for end, record in self._records(0):  # noqa: B007  its last value is used
-            self._last |= dict.fromkeys(record["metrics"], record["step"])
-        if path.exists():
-            os.truncate(path, end)  # a line that a killed process began
-        self._file = open(path, "a", buffering=1, encoding="utf-8")  # noqa: SIM115  closed in close()
-        self._stop, self._silent = threading.Event(), False
-        self._thread = threading.Thread(target=self._run, name="mlflow", daemon=True)
-        self._thread.start()
-
-    def log(self, step: int, metrics: dict[str, float]) -> None:
-        new = {k: v for k, v in metrics.items() if math.isfinite(v) and step > self._last.get(k, -1)}
-        if new:
-            self._last |= dict.fromkeys(new, step)
-            self._file.write(json.dumps({"time": int(time.time() * 1000), "step": step, "metrics": new}) + "\n")
-
-    def close(self) -> None:
-        self._stop.set()
-        self._thread.join()
-        self._file.close()
-        self._deliver()
-
-    def _run(self) -> None:
-        while not self._stop.wait(DELIVER_EVERY):
-            try:
-                self._deliver()
-                self._silent = False
-            except Exception as error:  # training must not end because a server is away
-                if not self._silent:
-                    logging.getLogger(__name__).warning("MLflow is away, metrics wait in %s: %s", self.path, error)
-                self._silent = True
-
-    def _deliver(self) -> None:
-        from mlflow.entities import Metric
-
-        start = int(self.sent.read_text()) if self.sent.exists() else 0
-        rows: list[Metric] = []
-        for end, record in self._records(start):
-            rows += [Metric(k, v, record["time"], record["step"]) for k, v in record["metrics"].items()]
-            if len(rows) >= LARGEST_BATCH - 50:
-                self._send(rows, end)
-                rows = []
-        if rows:
-            self._send(rows, end)
-
-    def _send(self, rows: list[Any], end: int) -> None:
-        self.client.log_batch(self.run_id, metrics=rows)
-        write_text(self.sent, str(end))
-
-    def _records(self, start: int) -> Iterator[tuple[int, dict]]:
-        """Whole lines from byte ``start`` on, each with the byte after it; a torn last line is left for later."""
-        if not self.path.exists():
-            return
-        with open(self.path, "rb") as file:
-            file.seek(start)
-            for line in file:
-                if not line.endswith(b"\n"):
-                    return
-                start += len(line)
-                yield start, json.loads(line)
 
 
 def directory_digest(directory: Path) -> str:

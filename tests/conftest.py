@@ -1,0 +1,69 @@
+"""Tiny objects that many tests share, and one run of the smoke preset. No network, no GPU."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+from distill.config import DataConfig, ModelConfig
+from distill.prepare import PreparedData, prepare_data
+
+ROOT = Path(__file__).parent.parent
+torch.set_num_threads(1)  # the tensors here are too small to share
+
+
+@pytest.fixture
+def shape() -> ModelConfig:
+    return ModelConfig(d_model=16, d_ff=32, d_kv=8, num_heads=2, num_layers=2)
+
+
+@pytest.fixture(scope="session")
+def text_files(tmp_path_factory) -> str:
+    """A corpus of 60 documents of real words, as a ``text:`` corpus."""
+    directory = tmp_path_factory.mktemp("corpus")
+    words = (ROOT / "LICENSE").read_text().split()
+    for number in range(60):
+        start = number * 25
+        (directory / f"{number:02d}.txt").write_text(f"document {number}\n" + " ".join(words[start : start + 200]))
+    return f"text:{directory}/*.txt"
+
+
+@pytest.fixture(scope="session")
+def data_config(text_files) -> DataConfig:
+    return DataConfig(
+        corpus=text_files, vocabulary=512, input_length=32, validation_fraction=0.2, validation_examples=12
+    )
+
+
+@pytest.fixture(scope="session")
+def data(data_config, tmp_path_factory) -> PreparedData:
+    return prepare_data(data_config, tmp_path_factory.mktemp("data"))
+
+
+def switch_distill(*arguments: str, **environment: str) -> subprocess.CompletedProcess:
+    """The command line in a process of its own."""
+    return subprocess.run(
+        [sys.executable, "-m", "pipelines.cli", *arguments],
+        capture_output=True,
+        text=True,
+        cwd=ROOT,
+        env={**os.environ, "MLFLOW_TRACKING_URI": "", **environment},
+        timeout=600,
+    )
+
+
+@pytest.fixture(scope="session")
+def cli():
+    return switch_distill
+
+
+@pytest.fixture(scope="session")
+def smoke(tmp_path_factory):
+    """Work directory, and the finished process of ``run smoke --json`` in it."""
+    workdir = tmp_path_factory.mktemp("smoke") / "work"
+    done = switch_distill("run", "smoke", "--workdir", str(workdir), "--json")
+    assert done.returncode == 0, done.stderr
+    return workdir, done

@@ -1,0 +1,51 @@
+"""Decisions that fail the build: the direction of imports, the size of files, who may import mlflow."""
+
+import ast
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parent.parent
+PACKAGES = {
+    "distill": {"distill"},
+    "teachers": {"distill", "teachers"},
+    "students": {"distill", "students", "teachers"},
+    "pipelines": {"distill", "teachers", "students", "pipelines"},
+}
+SOURCES = [path for package in PACKAGES for path in sorted((ROOT / package).rglob("*.py"))]
+
+
+def imported(path: Path) -> set[str]:
+    names: set[str] = set()
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Import):
+            names |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom):
+            names.add(node.module or "")
+    return names
+
+
+@pytest.mark.parametrize("path", SOURCES, ids=lambda path: str(path.relative_to(ROOT)))
+def test_imports_go_one_way_and_files_stay_short(path):
+    package = path.relative_to(ROOT).parts[0]
+    ours = {name.split(".")[0] for name in imported(path)} & set(PACKAGES)
+    assert ours <= PACKAGES[package]
+    assert len(path.read_text().splitlines()) <= 300
+
+
+def test_students_read_teachers_only_to_load_one():
+    modules = {name for path in (ROOT / "students").glob("*.py") for name in imported(path) if "teachers" in name}
+    assert modules <= {"teachers.model"}
+
+
+def test_mlflow_is_imported_in_three_files_only():
+    users = {path.name for path in SOURCES if any(name.split(".")[0] == "mlflow" for name in imported(path))}
+    assert users == {"tracking.py", "metric_feed.py", "lineage.py"}
+
+
+@pytest.mark.parametrize("module", ["pipelines.cli", "pipelines.config", "pipelines.plan", "pipelines.run"])
+def test_what_answers_quickly_does_not_import_torch(module):
+    code = f"import sys, {module}; sys.exit('torch' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], cwd=ROOT).returncode == 0

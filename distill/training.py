@@ -103,7 +103,7 @@ def train(
     """
     hooks = hooks or Hooks()
     steps = steps or config.steps
-    stop = stop or steps
+    stop = steps if stop is None else stop
     micro_batches = _split_batch(config, accelerator)
     optimizer = _optimizer(objective, config)
     model = objective.model

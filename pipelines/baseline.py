@@ -31,7 +31,7 @@ def compute(run: StageRun) -> Outcome:
     def quality() -> float:
         return evaluate(model, held_out, batch_size=batch_size, accelerator=run.accelerator)[0]
 
-    def leg(name: str, *, steps: int, stop: int, start: Path | None, prefix: str = "") -> Path:
+    def leg(name: str, *, steps: int, stop: int, start: Path | None, prefix: str = "") -> Path | None:
         directory = run.directory / "checkpoints" / name
         train(
             HardLabels(model),
@@ -45,18 +45,19 @@ def compute(run: StageRun) -> Outcome:
             start=start,
             hooks=run.hooks(quality, prefix),
         )
-        return checkpoints(directory)[-1]
+        return next(reversed(checkpoints(directory)), None)
 
-    metrics: dict[str, float] = {}
     trunk = leg("trunk", steps=long, stop=trunk_steps(training, short), start=None)
-    for name, steps in (("baseline", short), ("long_baseline", long)):
-        leg(name, steps=steps, stop=steps, start=trunk, prefix="short/" if steps < long else "")
-        metrics[name], losses = evaluate(model, held_out, batch_size=batch_size, accelerator=run.accelerator)
-        run.save_losses(losses, f"{name}_losses")
+    measured = {}
+    for steps in sorted({short, long}):  # one length where a loaded teacher took no steps
+        leg(f"to-{steps}", steps=steps, stop=steps, start=trunk, prefix="short/" if steps < long else "")
+        measured[steps] = evaluate(model, held_out, batch_size=batch_size, accelerator=run.accelerator)
+    run.save_losses(measured[short][1], "baseline_losses")
+    run.save_losses(measured[long][1], "long_baseline_losses")
+    metrics = {"quality": measured[short][0], "quality_long": measured[long][0]}
     parameters = count_parameters(model)
-    metrics = {"quality": metrics["baseline"], "quality_long": metrics["long_baseline"], "parameters": parameters}
     facts = {"steps": short, "long_steps": long, "parameters": parameters}
-    return Outcome(metrics, facts, run.save_model(model))
+    return Outcome({**metrics, "parameters": parameters}, facts, run.save_model(model))
 
 
 def _model(run: StageRun) -> T5ForConditionalGeneration:

@@ -34,20 +34,20 @@ def smoke() -> dict[str, Any]:
 def demo() -> dict[str, Any]:
     """Baseline, three teachers and their students on the standard library's text, in minutes on two cores."""
     training = {
-        "batch_size": 32,
+        "batch_size": 16,
         "learning_rate": 5e-3,
-        "warmup_steps": 50,
+        "warmup_steps": 100,
         "cooldown": 0.2,
-        "log_every": 10,
-        "evaluate_every": 100,
+        "log_every": 20,
+        "evaluate_every": 200,
         "checkpoint_every": 200,
     }
     return {
         "name": "demo",
         "data": {"corpus": "stdlib", "vocabulary": 1024, "input_length": 128, "validation_examples": 512},
         "model": {"d_model": 64, "d_ff": 256, "d_kv": 32, "num_heads": 2, "num_layers": 2},
-        "teacher": {"experts": [4, 8, 16], "training": {**training, "steps": 900}},
-        "distill": {"training": {**training, "steps": 300}},
+        "teacher": {"experts": [4, 8, 16], "training": {**training, "steps": 2400}},
+        "distill": {"training": {**training, "steps": 400}},
     }
 
 

@@ -1,0 +1,98 @@
+import gzip
+import json
+
+import datasets
+import pytest
+
+from distill.corpus import Digest, corpus_files, is_validation, read_documents
+from distill.errors import UserError
+
+TEXTS = ["first text", "second\ntext", "  ", "dritter Text mit ü"]
+KEPT = [TEXTS[0], TEXTS[1], TEXTS[3]]  # a blank document says nothing
+
+
+@pytest.fixture
+def rows():
+    return [{"text": text, "url": str(number)} for number, text in enumerate(TEXTS)]
+
+
+def test_stdlib_is_the_real_one_without_its_tests():
+    files = corpus_files("stdlib")
+    names = {path.name for path in files}
+    assert {"argparse.py", "topics.py", "decimal.py"} <= names
+    assert not any({"test", "tests", "site-packages"} & set(path.parts[-4:-1]) for path in files)
+    assert 8e6 < sum(path.stat().st_size for path in files) < 30e6
+    assert next(read_documents("stdlib"))
+
+
+def test_text_files_are_documents_in_a_fixed_order(tmp_path):
+    for number, text in enumerate(TEXTS):
+        (tmp_path / f"{number}.txt").write_text(text, encoding="utf-8")
+    assert list(read_documents(f"text:{tmp_path}/*.txt")) == KEPT
+
+
+@pytest.mark.parametrize("open_file,suffix", [(open, "json"), (gzip.open, "json.gz")])
+def test_jsonl_rows_are_documents(tmp_path, rows, open_file, suffix):
+    """Gzipped JSON lines with text and url are what C4's files are."""
+    with open_file(tmp_path / f"c4-train.00000-of-00001.{suffix}", "wt", encoding="utf-8") as file:
+        file.writelines(json.dumps(row) + "\n" for row in rows)
+    assert list(read_documents(f"jsonl:{tmp_path}/c4-train.*.{suffix}")) == KEPT
+
+
+def test_parquet_and_another_column(tmp_path, rows):
+    datasets.Dataset.from_list(rows).to_parquet(tmp_path / "part.parquet")
+    assert list(read_documents(f"parquet:{tmp_path}/*.parquet")) == KEPT
+    assert list(read_documents(f"parquet:{tmp_path}/*.parquet", "url")) == ["0", "1", "2", "3"]
+
+
+def test_a_data_set_in_the_hubs_format_with_a_config(tmp_path, rows):
+    """A directory laid out as a hub repository: a card that names configs, and files for each."""
+    for config, part in (("en", rows), ("de", rows[3:])):
+        (tmp_path / config).mkdir()
+        datasets.Dataset.from_list(part).to_parquet(tmp_path / config / "train.parquet")
+    card = "".join(
+        f"- config_name: {c}\n  data_files:\n  - split: train\n    path: {c}/train.parquet\n" for c in ("en", "de")
+    )
+    (tmp_path / "README.md").write_text(f"---\nconfigs:\n{card}---\n")
+    assert list(read_documents(f"hf:{tmp_path}:en")) == KEPT
+    assert list(read_documents(f"hf:{tmp_path}:de")) == KEPT[2:]
+
+
+@pytest.mark.parametrize(
+    "corpus,message",
+    [
+        ("stdlb", "use one of stdlib, text:GLOB"),
+        ("text:", "use one of"),
+        ("text:/nowhere/*.txt", "matches no file"),
+        ("jsonl:{tmp}/bad.jsonl", "cannot be read"),
+        ("text:{tmp}/latin.txt", "is not UTF-8 text"),
+        ("jsonl:{tmp}/other.jsonl", "no text in column 'text' \\(columns: body\\); set data.text_column"),
+        ("parquet:{tmp}/bad.jsonl", "cannot be read"),
+        ("hf:{tmp}/nothing", "cannot be read"),
+    ],
+)
+def test_a_corpus_that_cannot_be_used_is_named(tmp_path, corpus, message):
+    (tmp_path / "bad.jsonl").write_text('{"text": "fine"}\n{"text": \n')
+    (tmp_path / "other.jsonl").write_text('{"body": "fine"}\n')
+    (tmp_path / "latin.txt").write_bytes("für".encode("latin-1"))
+    with pytest.raises(UserError, match=message):
+        list(read_documents(corpus.format(tmp=tmp_path)))
+
+
+def test_the_split_depends_on_the_text_alone():
+    texts = [f"document {number}" for number in range(4000)]
+    held_out = [text for text in texts if is_validation(text, 0.1)]
+    assert 320 < len(held_out) < 480
+    assert set(held_out) == {text for text in reversed(texts) if is_validation(text, 0.1)}
+    assert set(held_out) <= {text for text in texts if is_validation(text, 0.2)}
+
+
+def test_the_digest_sees_every_byte_and_every_border():
+    def digest(*texts):
+        total = Digest()
+        for text in texts:
+            total.add(text)
+        return total.hexdigest()
+
+    assert len(digest("a")) <= 36
+    assert len({digest("ab", "c"), digest("a", "bc"), digest("abc"), digest("ab", "d"), digest("c", "ab")}) == 5

@@ -1,0 +1,117 @@
+import numpy as np
+import pytest
+import torch
+
+from distill.config import DataConfig
+from distill.corpus import is_validation, read_documents
+from distill.data import Examples
+from distill.errors import UserError
+from distill.prepare import example_lengths, prepare_data
+from distill.tokenizer import encode
+
+
+def rebuild(data, inputs, targets):
+    """The raw tokens of one example."""
+    first = data.words.sentinel_start - data.words.sentinels
+    spans, current = {}, None
+    for token in targets.tolist()[:-1]:
+        if token > first:
+            current = spans.setdefault(token, [])
+        else:
+            current.append(token)
+    return [t for token in inputs.tolist()[:-1] for t in (spans[token] if token > first else [token])]
+
+
+def test_the_two_sides_hold_the_documents_of_the_split(data, data_config):
+    documents = list(read_documents(data_config.corpus))
+    for split, wanted in (("train", False), ("validation", True)):
+        texts = [text for text in documents if is_validation(text, data_config.validation_fraction) == wanted]
+        expected = [token for ids in encode(data.tokenizer, texts) for token in ids]
+        assert data.tokens(split).tolist() == expected
+    assert data.train_documents + data.validation_documents == len(documents)
+
+
+def test_examples_hold_the_text_in_fixed_lengths(data, data_config):
+    examples = Examples(data, data_config, seed=0)
+    batch = examples.batch(range(6))
+    assert batch.input_ids.shape == (6, 32) and batch.labels.shape == (6, examples.lengths.targets)
+    assert batch.input_ids.dtype == batch.labels.dtype == torch.int64
+    text = data.tokens("train").tolist()
+    segments = [text[i : i + examples.raw_length] for i in range(0, len(text), examples.raw_length)]
+    for inputs, targets in zip(*batch, strict=True):
+        assert rebuild(data, inputs, targets) in segments
+
+
+def test_an_epoch_reads_every_segment_once_and_the_next_in_another_order(data, data_config):
+    examples = Examples(data, data_config, seed=0)
+    n = examples.segments
+    epochs = [
+        [rebuild(data, *row) for row in zip(*examples.batch(range(e * n, e * n + n)), strict=True)] for e in range(2)
+    ]
+    assert epochs[0] != epochs[1] and sorted(epochs[0]) == sorted(epochs[1])
+
+
+def test_an_example_is_a_function_of_seed_and_index(data, data_config):
+    one, same, other = (Examples(data, data_config, seed=seed) for seed in (1, 1, 2))
+    batch = one.batch([3, 500, 4])
+    again = same.batch([500])
+    assert torch.equal(batch.input_ids[1], again.input_ids[0]) and torch.equal(batch.labels[1], again.labels[0])
+    assert not torch.equal(other.batch([3, 500, 4]).input_ids, batch.input_ids)
+
+
+def test_validation_examples_are_the_same_for_everyone_and_spread(data, data_config):
+    examples = Examples(data, data_config, seed=None)
+    whole = [torch.cat(part) for part in zip(*examples.validation_batches(5), strict=True)]
+    single = [torch.cat(part) for part in zip(*examples.validation_batches(1), strict=True)]
+    assert all(torch.equal(a, b) for a, b in zip(whole, single, strict=True)) and len(whole[0]) == 12
+    text = data.tokens("validation").tolist()
+    starts = [i * examples.segments // 12 * examples.raw_length for i in range(12)]
+    assert len(set(starts)) == 12
+    for start, inputs, targets in zip(starts, *whole, strict=True):
+        assert rebuild(data, inputs, targets) == text[start : start + examples.raw_length]
+
+
+def test_prepared_data_is_reused_until_a_file_changes(tmp_path):
+    files = tmp_path / "corpus"
+    files.mkdir()
+    for number in range(40):
+        (files / f"{number}.txt").write_text(f"text number {number} " * 10)
+    config = DataConfig(corpus=f"text:{files}/*.txt", vocabulary=400, input_length=16, validation_examples=4)
+    said = []
+    first = prepare_data(config, tmp_path / "data", said.append)
+    assert prepare_data(config, tmp_path / "data", said.append) == first and len(said) == 1
+    (files / "7.txt").write_text("another text")
+    changed = prepare_data(config, tmp_path / "data", said.append)
+    assert changed.digest != first.digest and changed.fingerprint != first.fingerprint and len(said) == 2
+    assert not list((tmp_path / "data").glob(".*"))
+
+
+def test_reading_stops_at_train_tokens(text_files, data, tmp_path):
+    config = DataConfig(corpus=text_files, vocabulary=512, train_tokens=100, validation_fraction=0.2)
+    assert 100 <= prepare_data(config, tmp_path).train_tokens <= data.train_tokens
+
+
+def test_an_empty_side_is_refused_and_leaves_nothing(tmp_path):
+    (tmp_path / "one.txt").write_text("a single document")
+    config = DataConfig(corpus=f"text:{tmp_path}/*.txt", vocabulary=400)
+    with pytest.raises(UserError, match="part of .* is empty .*data.validation_fraction"):
+        prepare_data(config, tmp_path / "data")
+    assert not list((tmp_path / "data").iterdir())
+
+
+@pytest.mark.parametrize(
+    "change,message",
+    [
+        ({"input_length": 30_000}, "one example needs"),
+        ({"validation_examples": 10_000}, "data.validation_examples is 10000"),
+        ({"input_length": 400, "mean_span_length": 1.0, "noise_density": 0.4, "validation_examples": 1}, "sentinels"),
+    ],
+)
+def test_examples_that_do_not_fit_the_data_are_refused(data, data_config, change, message):
+    with pytest.raises(UserError, match=message):
+        example_lengths(data, data_config.model_copy(update=change))
+
+
+def test_vocabulary_is_rounded_up_as_in_t5(data):
+    assert data.vocab_size % 128 == 0 and 0 <= data.vocab_size - data.words.size < 128
+    assert np.iinfo(data.tokens("train").dtype).max >= data.words.size

@@ -1,0 +1,153 @@
+import pytest
+import yaml
+
+from distill.errors import UserError
+from pipelines.config import RunConfig, load_config
+from pipelines.plan import long_steps, plan
+from pipelines.presets import PRESETS
+
+
+@pytest.mark.parametrize("name", PRESETS)
+def test_every_preset_is_valid_and_described(name):
+    config = load_config(name)
+    assert config.name == name and PRESETS[name].__doc__
+    assert plan(config, "data")
+
+
+def test_defaults_are_the_papers():
+    config = RunConfig.model_validate({"teacher": {"experts": [8]}})
+    assert config.distill.hard_fraction == 0.75 and config.distill.temperature == 1.0
+    assert config.teacher.capacity_factor_train == 1.25 and config.teacher.capacity_factor_eval == 2.0
+    assert config.teacher.load_balancing_weight == 0.01 and config.teacher.jitter == 0.01
+    assert (config.data.noise_density, config.data.mean_span_length, config.data.input_length) == (0.15, 3.0, 512)
+    assert (config.model.d_model, config.model.num_layers, config.model.d_ff) == (768, 12, 3072)
+
+
+def test_overrides_and_seed():
+    config = load_config("demo", ["distill.training.learning_rate=2e-4", "teacher.experts=[2, 64]"], seed=7)
+    assert config.distill.training.learning_rate == 2e-4
+    assert config.teacher.ratios == {"e2": 2, "e64": 64} and config.seeds == [7]
+
+
+def test_a_file_may_start_from_a_preset(tmp_path):
+    path = tmp_path / "mine.yaml"
+    path.write_text("preset: demo\ndistill:\n  hard_fraction: 0.5\n  training: {learning_rate: 1e-4}\n")
+    config, demo = load_config(str(path)), load_config("demo")
+    assert config.distill.hard_fraction == 0.5 and config.distill.training.learning_rate == 1e-4
+    assert config.teacher == demo.teacher and config.distill.training.steps == demo.distill.training.steps
+
+
+def test_the_resolved_config_is_a_config(tmp_path):
+    path = tmp_path / "resolved.yaml"
+    path.write_text(yaml.safe_dump(load_config("demo").model_dump(mode="json")))
+    assert load_config(str(path)) == load_config("demo")
+
+
+@pytest.mark.parametrize(
+    "override,message",
+    [
+        ("distil.training.steps=3", "no key distil; did you mean distill?"),
+        ("distill.hard_fracton=1", "no key distill.hard_fracton; did you mean hard_fraction?"),
+        ("distill.zzz=1", "no key distill.zzz; allowed are hard_fraction, temperature, training"),
+        ("distill.hard_fraction=2", "distill.hard_fraction is 2; input should be less than or equal to 1"),
+        ("distill.temperature=.nan", "distill.temperature is nan"),
+        ("distill.training.steps=1.5", "distill.training.steps is 1.5"),
+        ("distill.training.steps=10", r"warmup_steps \(\d+\) must be smaller than steps \(10\)"),
+        ("distill.training.batch_size=null", "distill.training.batch_size is None"),
+        ("distill.training.micro_batch_size=7", "must be a multiple of micro_batch_size"),
+        ("distill.training.schedule=linear", "input should be 'inverse_sqrt' or 'cosine'"),
+        ("teacher.experts=8", "teacher.experts is 8; input should be a valid list"),
+        ("teacher.experts=[8, 8]", r"experts \[8, 8\] names a size twice"),
+        ("teacher.experts=[]", "name at least one teacher"),
+        ("teacher.checkpoints={x3: a}", "teacher.checkpoints.x3 is 'x3'"),
+        ("teacher.checkpoints={e99: a}", "data.tokenizer must name their tokenizer"),
+        ("data=3", "data is 3; it must be a section"),
+        ("model.num_layers=3", r"num_layers \(3\) must be a multiple of sparse_every \(2\)"),
+        ("seeds=[1, 1]", "names one twice"),
+        ("seeds=[]", "seeds is"),
+        ("name=../x", "name is '../x'"),
+        ("a", "--set 'a' must look like a.b=value"),
+        ("name.x=1", "name is a value, not a section"),
+        ("name=[", "is not a YAML value"),
+        ("data.corpus=!!python/object:os.system", "is not a YAML value"),
+    ],
+)
+def test_whatever_is_wrong_is_named_in_one_line(override, message):
+    with pytest.raises(UserError, match=message) as raised:
+        load_config("demo", [override])
+    assert "\n" not in str(raised.value)
+
+
+@pytest.mark.parametrize(
+    "text,message",
+    [
+        ("[1, 2]", "must hold keys and values"),
+        ("a: [", "is not readable YAML"),
+        ("x: !!python/object/apply:os.system [true]", "is not readable YAML"),
+        ("preset: dmo", "preset is 'dmo'; use one of"),
+        ("data: {}", "teacher is missing"),
+    ],
+)
+def test_a_bad_file_is_named(tmp_path, text, message):
+    path = tmp_path / "bad.yaml"
+    path.write_text(text)
+    with pytest.raises(UserError, match=message):
+        load_config(str(path))
+
+
+def test_a_misspelt_preset_gets_a_suggestion():
+    with pytest.raises(UserError, match="neither a preset .*did you mean demo"):
+        load_config("dmo")
+
+
+class TestPlan:
+    def test_order_and_inputs(self):
+        stages = plan(load_config("smoke"), "data")
+        titles = [stage.title for stage in stages]
+        assert titles == [
+            *["baseline", "teacher e2", "init e2", "distill e2"],
+            *["teacher e4", "init e4", "distill e4", "report"],
+        ]
+        for number, stage in enumerate(stages):
+            assert all(upstream in stages[:number] for upstream in stage.inputs.values())
+
+    def fingerprints(self, *overrides, data="data"):
+        return {stage.title: stage.fingerprint for stage in plan(load_config("smoke", overrides), data)}
+
+    def changed(self, *overrides, data="data"):
+        before, after = self.fingerprints(), self.fingerprints(*overrides, data=data)
+        return {title for title in before if before[title] != after[title]}
+
+    def test_a_stage_changes_with_its_own_settings_and_its_inputs_alone(self):
+        assert self.changed("distill.hard_fraction=0.5") == {"distill e2", "distill e4", "report"}
+        assert self.changed("distill.training.learning_rate=0.1") == {
+            *("baseline", "distill e2", "distill e4", "report"),
+        }
+        assert self.changed("report.resamples=500") == {"report"}
+        assert self.changed("teacher.load_balancing_weight=0.1") == set(self.fingerprints()) - {"baseline"}
+        assert self.changed(data="other") == set(self.fingerprints())
+        assert self.changed() == set()
+
+    def test_another_teacher_leaves_the_first_alone(self):
+        assert self.changed("teacher.experts=[2, 4, 8]") == {"report"}
+
+    def test_the_teacher_is_no_input_of_a_student_without_soft_labels(self):
+        stages = {stage.title: stage for stage in plan(load_config("smoke", ["distill.hard_fraction=1.0"]), "data")}
+        assert set(stages["distill e2"].inputs) == {"init"}
+
+    def test_seeds_multiply_the_stages(self):
+        stages = plan(load_config("smoke", ["seeds=[0, 1]"]), "data")
+        assert len(stages) == 2 * 7 + 1 and len({stage.fingerprint for stage in stages}) == len(stages)
+        assert "distill e4 seed 1" in stages[-1].inputs
+
+    def test_the_long_baseline_takes_the_steps_of_teacher_and_student(self):
+        config = load_config("smoke")
+        assert long_steps(config) == config.teacher.training.steps + config.distill.training.steps
+        assert long_steps(load_config("switch-base")) == 10_000
+
+    def test_a_checkpoint_on_disk_counts_by_its_files(self, tmp_path):
+        (tmp_path / "config.json").write_text("{}")
+        overrides = ["teacher.experts=[]", f"teacher.checkpoints={{e8: {tmp_path}}}", "data.tokenizer=t5"]
+        before = self.fingerprints(*overrides)
+        (tmp_path / "config.json").write_text('{"a": 1}')
+        assert self.fingerprints(*overrides)["teacher e8"] != before["teacher e8"]

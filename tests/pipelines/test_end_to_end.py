@@ -1,0 +1,251 @@
+"""The four stages through the command line, and what MLflow holds of them."""
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+from transformers import AutoTokenizer, SwitchTransformersForConditionalGeneration, T5ForConditionalGeneration
+
+from pipelines.report import fraction_kept, gain
+
+ROOT = Path(__file__).parents[2]
+
+
+@pytest.fixture(scope="module")
+def report(smoke):
+    return json.loads(smoke[1].stdout)
+
+
+@pytest.fixture(scope="module")
+def client(smoke):
+    from mlflow import MlflowClient
+
+    return MlflowClient(f"sqlite:///{smoke[0]}/mlflow.db")
+
+
+@pytest.fixture(scope="module")
+def runs(client):
+    experiment = client.get_experiment_by_name("smoke")
+    return {
+        run.info.run_name: client.get_run(run.info.run_id) for run in client.search_runs([experiment.experiment_id])
+    }
+
+
+def losses(client, runs, name, file="validation_losses"):
+    path = client.download_artifacts(runs[name].info.run_id, f"{file}.json")
+    return np.array(json.loads(open(path).read()))
+
+
+def test_json_is_all_there_is_on_stdout_and_the_files_are_there(smoke, report):
+    workdir = smoke[0]
+    assert json.loads((workdir / "report.json").read_text()) == report
+    assert (workdir / "report.md").read_text().startswith("# Fraction of the teacher's gain")
+    assert (workdir / "fraction_kept.png").read_bytes().startswith(b"\x89PNG")
+    assert "done in" in smoke[1].stderr and "Traceback" not in smoke[1].stderr
+    assert not list(workdir.rglob("checkpoints"))
+
+
+def test_the_report_follows_from_the_losses_that_mlflow_holds(report, client, runs):
+    baseline = losses(client, runs, "baseline", "baseline_losses")
+    long = losses(client, runs, "baseline", "long_baseline_losses")
+    assert report["baseline"]["quality"] == pytest.approx(-baseline.mean())
+    assert report["long_baseline"]["quality"] == pytest.approx(-long.mean())
+    assert report["long_baseline"]["steps"] == 24 and report["baseline"]["steps"] == 8
+    for row in report["ratios"]:
+        teacher = losses(client, runs, f"teacher {row['ratio']}")
+        student = losses(client, runs, f"distill {row['ratio']}")
+        assert row["teacher_quality"] == pytest.approx(-teacher.mean())
+        assert row["student_quality"] == pytest.approx(-student.mean())
+        assert runs[f"distill {row['ratio']}"].data.metrics["quality"] == pytest.approx(-student.mean(), abs=1e-6)
+        assert row["compression"] == pytest.approx(1 - row["student_parameters"] / row["teacher_parameters"])
+        arguments = {"resamples": 1000}
+        value, interval = gain(baseline, teacher, **arguments)
+        assert [row["gain"], *row["gain_interval"]] == pytest.approx([value, *interval])
+        for reference, suffix in ((baseline, ""), (long, "_long")):
+            fraction, interval = fraction_kept(reference, teacher, student, **arguments)
+            assert row[f"fraction_kept{suffix}"] == fraction
+            assert row[f"fraction{suffix}_interval"] == (list(interval) if interval else None)
+            if fraction is None:
+                assert "reaches 0" in row[f"fraction{suffix}_undefined"]
+
+
+def test_runs_are_flat_finished_and_comparable(runs, report):
+    assert len(runs) == 8
+    for name, run in runs.items():
+        assert run.info.status == "FINISHED" and "mlflow.parentRunId" not in run.data.tags
+        assert name.startswith(run.data.tags["stage"]) and run.data.tags["data.digest"] == report["data"]["digest"]
+        assert "version.torch" in run.data.tags and len(run.data.params) > 1
+    for row in report["ratios"]:
+        student = runs[f"distill {row['ratio']}"].data
+        assert student.metrics["fraction_kept"] == pytest.approx(row["fraction_kept"], abs=1e-6)
+        assert student.metrics["experts"] == row["experts"]
+        assert student.tags["comparison"] == report["fingerprint"][:12]
+    colours = {runs[f"distill {row['ratio']}"].data.tags["mlflow.runColor"] for row in report["ratios"]}
+    assert len(colours) == len(report["ratios"])
+
+
+def test_curves_are_whole(client, runs):
+    for name, key, steps in (
+        ("teacher e4", "train/load_balancing_loss", range(2, 17, 2)),
+        ("distill e4", "train/kl", range(2, 9, 2)),
+        ("baseline", "train/loss", range(2, 25, 2)),
+        ("baseline", "short/train/loss", [8]),
+    ):
+        history = client.get_metric_history(runs[name].info.run_id, key)
+        assert sorted(point.step for point in history) == list(steps), (name, key)
+
+
+def test_lineage_leads_from_the_student_to_the_digest_of_its_data(smoke, cli, report):
+    row = report["ratios"][-1]
+    done = cli("lineage", row["student_model_uri"], "--workdir", str(smoke[0]), "--json")
+    assert done.returncode == 0, done.stderr
+    tree = json.loads(done.stdout)
+    assert tree["run_id"] == row["student_run_id"] and tree["stage"] == "distill"
+    above = {node["stage"]: node for node in tree["inputs"]}
+    assert set(above) == {"teacher", "init"} and above["teacher"]["run_id"] == row["teacher_run_id"]
+    assert [node["model_id"] for node in above["init"]["inputs"]] == [above["teacher"]["model_id"]]
+    for node in (tree, above["teacher"]):
+        contexts = {dataset["context"]: dataset["digest"] for dataset in node["datasets"]}
+        assert contexts["training"] == report["data"]["digest"] and "validation" in contexts
+    for reference in (row["student_run_id"], tree["model_id"], str(next(smoke[0].glob("stages/distill-e4-*/model")))):
+        again = cli("lineage", reference, "--workdir", str(smoke[0]), "--json")
+        assert json.loads(again.stdout)["model_id"] == tree["model_id"]
+    drawn = cli("lineage", row["student_model_uri"], "--workdir", str(smoke[0]))
+    assert report["data"]["digest"] in drawn.stdout
+
+
+def test_the_registered_student_is_a_plain_t5_that_generates(report, client, tmp_path):
+    name, version = report["ratios"][0]["student_model_uri"].removeprefix("models:/").split("/")
+    source = client.get_model_version(name, version).source
+    assert source.startswith("models:/m-")
+    model_id = source.removeprefix("models:/")
+    location = client.get_logged_model(model_id).artifact_location.removeprefix("file://")
+    model = T5ForConditionalGeneration.from_pretrained(location).eval()
+    tokenizer = AutoTokenizer.from_pretrained(location)
+    ids = tokenizer("import <extra_id_0>", return_tensors="pt").input_ids
+    assert tokenizer.convert_tokens_to_ids("<extra_id_0>") in ids[0]
+    assert model.generate(ids, max_new_tokens=4).shape[1] > 1
+    assert all(os.stat(os.path.join(location, file)).st_mode & 0o044 == 0o044 for file in os.listdir(location))
+
+
+def test_the_teacher_is_read_by_plain_transformers(smoke):
+    directory = next(smoke[0].glob("stages/teacher-e4-*/model"))
+    model, report = SwitchTransformersForConditionalGeneration.from_pretrained(directory, output_loading_info=True)
+    assert not report["missing_keys"] and not report["unexpected_keys"] and model.config.num_experts == 4
+
+
+def test_init_says_where_every_parameter_came_from(smoke, runs):
+    metrics = runs["init e4"].data.metrics
+    parts = [metrics[f"parameters_{fate}"] for fate in ("copied", "renamed", "fresh")]
+    assert sum(parts) == metrics["parameters"] and all(parts)
+    assert metrics["tensors_skipped_expert"] == 2 * 4 * 2 and metrics["tensors_skipped_router"] == 2
+
+
+def test_a_second_run_reuses_everything(smoke, cli):
+    before = {path: path.stat().st_mtime_ns for path in smoke[0].glob("stages/*/*")}
+    again = cli("run", "smoke", "--workdir", str(smoke[0]), "--json")
+    assert again.returncode == 0 and again.stdout == smoke[1].stdout
+    assert again.stderr.count("reused") == 8 and "done in" not in again.stderr
+    assert {path: path.stat().st_mtime_ns for path in smoke[0].glob("stages/*/*")} == before
+
+
+def test_a_missing_stage_is_named_with_the_command_that_makes_it(smoke, cli, tmp_path):
+    work = tmp_path / "work"
+    shutil.copytree(smoke[0] / "data", work / "data")
+    done = cli("distill", "smoke", "--ratio", "e4", "--workdir", str(work))
+    assert done.returncode == 2 and done.stdout == ""
+    assert "teacher e4 is missing" in done.stderr and "switch-distill teacher smoke --ratio e4" in done.stderr
+    done = cli("report", "smoke", "--workdir", str(work))
+    assert done.returncode == 2 and "switch-distill baseline smoke" in done.stderr
+    assert not (work / "stages").exists()
+
+
+@pytest.mark.parametrize(
+    "arguments,message",
+    [
+        (["run", "smok"], "did you mean smoke"),
+        (["run", "smoke", "--set", "teacher.expert=[2]"], "did you mean experts"),
+        (["teacher", "smoke", "--ratio", "e3"], "--ratio is 'e3'; smoke has e2, e4"),
+        (["run", "smoke", "--set", "data.corpus=text:/nowhere/*"], "matches no file"),
+        (["run", "smoke", "--nope"], "No such option"),
+        (["run"], "Missing argument"),
+        (["lineage", "x"], "holds no MLflow store"),
+        (["teacher", "smoke", "--seed", "-1"], "Invalid value for '--seed'"),
+        (["run", "smoke", "--set", "data.validation_examples=1000000"], "data.validation_examples is 1000000"),
+    ],
+)
+def test_wrong_input_gets_one_sentence_and_exit_code_2(cli, tmp_path, arguments, message):
+    work = [] if arguments == ["run"] else ["--workdir", str(tmp_path / "work")]
+    done = cli(*arguments, *work)
+    assert done.returncode == 2 and done.stdout == ""
+    errors = [line for line in done.stderr.splitlines() if not line.startswith("Preparing")]
+    assert len(errors) == 1 and message in errors[0]
+    assert not list((tmp_path / "work").rglob("stages"))
+
+
+def test_a_lineage_of_nothing_is_named(smoke, cli):
+    for reference in ("models:/nobody/1", "0" * 32, "m-" + "0" * 32, "nowhere"):
+        done = cli("lineage", reference, "--workdir", str(smoke[0]))
+        assert done.returncode == 2 and reference in done.stderr and "Traceback" not in done.stderr
+
+
+def test_presets_and_config_are_printed(cli):
+    listed = cli("presets", "--json")
+    assert {"smoke", "demo", "switch-base"} <= set(json.loads(listed.stdout))
+    shown = cli("config", "demo", "--set", "distill.hard_fraction=0.5", "--json")
+    assert json.loads(shown.stdout)["distill"]["hard_fraction"] == 0.5
+
+
+def test_a_loaded_teacher_and_a_loaded_baseline(smoke, cli, tmp_path):
+    """Checkpoints in the hub's format instead of training: what the public ones need."""
+    teacher = next(smoke[0].glob("stages/teacher-e4-*/model"))
+    baseline = next(smoke[0].glob("stages/baseline-*/model"))
+    overrides = [
+        "teacher.experts=[]",
+        f"teacher.checkpoints={{e4: {teacher}}}",
+        f"data.tokenizer={teacher}",
+        f"baseline.checkpoint={baseline}",
+        "distill.training.steps=4",
+    ]
+    flags = [flag for override in overrides for flag in ("--set", override)]
+    done = cli("run", "smoke", *flags, "--workdir", str(tmp_path / "work"), "--json")
+    assert done.returncode == 0, done.stderr
+    report = json.loads(done.stdout)
+    assert report["long_baseline"].items() <= report["baseline"].items()  # a loaded teacher takes no steps here
+    assert report["ratios"][0]["experts"] == 4 and len(report["ratios"]) == 1
+
+    wrong = [flag.replace("e4:", "e8:") for flag in flags]
+    done = cli("teacher", "smoke", *wrong, "--workdir", str(tmp_path / "work"))
+    assert done.returncode == 2 and "has 4 experts; name it e4" in done.stderr
+    assert not list((tmp_path / "work" / "stages").glob("teacher-e8-*"))
+
+
+def test_a_killed_stage_goes_on_and_ends_with_the_same_weights(smoke, cli, tmp_path):
+    """Interrupted after its first checkpoint; the run of MLflow is the same one before and after."""
+    work = tmp_path / "work"
+    shutil.copytree(smoke[0] / "data", work / "data")
+    arguments = ["teacher", "smoke", "--ratio", "e4", "--workdir", str(work)]
+    code = (
+        "import os, signal\n"
+        "from pipelines import cli, progress\n"
+        "update = progress.Bar.update\n"
+        "def die(bar, step, *rest):\n"
+        "    update(bar, step, *rest)\n"
+        "    if step == 11: os.kill(os.getpid(), signal.SIGKILL)\n"
+        "progress.Bar.update = die\n"
+        "cli.main()\n"
+    )
+    killed = subprocess.run([sys.executable, "-c", code, *arguments], cwd=ROOT, capture_output=True)
+    assert killed.returncode == -9
+    assert [path.name for path in work.glob("stages/*/checkpoints/*")] == ["step-00000008"]
+    first = json.loads(next(work.glob("stages/*/run.json")).read_text())["run_id"]
+    done = cli(*arguments, "--json")
+    assert done.returncode == 0, done.stderr
+    assert json.loads(done.stdout)[0]["run_id"] == first
+    whole = next(smoke[0].glob("stages/teacher-e4-*/model/model.safetensors")).read_bytes()
+    assert next(work.glob("stages/*/model/model.safetensors")).read_bytes() == whole

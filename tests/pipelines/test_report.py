@@ -1,0 +1,99 @@
+import numpy as np
+import pytest
+
+from pipelines.report import fraction_kept, gain, markdown
+
+
+@pytest.fixture
+def losses():
+    """Examples of very different difficulty, a teacher that gains 0.2 and a student that keeps 30 % of it."""
+    rng = np.random.default_rng(0)
+    baseline = rng.normal(4.0, 1.0, 400)
+    teacher = baseline - 0.2 + rng.normal(0, 0.1, 400)
+    student = baseline - 0.06 + rng.normal(0, 0.1, 400)
+    return baseline, teacher, student
+
+
+def test_the_fraction_is_that_of_table_7():
+    """Teacher -1.444, baseline -1.636, student -1.579: 30 %."""
+    fraction, (low, high) = fraction_kept(np.full(5, 1.636), np.full(5, 1.444), np.full(5, 1.579))
+    assert fraction == pytest.approx(0.057 / 0.192) and round(fraction, 2) == 0.30
+    assert low == pytest.approx(fraction) and high == pytest.approx(fraction)
+
+
+def test_the_interval_is_paired(losses):
+    """Examples vary by 1.0 and models by 0.1: unpaired, nothing could be said of a gain of 0.2."""
+    baseline, teacher, student = losses
+    value, (low, high) = gain(baseline, teacher)
+    assert value == pytest.approx((baseline - teacher).mean())
+    assert 0.005 < value - low < 0.015 and 0.005 < high - value < 0.015
+    fraction, (low, high) = fraction_kept(baseline, teacher, student)
+    assert low < 0.3 < high and low < fraction < high and high - low < 0.15
+
+
+def test_the_interval_covers_the_truth_as_often_as_it_says():
+    rng = np.random.default_rng(1)
+    covered = 0
+    for _ in range(200):
+        difficulty = rng.normal(4.0, 1.0, 150)
+        teacher = difficulty - 0.3 + rng.normal(0, 0.2, 150)
+        student = difficulty - 0.12 + rng.normal(0, 0.2, 150)
+        _, (low, high) = fraction_kept(difficulty, teacher, student, resamples=400)
+        covered += low <= 0.4 <= high
+    assert 175 <= covered <= 199
+
+
+def test_seeds_widen_the_interval():
+    rng = np.random.default_rng(2)
+    baseline = np.full((3, 200), 4.0) + rng.normal(0, 0.01, (3, 200))
+    teacher = baseline - 0.2
+    student = baseline - np.array([[0.02], [0.06], [0.10]])
+    fraction, (low, high) = fraction_kept(baseline, teacher, student)
+    assert fraction == pytest.approx(0.3) and low < 0.2 and high > 0.4
+    _, (narrow_low, narrow_high) = fraction_kept(baseline[1], teacher[1], student[1])
+    assert narrow_high - narrow_low < high - low
+
+
+def test_a_gain_that_reaches_zero_makes_the_fraction_undefined(losses):
+    baseline, _, student = losses
+    rng = np.random.default_rng(3)
+    assert fraction_kept(baseline, baseline + rng.normal(0, 0.1, 400), student) == (None, None)
+    assert fraction_kept(baseline, baseline + 0.1, student) == (None, None)
+
+
+def test_the_result_does_not_depend_on_anything_but_its_arguments(losses):
+    assert fraction_kept(*losses) == fraction_kept(*losses)
+    assert fraction_kept(*losses, seed=1) != fraction_kept(*losses)
+
+
+def test_models_measured_on_different_examples_are_refused(losses):
+    baseline, teacher, student = losses
+    with pytest.raises(ValueError, match="same seeds and examples"):
+        fraction_kept(baseline, teacher, student[:-1])
+
+
+def test_an_undefined_fraction_is_said_to_be_undefined():
+    row = {
+        "ratio": "e4",
+        "seeds": [0],
+        "teacher_parameters": 2_000_000,
+        "compression": 0.5,
+        "teacher_quality": -1.0,
+        "student_quality": -1.1,
+        "gain": 0.1,
+        "gain_interval": [0.05, 0.15],
+        "fraction_kept": 0.5,
+        "fraction_interval": [0.4, 0.6],
+        "fraction_kept_long": None,
+        "fraction_long_interval": None,
+    }
+    report = {
+        "baseline": {"quality": -1.2, "parameters": 1_000_000, "steps": 10},
+        "long_baseline": {"quality": -0.9, "steps": 30},
+        "ratios": [row],
+        "data": {"name": "x", "digest": "d", "train_tokens": 5, "validation_examples": 3},
+        "fingerprint": "f",
+    }
+    text = markdown(report)
+    assert "| e4 | 2.00M | 50% | -1.000 | -1.100 | 0.100 [0.050, 0.150] | 50% [40%, 60%] | undefined |" in text
+    assert "Undefined for e4: the gain over the long baseline has an interval that reaches 0." in text

@@ -105,12 +105,12 @@ def train(
     steps = steps or config.steps
     stop = steps if stop is None else stop
     micro_batches = _split_batch(config, accelerator)
+    model = objective.to(accelerator.device).model
     optimizer = _optimizer(objective, config)
-    model = objective.model
     begin, saved = 0, checkpoints(directory)
     if saved or start:
         begin = load_checkpoint(saved[-1] if saved else start, model, optimizer)
-    objective, optimizer = accelerator.prepare(objective.to(accelerator.device), optimizer)
+    objective, optimizer = accelerator.prepare(objective, optimizer)
     objective.train()
 
     window = _Window()

@@ -250,9 +250,9 @@ def _show_report(pipeline: "Pipeline", finished: "Finished", json_: bool) -> Non
 
 
 def _existing_store(workdir: Path):
-    from pipelines.tracking import Store
+    from pipelines.tracking import ASKED_FOR, Store
 
-    if not os.environ.get("MLFLOW_TRACKING_URI") and not (workdir / "mlflow.db").exists():
+    if not ASKED_FOR and not (workdir / "mlflow.db").exists():
         raise UserError(f"{workdir} holds no MLflow store; run a stage first, or name another --workdir")
     return Store(workdir, None)
 

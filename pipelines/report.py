@@ -155,7 +155,7 @@ def _log_headlines(run: StageRun, report: dict[str, Any]) -> None:
         for student in _of_kind(run, "distill", row["ratio"]):
             figures = {key: row[key] for key in ("gain", "fraction_kept", "fraction_kept_long")}
             known = {key: value for key, value in figures.items() if value is not None}
-            run.tracked.log_results({**shared, **known}, student.run_id)
+            run.tracked.log_results({**shared, **known}, run_id=student.run_id, model_id=student.model_id)
             undefined = {key: "undefined" for key, value in figures.items() if value is None}
             run.tracked.set_tags({"comparison": comparison, **undefined}, student.run_id)
         if row["fraction_kept"] is not None:
@@ -187,7 +187,7 @@ def table(report: dict[str, Any]) -> Table:
         caption=_caption(report),
         box=box.SIMPLE_HEAD,
         show_edge=False,
-        padding=(0, 1, 0, 0),
+        padding=0,
     )
     for name in header:
         broken = name.replace("compression", "com-\npression").replace("Q ", "Q\n").replace(", ", ",\n")

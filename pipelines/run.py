@@ -203,18 +203,16 @@ class StageRun:
     def finish(self, outcome: Outcome) -> Finished:
         """Log figures and model to MLflow, and register a student."""
         stage, model_id, uri = self.stage, None, None
+        if self.tracked and outcome.model:
+            student = stage.kind == "distill"
+            name = "-".join(filter(None, ("student" if student else stage.kind, stage.ratio)))
+            facts = {"ratio": stage.ratio, "seed": stage.seed, "fingerprint": stage.fingerprint}
+            model_id, uri = self.tracked.log_model_output(name, outcome.model, facts, upload=student)
+            if student:
+                registered = f"{self.config.name}-{name}"
+                uri = f"models:/{registered}/{self.tracked.register(model_id, registered, facts)}"
         if self.tracked:
-            self.tracked.log_results(outcome.metrics)
-            if outcome.model:
-                role = "student" if stage.kind == "distill" else stage.kind
-                name = "-".join(filter(None, (role, stage.ratio, f"s{stage.seed}" if stage.show_seed else "")))
-                facts = {"ratio": stage.ratio, "seed": stage.seed, "fingerprint": stage.fingerprint}
-                student = stage.kind == "distill"
-                model_id, uri = self.tracked.log_model_output(name, outcome.model, facts, upload=student)
-                if student:
-                    registered = f"{self.config.name}-student-{stage.ratio}"
-                    version = self.tracked.register(model_id, registered, facts)
-                    uri = f"models:/{registered}/{version}"
+            self.tracked.log_results(outcome.metrics, model_id=model_id)
         run_id = self.tracked.run_id if self.tracked else ""
         return Finished(
             stage.title, stage.fingerprint, run_id, model_id, uri, outcome.metrics, outcome.facts, self.directory

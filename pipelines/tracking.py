@@ -30,6 +30,8 @@ os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
 os.environ.setdefault("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")
 os.environ.setdefault("MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT", "true")
 
+# Read once: mlflow writes the store that we open into the environment, for its own use.
+ASKED_FOR = os.environ.get("MLFLOW_TRACKING_URI")
 COLOURS = ("#1b6ca8", "#2a9d8f", "#e9a23b", "#c8553d", "#7b5ea7", "#5b8e3e", "#b0457b", "#4f6d7a")
 
 
@@ -49,8 +51,7 @@ class Store:
         """
         self.workdir = workdir.resolve()
         local = f"sqlite:///{self.workdir / 'mlflow.db'}"
-        self.uri = os.environ.get("MLFLOW_TRACKING_URI") or local
-        os.environ["MLFLOW_TRACKING_URI"] = self.uri  # also for what mlflow resolves by itself
+        self.uri = ASKED_FOR or local
         self._check_same_store()
         import mlflow  # slow to import; a finished pipeline is answered without it
 
@@ -148,6 +149,10 @@ class TrackedRun:
         from mlflow.entities import LoggedModelOutput
 
         tags = {"directory": str(directory), "sha256": directory_digest(directory)}
+        for output in self.client.get_run(self.run_id).outputs.model_outputs:
+            before = self.client.get_logged_model(output.model_id)
+            if before.status == "READY" and before.tags.get("sha256") == tags["sha256"]:
+                return before.model_id, _uri(before.model_id, directory, upload)  # interrupted after this point
         model = self.client.create_logged_model(
             self.store.experiment,
             name=name,
@@ -160,7 +165,7 @@ class TrackedRun:
             self.client.log_model_artifacts(model.model_id, str(directory))
         self.client.finalize_logged_model(model.model_id, "READY")
         self.client.log_outputs(self.run_id, [LoggedModelOutput(model.model_id, step=0)])
-        return model.model_id, f"models:/{model.model_id}" if upload else directory.as_uri()
+        return model.model_id, _uri(model.model_id, directory, upload)
 
     def register(self, model_id: str, name: str, tags: dict[str, Any]) -> str:
         """Register an uploaded model; returns its version. The id is a tag too: versions do not keep it."""
@@ -168,6 +173,9 @@ class TrackedRun:
 
         with contextlib.suppress(MlflowException):  # it exists already
             self.client.create_registered_model(name)
+        for version in self.client.search_model_versions(f"name = '{name}'"):
+            if version.tags.get("model_id") == model_id:
+                return version.version
         text = {key: str(value) for key, value in {**tags, "model_id": model_id}.items()}
         source = f"models:/{model_id}"
         return self.client.create_model_version(name, source, run_id=self.run_id, tags=text, model_id=model_id).version
@@ -176,12 +184,13 @@ class TrackedRun:
         """A point of a curve: one line in a local file, delivered later. A step seen before is not repeated."""
         self._feed.log(step, metrics)
 
-    def log_results(self, metrics: dict[str, float], run_id: str | None = None) -> None:
-        """Final figures, at step 0 so that the UI draws bars, on this run or another."""
+    def log_results(self, metrics: dict[str, float], *, run_id: str | None = None, model_id: str | None = None) -> None:
+        """Final figures, at step 0 so that the UI draws bars, on this run or another, and on its model."""
         from mlflow.entities import Metric
 
         now = int(time.time() * 1000)
-        rows = [Metric(key, round(value, 6), now, 0) for key, value in metrics.items() if math.isfinite(value)]
+        known = {key: round(value, 6) for key, value in metrics.items() if math.isfinite(value)}
+        rows = [Metric(key, value, now, 0, model_id=model_id) for key, value in known.items()]
         self.client.log_batch(run_id or self.run_id, metrics=rows)
 
     def set_tags(self, tags: dict[str, Any], run_id: str | None = None) -> None:
@@ -199,6 +208,10 @@ class TrackedRun:
         """Deliver what is left of the curves and end the run as FINISHED, FAILED or KILLED."""
         self._feed.close()
         self.client.set_terminated(self.run_id, status)
+
+
+def _uri(model_id: str, directory: Path, uploaded: bool) -> str:
+    return f"models:/{model_id}" if uploaded else directory.absolute().as_uri()
 
 
 def directory_digest(directory: Path) -> str:

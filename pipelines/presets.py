@@ -37,17 +37,17 @@ def demo() -> dict[str, Any]:
         "batch_size": 16,
         "learning_rate": 5e-3,
         "warmup_steps": 100,
-        "cooldown": 0.2,
+        "cooldown": 0.3,
         "log_every": 20,
-        "evaluate_every": 200,
+        "evaluate_every": 400,
         "checkpoint_every": 200,
     }
     return {
         "name": "demo",
         "data": {"corpus": "stdlib", "vocabulary": 1024, "input_length": 128, "validation_examples": 512},
         "model": {"d_model": 64, "d_ff": 256, "d_kv": 32, "num_heads": 2, "num_layers": 2},
-        "teacher": {"experts": [4, 8, 16], "training": {**training, "steps": 2400}},
-        "distill": {"training": {**training, "steps": 400}},
+        "teacher": {"experts": [4, 8, 16], "training": {**training, "steps": 2200}},
+        "distill": {"training": {**training, "steps": 200}},
     }
 
 

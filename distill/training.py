@@ -115,12 +115,14 @@ def train(
 
     window = _Window()
     for step in range(begin, stop):
+        began = time.perf_counter()
         for group in optimizer.param_groups:
             group["lr"] = learning_rate(config, step, steps)
         batches = [examples.batch(indices).to(accelerator.device) for indices in micro_batches(step)]
         _seed_step(seed, step, accelerator.process_index)
         sums, tokens = _optimizer_step(objective, optimizer, batches, config, accelerator, step)
-        metrics = window.add(sums, tokens, sum(b.input_ids.numel() + b.labels.numel() for b in batches))
+        processed = sum(batch.input_ids.numel() + batch.labels.numel() for batch in batches)
+        metrics = window.add(sums, tokens, processed, began)
         hooks.on_step(step + 1, steps, metrics)
 
         done = step + 1
@@ -171,14 +173,17 @@ class _Window:
 
     def __init__(self) -> None:
         self.sums: dict[str, torch.Tensor] = {}
-        self.tokens, self.processed, self.since = 0, 0, time.perf_counter()
+        self.tokens, self.processed, self.seconds = 0, 0, 0.0
 
-    def add(self, sums: dict[str, torch.Tensor], tokens: torch.Tensor, processed: int) -> dict[str, float]:
-        """Means per target token, and tokens (inputs and targets of this process) per second."""
+    def add(
+        self, sums: dict[str, torch.Tensor], tokens: torch.Tensor, processed: int, began: float
+    ) -> dict[str, float]:
+        """Means per target token, and the tokens (inputs and targets of this process) per second of the steps alone."""
         self.sums = {name: self.sums.get(name, 0) + value for name, value in sums.items()}
         self.tokens, self.processed = self.tokens + tokens, self.processed + processed
         means = {name: float(value / self.tokens) for name, value in self.sums.items()}
-        return {**means, "tokens_per_second": self.processed / (time.perf_counter() - self.since)}
+        self.seconds += time.perf_counter() - began  # after float(), which waits for the device
+        return {**means, "tokens_per_second": self.processed / self.seconds}
 
 
 def _split_batch(config: TrainingConfig, accelerator: Accelerator) -> Callable[[int], list[range]]:

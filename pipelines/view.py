@@ -38,7 +38,7 @@ def _state(comparison: str) -> dict[str, Any]:
         {"type": "BAR", "metricKey": "fraction_kept"},
         {"type": "SCATTER", "xaxis": _metric("compression"), "yaxis": _metric("fraction_kept")},
         {"type": "SCATTER", "xaxis": _metric("experts"), "yaxis": _metric("fraction_kept")},
-        {"type": "BAR", "metricKey": "quality"},
+        {"type": "BAR", "metricKey": "fraction_kept_long"},
         _line("eval/quality"),
         _line("train/loss"),
     ]

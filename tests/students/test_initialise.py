@@ -112,7 +112,9 @@ def test_the_student_of_a_public_switch_base_is_t5_base(tied):
 def test_full_size_switch_base_8(tmp_path):
     teacher = build_teacher(ModelConfig(**SWITCH_BASE), TeacherConfig(experts=[8]), 32128, 8, pad=0, eos=1, seed=0)
     assert count_parameters(teacher) == pytest.approx(619.6e6, rel=1e-3)
-    student, counts = init_student_with_counts(teacher, ffn_init="random", seed=0)
+    save_teacher(teacher, tmp_path / "teacher")
+    del teacher
+    student, counts = init_student_with_counts(tmp_path / "teacher", ffn_init="random", seed=0)
     assert count_parameters(student) == T5_BASE_PARAMETERS
     assert counts["parameters"]["fresh"] == 12 * 2 * 768 * 3072
     assert counts["tensors"]["skipped_expert"] == 12 * 8 * 2

@@ -4,6 +4,8 @@ from typing import Annotated, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
+from distill.errors import UserError
+
 Positive = Annotated[int, Field(gt=0)]
 Count = Annotated[int, Field(ge=0)]
 Fraction = Annotated[float, Field(ge=0, le=1, allow_inf_nan=False)]
@@ -79,6 +81,20 @@ class TrainingConfig(Section):
                 f"batch_size ({self.batch_size}) must be a multiple of micro_batch_size ({self.micro_batch_size})"
             )
         return self
+
+    def examples_per_pass(self, processes: int) -> int:
+        """Examples of one forward pass of one process, so that all processes share a batch exactly.
+
+        Raises:
+            UserError: they cannot.
+        """
+        micro = self.micro_batch_size or self.batch_size // processes
+        if not micro or self.batch_size % (micro * processes):
+            raise UserError(
+                f"training.batch_size {self.batch_size} cannot be shared by {processes} processes in micro-batches "
+                f"of {micro}; make it a multiple of {max(micro, 1) * processes}"
+            )
+        return micro
 
 
 class DistillConfig(Section):

@@ -74,7 +74,7 @@ def _stdlib_files() -> list[Path]:
 def _read_files(files: list[Path]) -> Iterator[str]:
     for path in files:
         try:
-            yield path.read_text(encoding="utf-8")
+            yield path.read_bytes().decode("utf-8")  # read_text would change line ends
         except UnicodeDecodeError as error:
             raise UserError(f"{path} is not UTF-8 text (byte {error.start}); convert it or leave it out") from error
         except OSError as error:

@@ -14,7 +14,7 @@ from distill.prepare import PreparedData, example_lengths
 from distill.span_corruption import corrupt_spans
 
 IGNORE_INDEX = -100
-_TRAIN_SEED, _VALIDATION_SEED = 1, 2  # keep the streams of random numbers apart
+_TRAIN, _VALIDATION, _ORDER = 1, 2, 3  # keep the streams of random numbers apart
 
 
 class Batch(NamedTuple):
@@ -49,7 +49,7 @@ class Examples:
     def batch(self, indices: Sequence[int]) -> Batch:
         """Examples ``indices``, in that order. A training index may exceed one epoch."""
         raw = np.stack([self._raw(index) for index in indices])
-        stream = (_VALIDATION_SEED, 0) if self.seed is None else (_TRAIN_SEED, self.seed)
+        stream = (_VALIDATION, 0) if self.seed is None else (_TRAIN, self.seed)
         inputs, targets = corrupt_spans(
             raw,
             [np.random.default_rng((*stream, index)) for index in indices],
@@ -72,7 +72,7 @@ class Examples:
         else:
             epoch, position = divmod(index, self.segments)
             if epoch != self._epoch:
-                self._order = np.random.default_rng((_TRAIN_SEED, self.seed, epoch, 0)).permutation(self.segments)
+                self._order = np.random.default_rng((_ORDER, self.seed, epoch)).permutation(self.segments)
                 self._epoch = epoch
             segment = self._order[position]
         return self._tokens[segment * self.raw_length : (segment + 1) * self.raw_length]

@@ -39,7 +39,7 @@ def negative_log_perplexity(model: PreTrainedModel, batches: Iterable[Batch]) ->
             ignore_index=IGNORE_INDEX,
             reduction="none",
         )
-        sums.append(losses.view(batch.labels.shape).double().sum(-1).cpu())
+        sums.append(losses.view(batch.labels.shape).cpu().double().sum(-1))
         counts.append((batch.labels != IGNORE_INDEX).sum(-1).cpu())
     model.train(was_training)
     if not sums or not torch.cat(counts).all():
@@ -56,18 +56,12 @@ def evaluate(
     Whole batches, because a teacher's expert capacity depends on the batch: the number of processes must not
     change the result.
     """
-    mine = (
-        batch
-        for number, batch in enumerate(examples.validation_batches(batch_size))
-        if number % accelerator.num_processes == accelerator.process_index
-    )
-    if accelerator.num_processes == 1:
-        with accelerator.autocast():
-            return negative_log_perplexity(model, mine)
     losses = torch.zeros(examples.config.validation_examples, dtype=torch.float64)
-    for number, batch in zip(range(accelerator.process_index, 2**62, accelerator.num_processes), mine, strict=False):
-        with accelerator.autocast():
-            _, values = negative_log_perplexity(model, [batch])
-        losses[number * batch_size : number * batch_size + len(values)] = torch.from_numpy(values)
-    losses = accelerator.reduce(losses.to(accelerator.device), "sum").cpu()
+    for number, batch in enumerate(examples.validation_batches(batch_size)):
+        if number % accelerator.num_processes == accelerator.process_index:
+            with accelerator.autocast():
+                _, values = negative_log_perplexity(model, [batch])
+            losses[number * batch_size : number * batch_size + len(values)] = torch.from_numpy(values)
+    if accelerator.num_processes > 1:
+        losses = accelerator.reduce(losses.to(accelerator.device), "sum").cpu()
     return -float(losses.mean()), losses.numpy()

@@ -26,7 +26,10 @@ def write_text(path: Path, text: str) -> None:
 
 @contextlib.contextmanager
 def new_directory(path: Path) -> Iterator[Path]:
-    """A directory to fill, which becomes ``path`` when the block ends well and is removed when it does not."""
+    """A directory to fill, which becomes ``path`` when the block ends well and is removed when it does not.
+
+    Where ``path`` exists, its files of the same names are replaced one by one and all others stay.
+    """
     beside = path.with_name(f".{path.name}.{os.getpid()}")
     shutil.rmtree(beside, ignore_errors=True)
     beside.mkdir(parents=True)
@@ -37,8 +40,12 @@ def new_directory(path: Path) -> Iterator[Path]:
                 file.chmod(0o644)  # safetensors writes 0600, which another user cannot serve
                 with open(file, "rb") as handle:
                     os.fsync(handle.fileno())
-        if path.exists():  # left by an earlier run of the same work: the new one is equal or newer
-            shutil.rmtree(path)
-        beside.rename(path)
+        if not path.exists():
+            beside.rename(path)
+            return
+        for file in [file for file in beside.rglob("*") if file.is_file()]:
+            target = path / file.relative_to(beside)
+            target.parent.mkdir(parents=True, exist_ok=True)
+            file.replace(target)
     finally:
         shutil.rmtree(beside, ignore_errors=True)

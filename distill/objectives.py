@@ -5,6 +5,7 @@ value summed over the target tokens too: divided by their count, both become mea
 """
 
 import torch
+import torch.nn.functional as F
 from torch import nn
 from transformers import PreTrainedModel
 
@@ -38,7 +39,7 @@ class HardAndSoftLabels(nn.Module):
 
     def forward(self, input_ids: torch.Tensor, labels: torch.Tensor) -> LossAndMetrics:
         with torch.no_grad():
-            soft_labels = hidden_states(self._teacher[0], input_ids, labels)
+            soft_labels = F.linear(*hidden_states(self._teacher[0], input_ids, labels))
         hidden, head = hidden_states(self.model, input_ids, labels)
         flat = labels.flatten()
         loss, parts = mixed_cross_entropy(

@@ -41,7 +41,7 @@ class PreparedData:
     directory: str
     name: str
     digest: str  # of the bytes of every document, in order
-    train_digest: str
+    train_digest: str  # of the training documents alone
     validation_digest: str
     fingerprint: str  # of everything that an example depends on: the documents, the split and the tokenizer
     train_documents: int
@@ -77,11 +77,16 @@ def prepare_data(config: DataConfig, root: Path, say: Callable[[str], None] = la
         UserError: the corpus or the tokenizer cannot be used, or one side of the split is empty.
     """
     directory = root / _key(config)
-    if not (directory / "data.json").exists():
+    if not is_prepared(config, root):
         say(f"Preparing {config.corpus}: splitting documents by hash and cutting them into tokens")
         with new_directory(directory) as beside:
             write_json(beside / "data.json", _prepare(config, beside))
     return PreparedData(directory=str(directory), **json.loads((directory / "data.json").read_text()))
+
+
+def is_prepared(config: DataConfig, root: Path) -> bool:
+    """Whether ``prepare_data`` would reuse what it finds in ``root``."""
+    return (root / _key(config) / "data.json").exists()
 
 
 def example_lengths(data: PreparedData, config: DataConfig) -> tuple[int, SpanLengths]:
@@ -149,7 +154,7 @@ def _prepare(config: DataConfig, directory: Path) -> dict:
         config.validation_fraction,
     ]
     return {
-        "name": config.corpus.rstrip("*/.").replace("\\", "/"),
+        "name": config.corpus,
         "digest": digests["all"].hexdigest(),
         "train_digest": digests["train"].hexdigest(),
         "validation_digest": digests["validation"].hexdigest(),

@@ -23,7 +23,6 @@ from torch import nn
 from distill.checkpoint import checkpoints, load_checkpoint, save_checkpoint
 from distill.config import TrainingConfig
 from distill.data import IGNORE_INDEX, Batch, Examples
-from distill.errors import UserError
 
 # Numbers of glibc's malloc.h.
 _M_TRIM_THRESHOLD, _M_TOP_PAD, _M_MMAP_MAX, _M_ARENA_MAX = -1, -2, -4, -8
@@ -133,6 +132,8 @@ def train(
             hooks.evaluate(done)
         if (done % config.checkpoint_every == 0 or done == stop) and accelerator.is_main_process:
             save_checkpoint(directory, done, model, optimizer)
+    if not checkpoints(directory) and accelerator.is_main_process:
+        save_checkpoint(directory, begin, model, optimizer)  # a trunk of no steps: branches begin here
     accelerator.wait_for_everyone()
     accelerator.unwrap_model(objective, keep_fp32_wrapper=False)
     accelerator.free_memory()
@@ -189,12 +190,7 @@ class _Window:
 def _split_batch(config: TrainingConfig, accelerator: Accelerator) -> Callable[[int], list[range]]:
     """Which examples this process takes at a step, per micro-batch; over all processes, each exactly once."""
     processes, rank = accelerator.num_processes, accelerator.process_index
-    micro = config.micro_batch_size or config.batch_size // processes
-    if not micro or config.batch_size % (micro * processes):
-        raise UserError(
-            f"training.batch_size {config.batch_size} cannot be shared by {processes} processes in micro-batches "
-            f"of {micro}; make it a multiple of {max(micro, 1) * processes}"
-        )
+    micro = config.examples_per_pass(processes)
 
     def indices(step: int) -> list[range]:
         starts = range(step * config.batch_size + rank * micro, (step + 1) * config.batch_size, micro * processes)
@@ -210,11 +206,10 @@ def _seed_step(seed: int, step: int, rank: int) -> None:
 
 def _optimizer(objective: nn.Module, config: TrainingConfig) -> torch.optim.Optimizer:
     """AdamW or Adafactor; norms and position biases are not decayed."""
-    parameters = [parameter for parameter in objective.parameters() if parameter.requires_grad]
-    groups = [
-        {"params": [p for p in parameters if p.ndim > 1], "weight_decay": config.weight_decay},
-        {"params": [p for p in parameters if p.ndim <= 1], "weight_decay": 0.0},
-    ]
+    decayed, plain = [], []
+    for name, parameter in objective.named_parameters():
+        (decayed if parameter.ndim > 1 and "relative_attention_bias" not in name else plain).append(parameter)
+    groups = [{"params": decayed, "weight_decay": config.weight_decay}, {"params": plain, "weight_decay": 0.0}]
     if config.optimizer == "adafactor":
         return torch.optim.Adafactor(groups, lr=config.learning_rate)
     return torch.optim.AdamW(groups, lr=config.learning_rate, fused=True)

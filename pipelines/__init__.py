@@ -10,9 +10,10 @@ teacher    stage 1: train or load a Switch teacher
 init       stage 2: a dense student from the teacher's non-expert weights
 distill    stage 3: train the student on hard and soft labels
 report     stage 4: the fraction of the teacher's gain that the student keeps
+table      the report's table
 plot       the report's picture
 tracking   MLflow: the store, one run per stage, curves, models, data sets
-metric_feed  delivers curves to MLflow beside the training
+feed       delivers curves to MLflow beside the training
 lineage    from a model back to its data, read from MLflow
 view       the comparison of ratios as a saved view of the MLflow UI
 progress   bars and messages, on stderr

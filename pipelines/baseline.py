@@ -13,10 +13,12 @@ from distill.data import Examples
 from distill.errors import UserError
 from distill.evaluation import evaluate
 from distill.objectives import HardLabels
-from distill.seq2seq import build_dense, count_parameters, place
+from distill.seq2seq import build_dense, count_parameters, new_t5, place
 from distill.training import train, trunk_steps
 from pipelines.plan import long_steps
 from pipelines.run import Outcome, StageRun
+from students.initialise import student_config
+from teachers.model import read_teacher_config
 
 
 def compute(run: StageRun) -> Outcome:
@@ -31,7 +33,7 @@ def compute(run: StageRun) -> Outcome:
     def quality() -> float:
         return evaluate(model, held_out, batch_size=batch_size, accelerator=run.accelerator)[0]
 
-    def leg(name: str, *, steps: int, stop: int, start: Path | None, prefix: str = "") -> Path | None:
+    def leg(name: str, *, steps: int, stop: int, start: Path | None, prefix: str = "") -> Path:
         directory = run.directory / "checkpoints" / name
         train(
             HardLabels(model),
@@ -45,7 +47,7 @@ def compute(run: StageRun) -> Outcome:
             start=start,
             hooks=run.hooks(quality, prefix),
         )
-        return next(reversed(checkpoints(directory)), None)
+        return checkpoints(directory)[-1]
 
     trunk = leg("trunk", steps=long, stop=trunk_steps(training, short), start=None)
     measured = {}
@@ -57,11 +59,14 @@ def compute(run: StageRun) -> Outcome:
     metrics = {"quality": measured[short][0], "quality_long": measured[long][0]}
     parameters = count_parameters(model)
     facts = {"steps": short, "long_steps": long, "parameters": parameters}
-    return Outcome({**metrics, "parameters": parameters}, facts, run.save_model(model))
+    # The saved model is the long one, so the short one's quality is not among its figures.
+    return Outcome({**metrics, "parameters": parameters}, facts, run.save_model(model), not_of_model={"quality"})
 
 
 def _model(run: StageRun) -> T5ForConditionalGeneration:
     words, source = run.data.words, run.config.baseline.checkpoint
+    if source is None and (teachers := run.config.teacher.checkpoints):
+        return new_t5(student_config(read_teacher_config(next(iter(teachers.values())))), seed=run.stage.seed)
     if source is None:
         return build_dense(run.config.model, run.data.vocab_size, pad=words.pad, eos=words.eos, seed=run.stage.seed)
     try:

@@ -2,6 +2,7 @@
 
 import json
 import os
+import signal
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -121,14 +122,14 @@ def ui(
 
     store = _existing_store(workdir)
     console = _stderr()
+    server = f"http://{host}:{port}" if store.uri.startswith("sqlite") else store.uri.rstrip("/")
     experiments = store.client.search_experiments(order_by=["last_update_time DESC"])
     for experiment in experiments:
         if experiment.name != "Default":
-            link = f"http://{host}:{port}{comparison_link(experiment.experiment_id)}"
+            link = f"{server}{comparison_link(experiment.experiment_id)}"
             console.print(f"{experiment.name}: {link}", soft_wrap=True, highlight=False)
     if not store.uri.startswith("sqlite"):
-        console.print("The store is a tracking server; its own UI shows it.")
-        return
+        return  # a tracking server shows its own UI
     # One worker and no job queue: half a gigabyte instead of two and a half.
     os.environ.setdefault("MLFLOW_SERVER_ENABLE_JOB_EXECUTION", "false")
     os.environ["PATH"] = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"  # mlflow runs uvicorn from it
@@ -165,23 +166,22 @@ def main() -> None:
 
 def _main() -> int:
     _quiet_libraries()
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # so that stages end their runs
     try:
         code = app(standalone_mode=False)
-        return code if isinstance(code, int) else 0
     except UserError as error:
         return _complain(str(error), 2)
-    except typer.Exit as error:
-        return error.exit_code
-    except KeyboardInterrupt:
-        return _complain("interrupted; the same command goes on from the last checkpoint", 130)
     except Exception as error:
         if hasattr(error, "format_message"):  # wrong usage, found by the parser
-            return _complain(f"{error.format_message()} (see --help)", 2)
-        if type(error).__name__ in ("Abort", "NoArgsIsHelpError"):
-            return 130 if type(error).__name__ == "Abort" else 2
+            return _complain(f"{error.format_message()} (see --help)", 2) if error.format_message() else 2
         if type(error).__name__ == "TrainingDiverged":
             return _complain(str(error), 1)
+        if type(error).__name__ in ("MlflowException", "ConnectionError"):
+            return _complain(f"MLflow: {error}; what was computed is kept, give the same command again", 1)
         raise
+    if code == 130:
+        _complain("interrupted; the same command goes on from the last checkpoint", 130)
+    return code if isinstance(code, int) else 0
 
 
 def _complain(message: str, code: int) -> int:
@@ -203,10 +203,14 @@ def _stderr() -> "Console":
     return Console(stderr=True, quiet=os.environ.get("RANK", "0") != "0")
 
 
-def _pipeline(config: str, overrides: list[str] | None, workdir: Path, seed: int | None) -> "Pipeline":
+def _pipeline(
+    config: str, overrides: list[str] | None, workdir: Path, seed: int | None, ratio: str | None = None
+) -> "Pipeline":
     from pipelines.config import load_config
 
     resolved = load_config(config, overrides or [], seed)
+    if ratio is not None and ratio not in resolved.teacher.ratios:
+        raise UserError(f"--ratio is {ratio!r}; {config} has {', '.join(resolved.teacher.ratios)}")
     from pipelines.run import Pipeline
 
     return Pipeline(resolved, config, workdir, _stderr())
@@ -221,7 +225,7 @@ def _one_kind(
     seed: int | None,
     json_: bool,
 ) -> None:
-    pipeline = _pipeline(config, overrides, workdir, seed)
+    pipeline = _pipeline(config, overrides, workdir, seed, ratio)
     finished = [pipeline.execute(stage) for stage in pipeline.select(kind, ratio)]
     if json_ and _is_main_process():
         print(json.dumps([_facts(one) for one in finished], indent=2))
@@ -236,7 +240,8 @@ def _show_report(pipeline: "Pipeline", finished: "Finished", json_: bool) -> Non
         return
     from rich.console import Console
 
-    from pipelines.report import publish, table
+    from pipelines.report import publish
+    from pipelines.table import table
 
     values = publish(finished, pipeline.workdir)
     if json_:
@@ -252,7 +257,7 @@ def _show_report(pipeline: "Pipeline", finished: "Finished", json_: bool) -> Non
 def _existing_store(workdir: Path):
     from pipelines.tracking import ASKED_FOR, Store
 
-    if not ASKED_FOR and not (workdir / "mlflow.db").exists():
+    if not ASKED_FOR and not (workdir / "tracking.json").exists():
         raise UserError(f"{workdir} holds no MLflow store; run a stage first, or name another --workdir")
     return Store(workdir, None)
 

@@ -98,17 +98,20 @@ def _read(source: str) -> dict[str, Any]:
     if not isinstance(values, dict):
         raise UserError(f"{source} must hold keys and values at its top, such as 'teacher:'")
     preset = values.pop("preset", None)
+    values = {"name": re.sub(r"[^A-Za-z0-9_-]", "-", path.stem) or "run", **values}
     if preset is None:
-        return {"name": re.sub(r"[^A-Za-z0-9_-]", "-", path.stem) or "run", **values}
-    if preset not in PRESETS:
+        return values
+    if not isinstance(preset, str) or preset not in PRESETS:
         raise UserError(f"{source}: preset is {preset!r}; use one of {', '.join(PRESETS)}")
     return _merge(PRESETS[preset](), values)
 
 
 def _merge(base: Any, changes: Any) -> Any:
+    """Sections are merged key by key; values, and the checkpoints as one value, are replaced."""
     if not (isinstance(base, dict) and isinstance(changes, dict)):
         return changes
-    return base | {key: _merge(base.get(key), value) for key, value in changes.items()}
+    merged = {key: value if key == "checkpoints" else _merge(base.get(key), value) for key, value in changes.items()}
+    return base | merged
 
 
 def _override(values: dict[str, Any], override: str) -> None:

@@ -35,13 +35,14 @@ def long_steps(config: RunConfig) -> int:
 
 
 def _baseline(config: RunConfig, data: str, seed: int) -> Stage:
-    settings = {
-        **_common(config, seed),
-        "training": _values(config.distill.training),
-        "long_steps": long_steps(config),
-        "checkpoint": _source(config.baseline.checkpoint),
-        "model": None if config.baseline.checkpoint else _values(config.model),
-    }
+    if source := config.baseline.checkpoint:
+        made = {"checkpoint": _source(source)}
+    elif config.teacher.checkpoints:  # the shape of a loaded teacher's student
+        made = {"shape_of": _source(next(iter(config.teacher.checkpoints.values())))}
+    else:
+        made = {"model": _values(config.model)}
+    training = {"training": _values(config.distill.training), "long_steps": long_steps(config)}
+    settings = {**_common(config, seed), **training, **made}
     return Stage("baseline", settings, data=data, seed=seed, show_seed=len(config.seeds) > 1)
 
 

@@ -1,4 +1,4 @@
-"""Named configs, as plain values that ``pipelines.config`` checks. The smallest comes first; others differ from it."""
+"""Named configs, as plain values that ``pipelines.config`` checks; the smallest comes first."""
 
 from collections.abc import Callable
 from typing import Any
@@ -37,7 +37,7 @@ def demo() -> dict[str, Any]:
         "batch_size": 16,
         "learning_rate": 5e-3,
         "warmup_steps": 100,
-        "cooldown": 0.3,
+        "cooldown": 0.2,
         "log_every": 20,
         "evaluate_every": 400,
         "checkpoint_every": 200,
@@ -59,7 +59,7 @@ def switch_base() -> dict[str, Any]:
             "corpus": "hf:allenai/c4:en",
             "tokenizer": "google/switch-base-8",
             "input_length": 512,
-            "validation_fraction": 0.001,
+            "validation_fraction": 0.002,
             "validation_examples": 2048,
             "train_tokens": 1_000_000_000,
         },

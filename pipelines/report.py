@@ -2,18 +2,18 @@
 
 import json
 import shutil
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from rich import box
-from rich.table import Table
 
+from distill.errors import UserError
 from distill.files import write_json, write_text
 from pipelines.plot import plot_report
 from pipelines.run import Outcome, StageRun, read_losses
 from pipelines.stage import Finished
+from pipelines.table import markdown
+from pipelines.tracking import COLOURS
 from pipelines.view import publish_view
 
 FILES = ("report.json", "report.md", "fraction_kept.png")
@@ -64,7 +64,12 @@ def gain(
 
 
 def compute(run: StageRun) -> Outcome:
-    """Write report.json, report.md and the plot; put each ratio's figures on its student's run."""
+    """Write report.json, report.md and the plot; put each ratio's figures on its student's run.
+
+    Raises:
+        UserError: a student has not the shape of the baseline, so that their difference is not the teacher's doing.
+    """
+    _check_same_shape(run)
     report = build_report(run)
     if run.tracked:
         write_json(run.directory / "report.json", report)
@@ -73,9 +78,33 @@ def compute(run: StageRun) -> Outcome:
         for name in FILES:
             run.tracked.log_file(run.directory / name)
         _log_headlines(run, report)
-        publish_view(run.tracked.store, run.config.name, run.stage.fingerprint[:12])
+        try:
+            publish_view(run.tracked.store, run.config.name, run.stage.fingerprint[:12])
+        except Exception as error:  # the view is in the UI's own format, which a server may refuse
+            run.pipeline.say(f"The comparison could not be saved as a view of the MLflow UI: {error}")
     kept = {f"fraction_kept_{row['ratio']}": row["fraction_kept"] for row in report["ratios"]}
     return Outcome({name: value for name, value in kept.items() if value is not None}, {})
+
+
+def _check_same_shape(run: StageRun) -> None:
+    keys = (
+        "vocab_size",
+        "d_model",
+        "d_ff",
+        "d_kv",
+        "num_heads",
+        "num_layers",
+        "num_decoder_layers",
+        "feed_forward_proj",
+    )
+    baseline = json.loads((_of_kind(run, "baseline")[0].model / "config.json").read_text())
+    for ratio in run.config.teacher.ratios:
+        student = json.loads((_of_kind(run, "distill", ratio)[0].model / "config.json").read_text())
+        if differing := [f"{key} {student[key]} and {baseline[key]}" for key in keys if student[key] != baseline[key]]:
+            raise UserError(
+                f"student {ratio} and the baseline differ in {', '.join(differing)}; set baseline.checkpoint to "
+                "a T5 of the student's shape, or compare teachers of one shape only"
+            )
 
 
 def publish(finished: Finished, workdir: Path) -> dict[str, Any]:
@@ -147,94 +176,19 @@ def _row(run: StageRun, ratio: str, baselines: dict[str, np.ndarray]) -> dict[st
 
 def _log_headlines(run: StageRun, report: dict[str, Any]) -> None:
     """The figures by which the UI compares ratios stand on the students' runs, and as a curve over experts here."""
-    comparison = run.stage.fingerprint[:12]
-    for row in report["ratios"]:
+    for number, row in enumerate(report["ratios"]):
+        tags = {"comparison": run.stage.fingerprint[:12], "mlflow.runColor": COLOURS[number % len(COLOURS)]}
         shared = {key: row[key] for key in ("experts", "compression")}
         for teacher in _of_kind(run, "teacher", row["ratio"]):
-            run.tracked.set_tags({"comparison": comparison}, teacher.run_id)
+            run.tracked.set_tags(tags, teacher.run_id)
         for student in _of_kind(run, "distill", row["ratio"]):
             figures = {key: row[key] for key in ("gain", "fraction_kept", "fraction_kept_long")}
             known = {key: value for key, value in figures.items() if value is not None}
             run.tracked.log_results({**shared, **known}, run_id=student.run_id, model_id=student.model_id)
             undefined = {key: "undefined" for key, value in figures.items() if value is None}
-            run.tracked.set_tags({"comparison": comparison, **undefined}, student.run_id)
+            run.tracked.set_tags({**tags, **undefined}, student.run_id)
         if row["fraction_kept"] is not None:
             run.log_curve(row["experts"], {"kept_by_experts": row["fraction_kept"]})
-
-
-def markdown(report: dict[str, Any]) -> str:
-    """report.md: the table of the terminal, and what its columns mean."""
-    header, rows = _cells(report)
-    lines = ["| " + " | ".join(header) + " |", "| :--- |" + " ---: |" * (len(header) - 1)]
-    lines += ["| " + " | ".join(row) + " |" for row in rows]
-    data = report["data"]
-    seeds = " and seeds" if len(report["ratios"][0]["seeds"]) > 1 else ""
-    return (
-        "# Fraction of the teacher's gain that the student keeps\n\n" + "\n".join(lines) + f"\n\n{_caption(report)}\n\n"
-        f"Quality Q is the negative log perplexity on {data['validation_examples']:,} held-out examples, in nats per "
-        "target token; higher is better. Gain is Q teacher - Q baseline; kept is (Q student - Q baseline) / gain. "
-        f"Intervals are 95 % paired bootstrap intervals over examples{seeds}.\n\n"
-        f"Data: {data['name']}, {data['train_tokens']:,} training tokens, digest `{data['digest']}`. "
-        f"Report: `{report['fingerprint']}`.\n"
-    )
-
-
-def table(report: dict[str, Any]) -> Table:
-    """The report for a terminal of 80 columns: an interval stands under its figure."""
-    header, rows = _cells(report)
-    drawn = Table(
-        title="Fraction of the teacher's gain that the student keeps",
-        caption=_caption(report),
-        box=box.SIMPLE_HEAD,
-        show_edge=False,
-        padding=0,
-    )
-    for name in header:
-        broken = name.replace("compression", "com-\npression").replace("Q ", "Q\n").replace(", ", ",\n")
-        drawn.add_column(broken, justify="left" if name == "ratio" else "right", no_wrap=True)
-    for row in rows:
-        drawn.add_row(*(cell.replace(" [", "\n[") for cell in row))
-    return drawn
-
-
-def _cells(report: dict[str, Any]) -> tuple[list[str], list[list[str]]]:
-    header = ["ratio", "size", "compression", "Q teacher", "Q student", "gain", "kept", "kept, long"]
-    rows = [
-        [
-            row["ratio"],
-            _millions(row["teacher_parameters"]),
-            f"{row['compression']:.0%}",
-            f"{row['teacher_quality']:.3f}",
-            f"{row['student_quality']:.3f}",
-            f"{row['gain']:.3f} [{row['gain_interval'][0]:.3f}, {row['gain_interval'][1]:.3f}]",
-            _percent(row["fraction_kept"], row["fraction_interval"]),
-            _percent(row["fraction_kept_long"], row["fraction_long_interval"]),
-        ]
-        for row in report["ratios"]
-    ]
-    return header, rows
-
-
-def _caption(report: dict[str, Any]) -> str:
-    """Both baselines, and for which ratios a fraction is undefined."""
-    short, long = report["baseline"], report["long_baseline"]
-    text = (
-        f"Size is the teacher's; student and baseline have {_millions(short['parameters'])}. The baseline stands at "
-        f"{short['quality']:.3f} after {short['steps']:,} steps, as many as the student takes; the long baseline at "
-        f"{long['quality']:.3f} after {long['steps']:,}, as many as teacher and student take together."
-    )
-    for name, key in (("baseline", "fraction_kept"), ("long baseline", "fraction_kept_long")):
-        if ratios := [row["ratio"] for row in report["ratios"] if row[key] is None]:
-            text += f" Undefined for {', '.join(ratios)}: the gain over the {name} has an interval that reaches 0."
-    return text
-
-
-def _percent(fraction: float | None, interval: Sequence[float] | None) -> str:
-    return "undefined" if fraction is None else f"{fraction:.0%} [{interval[0]:.0%}, {interval[1]:.0%}]"
-
-
-def _millions(parameters: int) -> str:
-    return f"{parameters / 1e6:,.2f}M" if parameters < 1e7 else f"{parameters / 1e6:,.0f}M"
 
 
 def _of_kind(run: StageRun, kind: str, ratio: str | None = None) -> list[Finished]:

@@ -17,7 +17,7 @@ from rich.console import Console
 
 from distill.errors import UserError
 from distill.files import new_directory, write_json
-from distill.prepare import PreparedData, example_lengths, prepare_data
+from distill.prepare import PreparedData, example_lengths, is_prepared, prepare_data
 from pipelines.config import RunConfig
 from pipelines.plan import plan
 from pipelines.progress import Bar
@@ -39,6 +39,7 @@ class Outcome:
     metrics: dict[str, float] = field(default_factory=dict)
     facts: dict[str, Any] = field(default_factory=dict)
     model: Path | None = None
+    not_of_model: set[str] = field(default_factory=set)  # figures of the run that do not describe its saved model
 
 
 class Pipeline:
@@ -46,6 +47,8 @@ class Pipeline:
 
     def __init__(self, config: RunConfig, source: str, workdir: Path, console: Console):
         self.config, self.source, self.workdir, self.console = config, source, workdir, console
+        for training in (config.teacher.training, config.distill.training):
+            training.examples_per_pass(int(os.environ.get("WORLD_SIZE", "1")))
         self.data = self._prepare()
         example_lengths(self.data, config.data)  # whatever does not fit is said before anything is computed
         self.stages = plan(config, self.data.fingerprint)
@@ -63,14 +66,7 @@ class Pipeline:
         return Store(self.workdir, self.config.name)
 
     def select(self, kind: str, ratio: str | None = None) -> list[Stage]:
-        """The stages of one kind, all ratios or one.
-
-        Raises:
-            UserError: the config has no such ratio.
-        """
-        ratios = list(self.config.teacher.ratios)
-        if ratio is not None and ratio not in ratios:
-            raise UserError(f"--ratio is {ratio!r}; {self.source} has {', '.join(ratios)}")
+        """The stages of one kind, all ratios or one."""
         return [stage for stage in self.stages if stage.kind == kind and ratio in (None, stage.ratio)]
 
     def finished(self, stage: Stage) -> Finished:
@@ -99,7 +95,8 @@ class Pipeline:
         with StageRun.open(self, stage, inputs) as run:
             finished = run.finish(compute(run))
         if self.accelerator.is_main_process:
-            finished.save()  # written last: from now on the stage is a finished one
+            finished.save()  # from now on the stage is a finished one
+            shutil.rmtree(finished.directory / "checkpoints", ignore_errors=True)
         self.accelerator.wait_for_everyone()
         quality = f"  quality {finished.metrics['quality']:.4f}" if "quality" in finished.metrics else ""
         self.say(f"{stage.title:<16} done in {time.perf_counter() - began:.0f} s{quality}")
@@ -109,12 +106,11 @@ class Pipeline:
         self.console.print(message, highlight=False, soft_wrap=True)
 
     def _prepare(self) -> PreparedData:
-        if int(os.environ.get("WORLD_SIZE", "1")) == 1:
-            return prepare_data(self.config.data, self.workdir / "data", self.say)
-        from accelerate import PartialState  # knows the processes, before precision and device are chosen
-
-        with PartialState().main_process_first():
-            return prepare_data(self.config.data, self.workdir / "data", self.say)
+        """Rank 0 prepares, the others wait for the file: a barrier of the process group would time out in minutes."""
+        root = self.workdir / "data"
+        while os.environ.get("RANK", "0") != "0" and not is_prepared(self.config.data, root):
+            time.sleep(0.5)
+        return prepare_data(self.config.data, root, self.say)
 
 
 @dataclass
@@ -133,7 +129,7 @@ class StageRun:
     def open(cls, pipeline: Pipeline, stage: Stage, inputs: dict[str, Finished]) -> Iterator["StageRun"]:
         """Start or continue the stage's MLflow run, and end it as FINISHED, FAILED or KILLED."""
         directory = stage.directory(pipeline.workdir)
-        tracked = None
+        new, tracked = not directory.exists(), None
         if pipeline.accelerator.is_main_process:
             directory.mkdir(parents=True, exist_ok=True)
             tracked = _track(pipeline, stage, inputs, directory)
@@ -143,18 +139,16 @@ class StageRun:
             with Bar(pipeline.console, stage.title) as bar:
                 yield cls(pipeline, stage, inputs, directory, tracked, bar)
             status = "FINISHED"
-        except KeyboardInterrupt:
+        except (KeyboardInterrupt, SystemExit):
             status = "KILLED"
             raise
         except UserError:
-            if tracked:  # the input was wrong, so there is nothing to go on from
-                shutil.rmtree(directory)
+            if tracked and new and not list(directory.glob("checkpoints/*/")):
+                shutil.rmtree(directory)  # the input was wrong from the start: there is nothing to go on from
             raise
         finally:
             if tracked:
                 tracked.close(status)
-        if tracked:
-            shutil.rmtree(directory / "checkpoints", ignore_errors=True)
 
     @property
     def config(self) -> RunConfig:
@@ -212,7 +206,9 @@ class StageRun:
                 registered = f"{self.config.name}-{name}"
                 uri = f"models:/{registered}/{self.tracked.register(model_id, registered, facts)}"
         if self.tracked:
-            self.tracked.log_results(outcome.metrics, model_id=model_id)
+            own = {name: value for name, value in outcome.metrics.items() if name not in outcome.not_of_model}
+            self.tracked.log_results(own, model_id=model_id)
+            self.tracked.log_results({name: outcome.metrics[name] for name in outcome.not_of_model})
         run_id = self.tracked.run_id if self.tracked else ""
         return Finished(
             stage.title, stage.fingerprint, run_id, model_id, uri, outcome.metrics, outcome.facts, self.directory
@@ -220,7 +216,7 @@ class StageRun:
 
 
 def _track(pipeline: Pipeline, stage: Stage, inputs: dict[str, Finished], directory: Path) -> "TrackedRun":
-    from pipelines.tracking import TrackedRun, colour
+    from pipelines.tracking import COLOURS, TrackedRun
 
     config, data = pipeline.config, pipeline.data
     tags = {
@@ -229,9 +225,13 @@ def _track(pipeline: Pipeline, stage: Stage, inputs: dict[str, Finished], direct
         "fingerprint": stage.fingerprint,
         "data.digest": data.digest,
         "mlflow.source.name": f"switch-distill {stage.kind} {config.name}",
+        "precision": pipeline.accelerator.mixed_precision.replace("no", "float32"),
+        "device": pipeline.accelerator.device.type,
+        "processes": str(pipeline.accelerator.num_processes),
     }
     if stage.ratio:
-        tags |= {"ratio": stage.ratio, "mlflow.runColor": colour(config.teacher.ratios[stage.ratio])}
+        number = list(config.teacher.ratios).index(stage.ratio)
+        tags |= {"ratio": stage.ratio, "mlflow.runColor": COLOURS[number % len(COLOURS)]}
     if stage.seed is not None:
         tags["seed"] = str(stage.seed)
     tracked = TrackedRun(pipeline.store, directory, stage.title, tags)
@@ -240,7 +240,7 @@ def _track(pipeline: Pipeline, stage: Stage, inputs: dict[str, Finished], direct
     if stage.kind != "init":
         held_out = {"documents": data.validation_documents, "tokens": data.validation_tokens}
         if stage.kind != "report":
-            training = {"documents": data.train_documents, "tokens": data.train_tokens}
+            training = {"documents": data.train_documents, "tokens": data.train_tokens, "digest": data.train_digest}
             tracked.log_data(data.name, data.digest, "training", training)
         tracked.log_data(f"{data.name}-validation", data.validation_digest, "validation", held_out)
     tracked.log_model_inputs({role: done.model_id for role, done in inputs.items() if done.model_id})

@@ -41,7 +41,12 @@ def compute(run: StageRun) -> Outcome:
     run.accelerator.wait_for_everyone()
     parameters = count_parameters(model)
     facts = {"experts": model.config.num_experts, "parameters": parameters, "checkpoint": source}
-    metrics = {"quality": quality, "parameters": parameters, "experts": model.config.num_experts, **routing()}
+    metrics = {
+        "quality": quality,
+        "parameters": parameters,
+        "experts": model.config.num_experts,
+        **routing(run.accelerator),
+    }
     return Outcome(metrics, facts, run.directory / "model")
 
 

@@ -7,8 +7,10 @@ ids, never through MLflow's idea of an active run.
 import contextlib
 import hashlib
 import json
+import logging
 import math
 import os
+import platform
 import subprocess
 import time
 from collections.abc import Iterator
@@ -20,7 +22,7 @@ from filelock import FileLock
 
 from distill.errors import UserError
 from distill.files import write_json, write_text
-from pipelines.metric_feed import MetricFeed
+from pipelines.feed import MetricFeed
 
 # A tracking server that is gone must not hold up training: few and short attempts, the rest is kept on disk.
 os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "2")
@@ -32,12 +34,8 @@ os.environ.setdefault("MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT", "true")
 
 # Read once: mlflow writes the store that we open into the environment, for its own use.
 ASKED_FOR = os.environ.get("MLFLOW_TRACKING_URI")
+# One per ratio, from the smallest on; the same in the UI and in the plot.
 COLOURS = ("#1b6ca8", "#2a9d8f", "#e9a23b", "#c8553d", "#7b5ea7", "#5b8e3e", "#b0457b", "#4f6d7a")
-
-
-def colour(experts: int) -> str:
-    """One colour per ratio, the same in the UI and in the plot: neighbours in powers of two differ."""
-    return COLOURS[round(math.log2(max(experts, 1))) % len(COLOURS)]
 
 
 class Store:
@@ -52,6 +50,7 @@ class Store:
         self.workdir = workdir.resolve()
         local = f"sqlite:///{self.workdir / 'mlflow.db'}"
         self.uri = ASKED_FOR or local
+        self.label = redacted(ASKED_FOR) if ASKED_FOR else "the work directory's own store"
         self._check_same_store()
         import mlflow  # slow to import; a finished pipeline is answered without it
 
@@ -68,7 +67,7 @@ class Store:
             raise UserError(
                 f"the MLflow store {redacted(self.uri)} cannot be used: {cause}; check MLFLOW_TRACKING_URI"
             ) from error
-        write_json(self.workdir / "tracking.json", {"store": redacted(self.uri)})
+        write_json(self.workdir / "tracking.json", {"store": self.label})
 
     def _experiment(self, name: str) -> str:
         found = self.client.get_experiment_by_name(name)
@@ -84,10 +83,10 @@ class Store:
 
     def _check_same_store(self) -> None:
         record = self.workdir / "tracking.json"
-        if record.exists() and (before := json.loads(record.read_text())["store"]) != redacted(self.uri):
+        if record.exists() and (before := json.loads(record.read_text())["store"]) != self.label:
             raise UserError(
-                f"the stages in {self.workdir} are tracked in {before}, not in {redacted(self.uri)}; "
-                "set MLFLOW_TRACKING_URI to the former, or choose another --workdir"
+                f"the stages in {self.workdir} are tracked in {before}, not in {self.label}; "
+                "set MLFLOW_TRACKING_URI (or unset it) accordingly, or choose another --workdir"
             )
 
 
@@ -205,9 +204,17 @@ class TrackedRun:
         self.log_file(self.directory / name)
 
     def close(self, status: str) -> None:
-        """Deliver what is left of the curves and end the run as FINISHED, FAILED or KILLED."""
-        self._feed.close()
-        self.client.set_terminated(self.run_id, status)
+        """Deliver what is left of the curves and end the run as FINISHED, FAILED or KILLED.
+
+        Only a finished run insists: while another error is on its way, a store that is away must not hide it.
+        """
+        try:
+            self._feed.close()
+            self.client.set_terminated(self.run_id, status)
+        except Exception as error:
+            if status == "FINISHED":
+                raise
+            logging.getLogger(__name__).warning("the MLflow run %s could not be ended: %s", self.run_id, error)
 
 
 def _uri(model_id: str, directory: Path, uploaded: bool) -> str:
@@ -235,7 +242,8 @@ def _environment() -> dict[str, str]:
     """Versions, host and git commit: what a result depends on besides its config."""
     from importlib.metadata import version
 
-    tags = {f"version.{name}": version(name) for name in ("torch", "transformers", "accelerate", "datasets", "mlflow")}
+    tags = {"version.python": platform.python_version(), "host": platform.node()}
+    tags |= {f"version.{name}": version(name) for name in ("torch", "transformers", "accelerate", "datasets", "mlflow")}
     git = ["git", "-C", str(Path(__file__).parent)]
     with contextlib.suppress(OSError, subprocess.CalledProcessError):
         commit = subprocess.run([*git, "rev-parse", "HEAD"], capture_output=True, text=True, check=True).stdout.strip()

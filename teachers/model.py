@@ -23,7 +23,7 @@ from distill.config import ModelConfig
 from distill.errors import UserError
 from distill.files import new_directory
 from distill.seq2seq import embeddings
-from teachers.config import TeacherConfig
+from teachers.config import SwitchConfig
 from teachers.switch_layer import RoutingStatistics, SwitchLayer
 
 # Plain transformers counts capacity per sequence and expert; this much means that it drops nothing.
@@ -68,7 +68,7 @@ class SwitchFeedForward(nn.Module):
 
 def build_teacher(
     model: ModelConfig,
-    teacher: TeacherConfig,
+    switch: SwitchConfig,
     vocab_size: int,
     num_experts: int,
     *,
@@ -102,32 +102,28 @@ def build_teacher(
         # transformers draws an untied head at scale 1, which is right only where the output is scaled down.
         nn.init.normal_(built.lm_head.weight, std=config.d_model**-0.5)
         built.encoder.embed_tokens.weight = built.decoder.embed_tokens.weight = built.shared.weight
+    for module in built.modules():
+        if isinstance(module, T5DenseGatedActDense):  # transformers' Switch model does not know how to
+            for weight in (module.wi_0.weight, module.wi_1.weight, module.wo.weight):
+                nn.init.normal_(weight, std=weight.shape[-1] ** -0.5)
     config.num_experts = num_experts
-    return _with_switch_layers(built, teacher, copy_experts=False)
+    return _with_switch_layers(built, switch, copy_experts=False)
 
 
-def load_teacher(
-    source: str | Path, teacher: TeacherConfig | None = None, *, dtype: torch.dtype = torch.float32
-) -> SwitchTransformersForConditionalGeneration:
+def load_teacher(source: str | Path, switch: SwitchConfig | None = None) -> SwitchTransformersForConditionalGeneration:
     """Read a transformers Switch model from a directory or the hub; its sparse layers become SwitchLayers.
 
-    ReLU, GELU or gated GELU, tied or untied. ``teacher`` gives capacity factors, jitter and expert dropout; the
+    ReLU, GELU or gated GELU, tied or untied. ``switch`` gives capacity factors, jitter and expert dropout; the
     paper's values where it is None. The model is in eval mode.
 
     Raises:
         UserError: it cannot be read, is no Switch model, or its tensors do not fit its config.
     """
-    settings = teacher or TeacherConfig(checkpoints={"e1": str(source)})
+    config = read_teacher_config(source)
     try:
-        config = SwitchTransformersConfig.from_pretrained(str(source))
-        _check_config(config, source)
-        gated = _is_gated(config)
-        config.is_gated_act = gated
-        if gated and config.dense_act_fn.startswith("gated-"):
-            config.dense_act_fn = {"gelu": "gelu_new"}.get(config.dense_act_fn[6:], config.dense_act_fn[6:])
-        cls = _GatedSwitch if gated else SwitchTransformersForConditionalGeneration
-        model, report = cls.from_pretrained(str(source), config=config, dtype=dtype, output_loading_info=True)
-    except UserError:
+        cls = _GatedSwitch if config.is_gated_act else SwitchTransformersForConditionalGeneration
+        model, report = cls.from_pretrained(str(source), config=config, dtype=torch.float32, output_loading_info=True)
+    except MemoryError:
         raise
     except Exception as error:  # transformers raises many kinds; each means that this checkpoint cannot be used
         cause = " ".join(str(error).split())[:300]
@@ -144,7 +140,31 @@ def load_teacher(
                 f"teacher {str(source)!r} has {len(names)} {problem} tensors for its config, "
                 f"such as {names[0]}; check that config.json belongs to these weights"
             )
-    return _with_switch_layers(model, settings, copy_experts=True).eval()
+    return _with_switch_layers(model, switch or SwitchConfig(), copy_experts=True).eval()
+
+
+def read_teacher_config(source: str | Path) -> SwitchTransformersConfig:
+    """The config of a checkpoint, with ``is_gated_act`` and the activation's own name set whatever its age.
+
+    Raises:
+        UserError: it cannot be read, is no Switch model, or has a router that the paper's has not.
+    """
+    try:
+        config = SwitchTransformersConfig.from_pretrained(str(source))
+    except Exception as error:  # transformers raises many kinds; each means that there is no config to use
+        cause = " ".join(str(error).split())[:300]
+        raise UserError(f"teacher {str(source)!r} cannot be loaded: {cause}") from error
+    if config.model_type != "switch_transformers":
+        raise UserError(f"teacher {str(source)!r} is a {config.model_type} model; a Switch Transformer is needed")
+    if config.router_bias:
+        raise UserError(f"teacher {str(source)!r} has a router with a bias, which the paper's router has not")
+    if getattr(config, "decoder_start_token_id", None) is None:
+        config.decoder_start_token_id = config.pad_token_id
+    names = (config.dense_act_fn, getattr(config, "feed_forward_proj", None) or "")
+    config.is_gated_act = getattr(config, "is_gated_act", False) or any(name.startswith("gated-") for name in names)
+    activation = config.dense_act_fn.removeprefix("gated-")
+    config.dense_act_fn = "gelu_new" if config.is_gated_act and activation == "gelu" else activation
+    return config
 
 
 def save_teacher(
@@ -190,7 +210,7 @@ def switch_layers(model: nn.Module) -> list[tuple[str, SwitchFeedForward]]:
 
 
 def _with_switch_layers(
-    model: SwitchTransformersForConditionalGeneration, settings: TeacherConfig, *, copy_experts: bool
+    model: SwitchTransformersForConditionalGeneration, settings: SwitchConfig, *, copy_experts: bool
 ) -> SwitchTransformersForConditionalGeneration:
     """Replace each sparse LayerFF in place, one by one, so that memory holds one layer twice at most."""
     config = model.config
@@ -248,17 +268,3 @@ def _hand_down_padding_mask(layers: list[SwitchFeedForward]):
             layer.padding_mask = kwargs.get("attention_mask")
 
     return hook
-
-
-def _is_gated(config: SwitchTransformersConfig) -> bool:
-    names = (config.dense_act_fn, getattr(config, "feed_forward_proj", None) or "")
-    return bool(getattr(config, "is_gated_act", False)) or any(name.startswith("gated-") for name in names)
-
-
-def _check_config(config: SwitchTransformersConfig, source: str | Path) -> None:
-    if config.model_type != "switch_transformers":
-        raise UserError(f"teacher {str(source)!r} is a {config.model_type} model; a Switch Transformer is needed")
-    if config.router_bias:
-        raise UserError(f"teacher {str(source)!r} has a router with a bias, which the paper's router has not")
-    if getattr(config, "decoder_start_token_id", None) is None:
-        config.decoder_start_token_id = config.pad_token_id

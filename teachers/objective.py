@@ -4,6 +4,7 @@ import torch
 from torch import nn
 from transformers import SwitchTransformersForConditionalGeneration
 
+from distill.data import IGNORE_INDEX
 from distill.loss import mixed_cross_entropy
 from distill.seq2seq import hidden_states
 from teachers.model import switch_layers
@@ -24,7 +25,7 @@ class HardLabelsAndLoadBalance(nn.Module):
         """As in ``distill.objectives``: the loss summed over target tokens, and what to log, summed likewise."""
         hidden, head = hidden_states(self.model, input_ids, labels)
         loss, _ = mixed_cross_entropy(hidden, head, labels.flatten(), None, hard_fraction=1.0, reduction="sum")
-        tokens = (labels != -100).sum()
+        tokens = (labels != IGNORE_INDEX).sum()
         layers = [layer.statistics for _, layer in switch_layers(self.model)]
         balance = torch.stack([layer.load_balancing_loss for layer in layers])
         total = loss + self.load_balancing_weight * balance.sum() * tokens

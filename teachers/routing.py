@@ -4,37 +4,43 @@ import contextlib
 from collections.abc import Callable, Iterator
 
 import torch
+from accelerate import Accelerator
 from torch import nn
 
 from teachers.model import switch_layers
 
 
 @contextlib.contextmanager
-def measured_routing(model: nn.Module) -> Iterator[Callable[[], dict[str, float]]]:
-    """Collect the statistics of every Switch layer while the block runs; the yielded function returns the means.
+def measured_routing(model: nn.Module) -> Iterator[Callable[[Accelerator], dict[str, float]]]:
+    """Collect the statistics of every Switch layer while the block runs; the yielded function averages them.
 
-    Its keys: ``dropped_fraction`` and ``router_entropy`` (nats), over all layers; ``load_max``, the share of tokens
-    that the busiest expert of any layer gets, as a multiple of an equal share.
+    It takes the accelerator, whose processes have each seen a part. Keys: ``dropped_fraction`` and
+    ``router_entropy`` (nats), over all layers; ``load_max``, the share of tokens that the busiest expert of any
+    layer gets, as a multiple of an equal share.
     """
-    seen: list[torch.Tensor] = []
-    loads: dict[str, torch.Tensor] = {}
+    layers = switch_layers(model)
+    sums = torch.zeros(3)  # dropped fraction, entropy, forward passes
+    loads = torch.zeros(len(layers), layers[0][1].mlp.num_experts)
 
-    def collect(name: str):
+    def collect(number: int):
         def hook(module: nn.Module, args: tuple, output: torch.Tensor) -> None:
             statistics = module.statistics
-            seen.append(torch.stack([statistics.dropped_fraction, statistics.entropy]).cpu())
-            loads[name] = loads.get(name, 0) + statistics.load.cpu()
+            sums.add_(
+                torch.stack(
+                    [statistics.dropped_fraction, statistics.entropy, torch.ones_like(statistics.entropy)]
+                ).cpu()
+            )
+            loads[number].add_(statistics.load.cpu())
 
         return hook
 
-    handles = [layer.register_forward_hook(collect(name)) for name, layer in switch_layers(model)]
+    handles = [layer.register_forward_hook(collect(number)) for number, (_, layer) in enumerate(layers)]
 
-    def means() -> dict[str, float]:
-        if not seen:
-            return {}
-        dropped, entropy = torch.stack(seen).mean(0).tolist()
-        busiest = max(float(load.max() / load.sum() * len(load)) for load in loads.values())
-        return {"dropped_fraction": dropped, "router_entropy": entropy, "load_max": busiest}
+    def means(accelerator: Accelerator) -> dict[str, float]:
+        dropped, entropy, passes = accelerator.reduce(sums.to(accelerator.device), "sum").tolist()
+        load = accelerator.reduce(loads.to(accelerator.device), "sum").cpu()
+        busiest = float((load / load.sum(-1, keepdim=True)).max()) * load.shape[1]
+        return {"dropped_fraction": dropped / passes, "router_entropy": entropy / passes, "load_max": busiest}
 
     try:
         yield means

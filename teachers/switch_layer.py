@@ -95,8 +95,8 @@ class SwitchLayer(nn.Module):
             expert_N = expert_N.where(counted_N, self.num_experts)  # an expert that does not exist
         position_N, load_E = _positions(expert_N, self.num_experts)
 
-        # Every expert has C slots, as in the paper, and one slot more takes what is dropped: fixed shapes, one
-        # batched product for all experts, and no wait for the device.
+        # Every expert has C slots, as in the paper, and one slot more takes what is dropped: shapes do not depend
+        # on the routing, and all experts run in one batched product.
         slots = self.num_experts * capacity
         taken_N = (position_N < capacity) & (expert_N < self.num_experts)
         slot_N = (expert_N * capacity + position_N).where(taken_N, slots)
@@ -146,7 +146,7 @@ class SwitchLayer(nn.Module):
 
 def _positions(expert_N: torch.Tensor, num_experts: int) -> tuple[torch.Tensor, torch.Tensor]:
     """How many earlier tokens chose the same expert [N], and how many tokens chose each expert [E]."""
-    counts = expert_N.bincount(minlength=num_experts + 1)
+    counts = expert_N.new_zeros(num_experts + 1).scatter_add(0, expert_N, torch.ones_like(expert_N))
     order = expert_N.argsort(stable=True)
     in_order = torch.arange(len(order), device=order.device) - (counts.cumsum(0) - counts)[expert_N[order]]
     return torch.empty_like(order).index_copy(0, order, in_order), counts[:num_experts]

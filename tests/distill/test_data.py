@@ -1,3 +1,5 @@
+import json
+
 import numpy as np
 import pytest
 import torch
@@ -86,9 +88,13 @@ def test_prepared_data_is_reused_until_a_file_changes(tmp_path):
     assert not list((tmp_path / "data").glob(".*"))
 
 
-def test_reading_stops_at_train_tokens(text_files, data, tmp_path):
-    config = DataConfig(corpus=text_files, vocabulary=512, train_tokens=100, validation_fraction=0.2)
-    assert 100 <= prepare_data(config, tmp_path).train_tokens <= data.train_tokens
+def test_reading_stops_at_train_tokens(tmp_path):
+    with open(tmp_path / "rows.jsonl", "w") as file:
+        file.writelines(json.dumps({"text": f"document number {number} of many"}) + "\n" for number in range(2000))
+    config = DataConfig(corpus=f"jsonl:{tmp_path}/rows.jsonl", vocabulary=400, train_tokens=100)
+    part = prepare_data(config, tmp_path / "data")
+    whole = prepare_data(config.model_copy(update={"train_tokens": None}), tmp_path / "data")
+    assert 100 <= part.train_tokens < whole.train_tokens / 4 and part.digest != whole.digest
 
 
 def test_an_empty_side_is_refused_and_leaves_nothing(tmp_path):

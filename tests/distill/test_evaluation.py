@@ -1,6 +1,5 @@
 import numpy as np
 import pytest
-import torch
 import torch.nn.functional as F
 
 from distill.data import Batch, Examples
@@ -50,8 +49,3 @@ def test_evaluate_measures_all_validation_examples(model, data, data_config):
     expected, one_by_one = negative_log_perplexity(model, examples.validation_batches(1))
     assert losses.shape == (12,) and quality == pytest.approx(expected, rel=1e-5)
     np.testing.assert_allclose(losses, one_by_one, rtol=1e-4)
-
-
-def test_gradients_are_not_kept(model, data, data_config):
-    negative_log_perplexity(model, Examples(data, data_config, seed=None).validation_batches(12))
-    assert all(parameter.grad is None for parameter in model.parameters()) and torch.is_grad_enabled()

@@ -168,6 +168,28 @@ def test_a_trunk_and_its_branches_equal_separate_runs(dense, examples, tmp_path,
     assert torch.equal(whole, branch)
 
 
+@pytest.mark.parametrize("cooldown", [0.5, 1.0])
+def test_a_trunk_of_any_length_is_where_branches_begin(dense, examples, tmp_path, accelerator, cooldown):
+    """Also one of no steps: the branch must not go on from whatever the model was trained to in between."""
+    config = CONFIG.model_copy(update={"cooldown": cooldown, "warmup_steps": 0})
+    whole = fit(dense(), examples, tmp_path / "whole", accelerator, config)
+    model = dense()
+    fit(model, examples, tmp_path / "trunk", accelerator, config, steps=20, stop=trunk_steps(config, 6))
+    start = checkpoints(tmp_path / "trunk")[-1]
+    fit(model, examples, tmp_path / "other", accelerator, config, start=start, steps=9)
+    assert torch.equal(whole, fit(model, examples, tmp_path / "branch", accelerator, config, start=start))
+
+
+def test_position_biases_and_norms_are_not_decayed(dense, examples, tmp_path, accelerator):
+    before = dense()
+    config = CONFIG.model_copy(update={"steps": 3, "learning_rate": 1e-3, "weight_decay": 900.0, "warmup_steps": 0})
+    after = dense()
+    fit(after, examples, tmp_path, accelerator, config)
+    for (name, old), new in zip(before.named_parameters(), after.parameters(), strict=True):
+        kept = float(new.detach().norm() / old.detach().norm())
+        assert (kept > 0.9) == ("layer_norm" in name or "relative_attention_bias" in name), name
+
+
 def test_a_batch_that_cannot_be_shared_is_refused(dense, examples, tmp_path, accelerator):
     with pytest.raises(UserError, match="batch_size 8 cannot be shared"):
         fit(dense(), examples, tmp_path, accelerator, CONFIG.model_copy(update={"micro_batch_size": 3}))

@@ -1,7 +1,8 @@
 import numpy as np
 import pytest
 
-from pipelines.report import fraction_kept, gain, markdown
+from pipelines.report import fraction_kept, gain
+from pipelines.table import markdown
 
 
 @pytest.fixture

@@ -9,6 +9,7 @@ from transformers import SwitchTransformersConfig, SwitchTransformersForConditio
 
 from distill.errors import UserError
 from distill.seq2seq import hidden_states
+from distill.training import make_accelerator
 from teachers import load_teacher, save_teacher
 from teachers.config import TeacherConfig
 from teachers.model import build_teacher, switch_layers
@@ -84,8 +85,21 @@ def test_a_built_teacher_survives_saving(tmp_path, shape, batch, feed_forward, t
     torch.testing.assert_close(
         load_teacher(tmp_path / "saved", NO_DROPPING)(**batch).logits, built(**batch).logits, rtol=0, atol=0
     )
+    for name, weight in built.named_parameters():
+        if ".mlp.w" in name and weight.ndim == 2:  # a dense FFN, drawn as T5 does it
+            assert weight.std().item() == pytest.approx(weight.shape[1] ** -0.5, rel=0.15), name
     again = build_teacher(shape, NO_DROPPING, 64, 4, pad=0, eos=1, seed=3).eval()
     torch.testing.assert_close(again(**batch).logits, built(**batch).logits, rtol=0, atol=0)
+
+
+def test_saving_into_a_directory_leaves_its_other_files(tmp_path, shape):
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine" / "notes.txt").write_text("keep")
+    (tmp_path / "mine" / "config.json").write_text("old")
+    save_teacher(build_teacher(shape, NO_DROPPING, 64, 4, pad=0, eos=1, seed=0), tmp_path / "mine")
+    assert (tmp_path / "mine" / "notes.txt").read_text() == "keep"
+    assert len(switch_layers(load_teacher(tmp_path / "mine"))) == 2
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["mine"]
 
 
 def test_hidden_states_and_head_give_the_logits(tmp_path, batch):
@@ -129,8 +143,9 @@ def test_measured_routing_averages_layers_and_batches(shape, batch):
     model = build_teacher(shape, NO_DROPPING, 64, 4, pad=0, eos=1, seed=0).eval()
     with measured_routing(model) as routing:
         model(**batch)
+        model(**batch)
     layers = [layer.statistics for _, layer in switch_layers(model)]
-    values = routing()
+    values = routing(make_accelerator("float32"))
     assert values["router_entropy"] == pytest.approx(sum(float(s.entropy) for s in layers) / 2, rel=1e-5)
     assert values["load_max"] == pytest.approx(max(float(s.load.max()) for s in layers) * 4, rel=1e-5)
     assert values["dropped_fraction"] == 0

@@ -1,0 +1,82 @@
+"""The report as a table, in Markdown and for a terminal."""
+
+from collections.abc import Sequence
+from typing import Any
+
+from rich import box
+from rich.table import Table
+
+
+def markdown(report: dict[str, Any]) -> str:
+    """report.md: the table of the terminal, and what its columns mean."""
+    header, rows = _cells(report)
+    lines = ["| " + " | ".join(header) + " |", "| :--- |" + " ---: |" * (len(header) - 1)]
+    lines += ["| " + " | ".join(row) + " |" for row in rows]
+    data = report["data"]
+    seeds = " and seeds" if len(report["ratios"][0]["seeds"]) > 1 else ""
+    return (
+        "# Fraction of the teacher's gain that the student keeps\n\n" + "\n".join(lines) + f"\n\n{_caption(report)}\n\n"
+        f"Quality Q is the negative log perplexity on {data['validation_examples']:,} held-out examples, in nats per "
+        "target token; higher is better. Gain is Q teacher - Q baseline; kept is (Q student - Q baseline) / gain. "
+        f"Intervals are 95 % paired bootstrap intervals over examples{seeds}.\n\n"
+        f"Data: {data['name']}, {data['train_tokens']:,} training tokens, digest `{data['digest']}`. "
+        f"Report: `{report['fingerprint']}`.\n"
+    )
+
+
+def table(report: dict[str, Any]) -> Table:
+    """The report for a terminal of 80 columns: an interval stands under its figure."""
+    header, rows = _cells(report)
+    drawn = Table(
+        title="Fraction of the teacher's gain that the student keeps",
+        caption=_caption(report),
+        box=box.SIMPLE_HEAD,
+        show_edge=False,
+        padding=0,
+    )
+    for name in header:
+        broken = name.replace("compression", "com-\npression").replace("Q ", "Q\n").replace(", ", ",\n")
+        drawn.add_column(broken, justify="left" if name == "ratio" else "right", no_wrap=True)
+    for row in rows:
+        drawn.add_row(*(cell.replace(" [", "\n[") for cell in row))
+    return drawn
+
+
+def _cells(report: dict[str, Any]) -> tuple[list[str], list[list[str]]]:
+    header = ["ratio", "size", "compression", "Q teacher", "Q student", "gain", "kept", "kept, long"]
+    rows = [
+        [
+            row["ratio"],
+            _millions(row["teacher_parameters"]),
+            f"{row['compression']:.0%}",
+            f"{row['teacher_quality']:.3f}",
+            f"{row['student_quality']:.3f}",
+            f"{row['gain']:.3f} [{row['gain_interval'][0]:.3f}, {row['gain_interval'][1]:.3f}]",
+            _percent(row["fraction_kept"], row["fraction_interval"]),
+            _percent(row["fraction_kept_long"], row["fraction_long_interval"]),
+        ]
+        for row in report["ratios"]
+    ]
+    return header, rows
+
+
+def _caption(report: dict[str, Any]) -> str:
+    """Both baselines, and for which ratios a fraction is undefined."""
+    short, long = report["baseline"], report["long_baseline"]
+    text = (
+        f"Size is the teacher's; student and baseline have {_millions(short['parameters'])}. The baseline stands at "
+        f"{short['quality']:.3f} after {short['steps']:,} steps, as many as the student takes; the long baseline at "
+        f"{long['quality']:.3f} after {long['steps']:,}, as many as teacher and student take together."
+    )
+    for name, key in (("baseline", "fraction_kept"), ("long baseline", "fraction_kept_long")):
+        if ratios := [row["ratio"] for row in report["ratios"] if row[key] is None]:
+            text += f" Undefined for {', '.join(ratios)}: the gain over the {name} has an interval that reaches 0."
+    return text
+
+
+def _percent(fraction: float | None, interval: Sequence[float] | None) -> str:
+    return "undefined" if fraction is None else f"{fraction:.0%} [{interval[0]:.0%}, {interval[1]:.0%}]"
+
+
+def _millions(parameters: int) -> str:
+    return f"{parameters / 1e6:,.2f}M" if parameters < 1e7 else f"{parameters / 1e6:,.0f}M"

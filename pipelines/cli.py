@@ -177,7 +177,10 @@ def _main() -> int:
         if type(error).__name__ == "TrainingDiverged":
             return _complain(str(error), 1)
         if type(error).__name__ in ("MlflowException", "ConnectionError"):
-            return _complain(f"MLflow: {error}; what was computed is kept, give the same command again", 1)
+            from pipelines.tracking import without_credentials
+
+            cause = without_credentials(str(error))
+            return _complain(f"MLflow: {cause}; what was computed is kept, give the same command again", 1)
         raise
     if code == 130:
         _complain("interrupted; the same command goes on from the last checkpoint", 130)

@@ -63,7 +63,7 @@ class Store:
                 self.client = mlflow.MlflowClient()
                 self.experiment = self._experiment(experiment) if experiment else None
         except mlflow.exceptions.MlflowException as error:
-            cause = str(error).split("\n")[0][:200]
+            cause = without_credentials(str(error)).split("\n")[0][:200]
             raise UserError(
                 f"the MLflow store {redacted(self.uri)} cannot be used: {cause}; check MLFLOW_TRACKING_URI"
             ) from error
@@ -94,6 +94,11 @@ def redacted(uri: str) -> str:
     """``uri`` without user and password."""
     parts = urlsplit(uri)
     return uri.replace(f"{parts.netloc.rpartition('@')[0]}@", "") if "@" in parts.netloc else uri
+
+
+def without_credentials(text: str) -> str:
+    """``text`` with the store that was asked for, if it stands there, redacted."""
+    return text.replace(ASKED_FOR, redacted(ASKED_FOR)) if ASKED_FOR else text
 
 
 class TrackedRun:

@@ -2,6 +2,7 @@ import pytest
 import yaml
 
 from distill.errors import UserError
+from distill.span_corruption import raw_length_for
 from pipelines.config import RunConfig, load_config
 from pipelines.plan import long_steps, plan
 from pipelines.presets import PRESETS
@@ -12,6 +13,14 @@ def test_every_preset_is_valid_and_described(name):
     config = load_config(name)
     assert config.name == name and PRESETS[name].__doc__
     assert plan(config, "data")
+
+
+@pytest.mark.parametrize("name", PRESETS)
+def test_what_a_preset_reads_gives_the_validation_examples_that_it_asks_for(name):
+    data = load_config(name).data
+    if data.train_tokens:
+        held_out = data.train_tokens * data.validation_fraction / (1 - data.validation_fraction)
+        assert held_out > 1.3 * data.validation_examples * raw_length_for(data.input_length)
 
 
 def test_defaults_are_the_papers():
@@ -34,7 +43,17 @@ def test_a_file_may_start_from_a_preset(tmp_path):
     path.write_text("preset: demo\ndistill:\n  hard_fraction: 0.5\n  training: {learning_rate: 1e-4}\n")
     config, demo = load_config(str(path)), load_config("demo")
     assert config.distill.hard_fraction == 0.5 and config.distill.training.learning_rate == 1e-4
-    assert config.teacher == demo.teacher and config.distill.training.steps == demo.distill.training.steps
+    assert (
+        config.name == "mine"
+        and config.teacher == demo.teacher
+        and config.distill.training.steps == demo.distill.training.steps
+    )
+
+
+def test_a_file_replaces_the_checkpoints_of_its_preset(tmp_path):
+    path = tmp_path / "one.yaml"
+    path.write_text("preset: switch-base\nteacher: {checkpoints: {e8: somewhere}}\n")
+    assert load_config(str(path)).teacher.checkpoints == {"e8": "somewhere"}
 
 
 def test_the_resolved_config_is_a_config(tmp_path):
@@ -85,6 +104,7 @@ def test_whatever_is_wrong_is_named_in_one_line(override, message):
         ("a: [", "is not readable YAML"),
         ("x: !!python/object/apply:os.system [true]", "is not readable YAML"),
         ("preset: dmo", "preset is 'dmo'; use one of"),
+        ("preset: [demo]", "preset is \\['demo'\\]; use one of"),
         ("data: {}", "teacher is missing"),
     ],
 )

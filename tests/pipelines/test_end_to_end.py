@@ -9,9 +9,12 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from transformers import AutoTokenizer, SwitchTransformersForConditionalGeneration, T5ForConditionalGeneration
-
-from pipelines.report import fraction_kept, gain
+from transformers import (
+    AutoTokenizer,
+    SwitchTransformersForConditionalGeneration,
+    T5Config,
+    T5ForConditionalGeneration,
+)
 
 ROOT = Path(__file__).parents[2]
 
@@ -63,15 +66,19 @@ def test_the_report_follows_from_the_losses_that_mlflow_holds(report, client, ru
         assert row["student_quality"] == pytest.approx(-student.mean())
         assert runs[f"distill {row['ratio']}"].data.metrics["quality"] == pytest.approx(-student.mean(), abs=1e-6)
         assert row["compression"] == pytest.approx(1 - row["student_parameters"] / row["teacher_parameters"])
-        arguments = {"resamples": 1000}
-        value, interval = gain(baseline, teacher, **arguments)
-        assert [row["gain"], *row["gain_interval"]] == pytest.approx([value, *interval])
         for reference, suffix in ((baseline, ""), (long, "_long")):
-            fraction, interval = fraction_kept(reference, teacher, student, **arguments)
-            assert row[f"fraction_kept{suffix}"] == fraction
-            assert row[f"fraction{suffix}_interval"] == (list(interval) if interval else None)
-            if fraction is None:
-                assert "reaches 0" in row[f"fraction{suffix}_undefined"]
+            gain = reference.mean() - teacher.mean()
+            low, high = row[f"gain{suffix}_interval"]
+            assert row[f"gain{suffix}"] == pytest.approx(gain) and low < gain < high
+            # The bootstrap's width is that of the mean of paired differences.
+            error = (reference - teacher).std() / len(teacher) ** 0.5
+            assert high - low == pytest.approx(2 * 1.96 * error, rel=0.15)
+            fraction, interval = row[f"fraction_kept{suffix}"], row[f"fraction{suffix}_interval"]
+            if low <= 0:
+                assert fraction is None and interval is None and "reaches 0" in row[f"fraction{suffix}_undefined"]
+            else:
+                assert fraction == pytest.approx((reference.mean() - student.mean()) / gain)
+                assert interval[0] <= fraction <= interval[1]
 
 
 def test_runs_are_flat_finished_and_comparable(runs, report):
@@ -82,7 +89,7 @@ def test_runs_are_flat_finished_and_comparable(runs, report):
         assert "version.torch" in run.data.tags and len(run.data.params) > 1
     for row in report["ratios"]:
         student = runs[f"distill {row['ratio']}"].data
-        assert student.metrics["fraction_kept"] == pytest.approx(row["fraction_kept"], abs=1e-6)
+        assert student.metrics.get("fraction_kept") == pytest.approx(row["fraction_kept"], abs=1e-6)
         assert student.metrics["experts"] == row["experts"]
         assert student.tags["comparison"] == report["fingerprint"][:12]
     colours = {runs[f"distill {row['ratio']}"].data.tags["mlflow.runColor"] for row in report["ratios"]}
@@ -117,6 +124,15 @@ def test_lineage_leads_from_the_student_to_the_digest_of_its_data(smoke, cli, re
         assert json.loads(again.stdout)["model_id"] == tree["model_id"]
     drawn = cli("lineage", row["student_model_uri"], "--workdir", str(smoke[0]))
     assert report["data"]["digest"] in drawn.stdout
+
+
+def test_lineage_is_read_from_mlflow_alone(smoke, cli, report, tmp_path):
+    work = tmp_path / "work"
+    work.mkdir()
+    for name in ("mlflow.db", "tracking.json"):
+        shutil.copy(smoke[0] / name, work / name)
+    done = cli("lineage", report["ratios"][0]["student_model_uri"], "--workdir", str(work))
+    assert done.returncode == 0 and report["data"]["digest"] in done.stdout
 
 
 def test_the_registered_student_is_a_plain_t5_that_generates(report, client, tmp_path):
@@ -175,6 +191,10 @@ def test_a_missing_stage_is_named_with_the_command_that_makes_it(smoke, cli, tmp
         (["run", "smoke", "--nope"], "No such option"),
         (["run"], "Missing argument"),
         (["lineage", "x"], "holds no MLflow store"),
+        (
+            ["teacher", "smoke", "--set", "teacher.training.micro_batch_size=5"],
+            "must be a multiple of micro_batch_size",
+        ),
         (["teacher", "smoke", "--seed", "-1"], "Invalid value for '--seed'"),
         (["run", "smoke", "--set", "data.validation_examples=1000000"], "data.validation_examples is 1000000"),
     ],
@@ -240,7 +260,8 @@ def test_a_killed_stage_goes_on_and_ends_with_the_same_weights(smoke, cli, tmp_p
         "progress.Bar.update = die\n"
         "cli.main()\n"
     )
-    killed = subprocess.run([sys.executable, "-c", code, *arguments], cwd=ROOT, capture_output=True)
+    environment = {**os.environ, "MLFLOW_TRACKING_URI": ""}
+    killed = subprocess.run([sys.executable, "-c", code, *arguments], cwd=ROOT, env=environment, capture_output=True)
     assert killed.returncode == -9
     assert [path.name for path in work.glob("stages/*/checkpoints/*")] == ["step-00000008"]
     first = json.loads(next(work.glob("stages/*/run.json")).read_text())["run_id"]
@@ -249,3 +270,33 @@ def test_a_killed_stage_goes_on_and_ends_with_the_same_weights(smoke, cli, tmp_p
     assert json.loads(done.stdout)[0]["run_id"] == first
     whole = next(smoke[0].glob("stages/teacher-e4-*/model/model.safetensors")).read_bytes()
     assert next(work.glob("stages/*/model/model.safetensors")).read_bytes() == whole
+
+
+def test_two_processes_measure_what_one_does(smoke, cli, tmp_path):
+    """The same global batches, so the same baseline but for the order of additions."""
+    one, two = tmp_path / "one", tmp_path / "two"
+    for work in (one, two):
+        shutil.copytree(smoke[0] / "data", work / "data")
+    arguments = ["baseline", "smoke", "--set", "precision=float32", "--json", "--workdir"]
+    alone = json.loads(cli(*arguments, str(one)).stdout)[0]["metrics"]
+    launch = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node", "2", "-m", "pipelines.cli"]
+    environment = {**os.environ, "MLFLOW_TRACKING_URI": "", "ACCELERATE_USE_CPU": "true", "OMP_NUM_THREADS": "1"}
+    done = subprocess.run([*launch, *arguments, str(two)], cwd=ROOT, env=environment, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert json.loads(done.stdout)[0]["metrics"] == pytest.approx(alone, abs=1e-4)
+    losses = [json.loads(next(w.glob("stages/*/baseline_losses.json")).read_text()) for w in (one, two)]
+    np.testing.assert_allclose(*losses, atol=1e-3)
+
+
+def test_a_baseline_of_another_shape_is_refused(smoke, cli, tmp_path):
+    """The difference of two shapes is not the teacher's doing."""
+    work = tmp_path / "work"
+    shutil.copytree(smoke[0], work)
+    wider = tmp_path / "wider"
+    shutil.copytree(next(smoke[0].glob("stages/baseline-*/model")), wider)
+    config = json.loads((wider / "config.json").read_text())
+    T5ForConditionalGeneration(T5Config.from_dict({**config, "d_ff": 128})).save_pretrained(wider)
+    flags = ["--set", f"baseline.checkpoint={wider}", "--workdir", str(work)]
+    assert cli("baseline", "smoke", *flags).returncode == 0
+    done = cli("report", "smoke", *flags)
+    assert done.returncode == 2 and "differ in d_ff 64 and 128; set baseline.checkpoint" in done.stderr

@@ -1,0 +1,117 @@
+import json
+import logging
+
+import pytest
+
+from distill.errors import UserError
+from pipelines import feed, tracking
+from pipelines.feed import MetricFeed
+from pipelines.tracking import Store, directory_digest, redacted
+
+
+class Client:
+    """A store that is away for the first ``away`` calls, and keeps what it gets."""
+
+    def __init__(self, away: int = 0):
+        self.away, self.rows = away, []
+
+    def log_batch(self, run_id, metrics):
+        if self.away:
+            self.away -= 1
+            raise ConnectionError("no server")
+        self.rows += [(metric.key, metric.step, metric.value) for metric in metrics]
+
+
+@pytest.fixture(autouse=True)
+def quick(monkeypatch):
+    monkeypatch.setattr(feed, "DELIVER_EVERY", 0.01)
+
+
+def test_curves_arrive_in_order_and_in_batches(tmp_path, monkeypatch):
+    monkeypatch.setattr(feed, "LARGEST_BATCH", 60)
+    client = Client()
+    metrics = MetricFeed(client, "run", tmp_path / "metrics.jsonl")
+    for step in range(200):
+        metrics.log(step, {"loss": float(step), "bad": float("nan")})
+    metrics.close()
+    assert client.rows == [("loss", step, float(step)) for step in range(200)]
+
+
+def test_a_server_that_is_away_loses_nothing_and_is_mentioned_once(tmp_path, caplog):
+    client = Client(away=3)
+    with caplog.at_level(logging.WARNING):
+        metrics = MetricFeed(client, "run", tmp_path / "metrics.jsonl")
+        metrics.log(1, {"loss": 1.0})
+        while client.away:
+            pass
+        metrics.log(2, {"loss": 2.0})
+        metrics.close()
+    assert client.rows == [("loss", 1, 1.0), ("loss", 2, 2.0)]
+    assert len(caplog.records) == 1 and "metrics wait in" in caplog.text
+
+
+def test_a_resumed_feed_repeats_no_step_and_drops_a_torn_line(tmp_path):
+    client = Client()
+    path = tmp_path / "metrics.jsonl"
+    first = MetricFeed(client, "run", path)
+    first.log(1, {"loss": 1.0})
+    first.log(2, {"loss": 2.0, "quality": -3.0})
+    first.close()
+    with open(path, "a") as file:
+        file.write('{"time": 1, "step": 3, "met')  # killed while writing
+    second = MetricFeed(client, "run", path)
+    for step in (2, 3):  # goes on from a checkpoint at step 1
+        second.log(step, {"loss": float(step), "quality": -2.0})
+    second.close()
+    assert client.rows == [
+        ("loss", 1, 1.0),
+        ("loss", 2, 2.0),
+        ("quality", 2, -3.0),
+        ("loss", 3, 3.0),
+        ("quality", 3, -2.0),
+    ]
+
+
+def test_what_was_written_but_not_delivered_is_delivered_later(tmp_path):
+    path = tmp_path / "metrics.jsonl"
+    path.write_text(json.dumps({"time": 5, "step": 1, "metrics": {"loss": 1.0}}) + "\n")
+    client = Client()
+    MetricFeed(client, "run", path).close()
+    MetricFeed(client, "run", path).close()
+    assert client.rows == [("loss", 1, 1.0)]
+
+
+@pytest.mark.parametrize(
+    "uri,shown",
+    [
+        ("https://me:secret@host:5000/x", "https://host:5000/x"),
+        ("https://host:5000", "https://host:5000"),
+        ("sqlite:////a/b.db", "sqlite:////a/b.db"),
+    ],
+)
+def test_credentials_are_not_shown(uri, shown):
+    assert redacted(uri) == shown
+
+
+def test_stages_of_one_store_are_not_mixed_with_another(tmp_path, monkeypatch):
+    (tmp_path / "tracking.json").write_text(json.dumps({"store": "https://elsewhere"}))
+    monkeypatch.setattr(tracking, "ASKED_FOR", None)
+    with pytest.raises(UserError, match="tracked in https://elsewhere, not in the work directory's own store"):
+        Store(tmp_path, "x")
+    assert not (tmp_path / "mlflow.db").exists()
+
+
+def test_a_store_that_cannot_be_used_is_named(tmp_path, monkeypatch):
+    monkeypatch.setattr(tracking, "ASKED_FOR", "nonsense://me:secret@host")
+    with pytest.raises(UserError, match="nonsense://host cannot be used") as raised:
+        Store(tmp_path, "x")
+    assert "secret" not in str(raised.value)
+
+
+def test_a_digest_sees_names_and_bytes(tmp_path):
+    (tmp_path / "a").write_bytes(b"1")
+    first = directory_digest(tmp_path)
+    (tmp_path / "a").write_bytes(b"2")
+    second = directory_digest(tmp_path)
+    (tmp_path / "a").rename(tmp_path / "b")
+    assert len({first, second, directory_digest(tmp_path)}) == 3 and len(first) == 32

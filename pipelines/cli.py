@@ -16,6 +16,7 @@ if TYPE_CHECKING:
 
     from pipelines.run import Pipeline
     from pipelines.stage import Finished
+    from pipelines.tracking import Store
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -257,7 +258,7 @@ def _show_report(pipeline: "Pipeline", finished: "Finished", json_: bool) -> Non
     pipeline.say(f"Back to the data: switch-distill lineage {values['ratios'][-1]['student_model_uri']}{where}")
 
 
-def _existing_store(workdir: Path):
+def _existing_store(workdir: Path) -> "Store":
     from pipelines.tracking import ASKED_FOR, Store
 
     if not ASKED_FOR and not (workdir / "tracking.json").exists():

@@ -87,7 +87,7 @@ class Pipeline:
     def execute(self, stage: Stage) -> Finished:
         """Reuse ``stage`` if it is finished, else compute it from its finished inputs."""
         if found := find_finished(stage, self.workdir):
-            self.say(f"[dim]{stage.title:<16} reused  (run {found.run_id[:8]})[/dim]")
+            self.say(f"{stage.title:<16} reused  (run {found.run_id[:8]})", style="dim")
             return found
         inputs = {role: self.finished(upstream) for role, upstream in stage.inputs.items()}
         compute = importlib.import_module(f"pipelines.{stage.kind}").compute
@@ -102,8 +102,9 @@ class Pipeline:
         self.say(f"{stage.title:<16} done in {time.perf_counter() - began:.0f} s{quality}")
         return finished
 
-    def say(self, message: str) -> None:
-        self.console.print(message, highlight=False, soft_wrap=True)
+    def say(self, message: str, style: str | None = None) -> None:
+        """A line on stderr, in the main process alone."""
+        self.console.print(message, style=style, markup=False, highlight=False, soft_wrap=True)
 
     def _prepare(self) -> PreparedData:
         """Rank 0 prepares, the others wait for the file: a barrier of the process group would time out in minutes."""

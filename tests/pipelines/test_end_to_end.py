@@ -3,12 +3,14 @@
 import json
 import os
 import shutil
+import signal
 import subprocess
 import sys
 from pathlib import Path
 
 import numpy as np
 import pytest
+from mlflow import MlflowClient
 from transformers import (
     AutoTokenizer,
     SwitchTransformersForConditionalGeneration,
@@ -26,8 +28,6 @@ def report(smoke):
 
 @pytest.fixture(scope="module")
 def client(smoke):
-    from mlflow import MlflowClient
-
     return MlflowClient(f"sqlite:///{smoke[0]}/mlflow.db")
 
 
@@ -245,31 +245,54 @@ def test_a_loaded_teacher_and_a_loaded_baseline(smoke, cli, tmp_path):
     assert not list((tmp_path / "work" / "stages").glob("teacher-e8-*"))
 
 
-def test_a_killed_stage_goes_on_and_ends_with_the_same_weights(smoke, cli, tmp_path):
-    """Interrupted after its first checkpoint; the run of MLflow is the same one before and after."""
-    work = tmp_path / "work"
-    shutil.copytree(smoke[0] / "data", work / "data")
-    arguments = ["teacher", "smoke", "--ratio", "e4", "--workdir", str(work)]
+def interrupted(arguments: list[str], step: int, kind: signal.Signals) -> int:
+    """Exit code of a process that sends itself a signal after a step of training."""
     code = (
-        "import os, signal\n"
+        "import os\n"
         "from pipelines import cli, progress\n"
         "update = progress.Bar.update\n"
         "def die(bar, step, *rest):\n"
         "    update(bar, step, *rest)\n"
-        "    if step == 11: os.kill(os.getpid(), signal.SIGKILL)\n"
+        f"    if step == {step}: os.kill(os.getpid(), {int(kind)})\n"
         "progress.Bar.update = die\n"
         "cli.main()\n"
     )
     environment = {**os.environ, "MLFLOW_TRACKING_URI": ""}
-    killed = subprocess.run([sys.executable, "-c", code, *arguments], cwd=ROOT, env=environment, capture_output=True)
-    assert killed.returncode == -9
-    assert [path.name for path in work.glob("stages/*/checkpoints/*")] == ["step-00000008"]
-    first = json.loads(next(work.glob("stages/*/run.json")).read_text())["run_id"]
+    return subprocess.run([sys.executable, "-c", code, *arguments], cwd=ROOT, env=environment).returncode
+
+
+@pytest.mark.parametrize(
+    "stage,step,kind,exit_code,checkpoint,files",
+    [
+        ("teacher", 11, signal.SIGKILL, -9, "checkpoints/step-00000008", ["model/model.safetensors"]),
+        ("teacher", 5, signal.SIGINT, 130, None, ["validation_losses.json"]),
+        # In the long leg, after the trunk and the short leg.
+        ("baseline", 20, signal.SIGTERM, 143, "checkpoints/to-24/step-00000016", ["model/model.safetensors"]),
+    ],
+)
+def test_an_interrupted_stage_goes_on_and_ends_with_the_same_bytes(
+    smoke, cli, tmp_path, stage, step, kind, exit_code, checkpoint, files
+):
+    work = tmp_path / "work"
+    shutil.copytree(smoke[0] / "data", work / "data")
+    ratio = ["--ratio", "e4"] if stage == "teacher" else []
+    arguments = [stage, "smoke", *ratio, "--workdir", str(work)]
+    assert interrupted(arguments, step, kind) == exit_code
+    directory = next(work.glob("stages/*"))
+    assert checkpoint is None or (directory / checkpoint).is_dir()
+    first = json.loads((directory / "run.json").read_text())["run_id"]
+    status = MlflowClient(f"sqlite:///{work}/mlflow.db").get_run(first).info.status
+    assert status == ("RUNNING" if kind == signal.SIGKILL else "KILLED")
+
     done = cli(*arguments, "--json")
     assert done.returncode == 0, done.stderr
     assert json.loads(done.stdout)[0]["run_id"] == first
-    whole = next(smoke[0].glob("stages/teacher-e4-*/model/model.safetensors")).read_bytes()
-    assert next(work.glob("stages/*/model/model.safetensors")).read_bytes() == whole
+    run = MlflowClient(f"sqlite:///{work}/mlflow.db").get_run(first)
+    assert run.info.status == "FINISHED" and len(run.outputs.model_outputs) == 1
+    for file in [*files, *(["baseline_losses.json", "long_baseline_losses.json"] if stage == "baseline" else [])]:
+        whole = next(smoke[0].glob(f"stages/{stage}-*{'e4-' if ratio else ''}*/{file}"))
+        assert (directory / file).read_bytes() == whole.read_bytes()
+    assert not (directory / "checkpoints").exists()
 
 
 def test_two_processes_measure_what_one_does(smoke, cli, tmp_path):

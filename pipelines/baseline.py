@@ -15,7 +15,7 @@ from distill.evaluation import evaluate
 from distill.objectives import HardLabels
 from distill.seq2seq import build_dense, count_parameters, new_t5, place
 from distill.training import train, trunk_steps
-from pipelines.plan import long_steps
+from pipelines.plan import baseline_training, long_steps
 from pipelines.run import Outcome, StageRun
 from students.initialise import student_config
 from teachers.model import read_teacher_config
@@ -23,11 +23,11 @@ from teachers.model import read_teacher_config
 
 def compute(run: StageRun) -> Outcome:
     """Train the trunk, branch off the short end, go on to the long one; measure both."""
-    config, training = run.config, run.config.distill.training
+    config, training = run.config, baseline_training(run.config)
     examples = Examples(run.data, config.data, seed=run.stage.seed)
     held_out = Examples(run.data, config.data, seed=None)
     batch_size = config.teacher.evaluation_batch_size
-    short, long = training.steps, long_steps(config)
+    short, long = config.distill.training.steps, long_steps(config)
     model = place(_model(run), run.accelerator.device)
 
     def quality() -> float:

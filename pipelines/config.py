@@ -25,7 +25,11 @@ _Loader.add_implicit_resolver(
 
 
 class BaselineConfig(Section):
-    """The dense model that gains are measured against. It is trained as the student is (distill.training)."""
+    """The dense model that gains are measured against.
+
+    It is trained as the teachers are (teacher.training), which start from scratch too, for as many steps as the
+    student takes and for as many as both take; where all teachers are loaded, as the student is (distill.training).
+    """
 
     checkpoint: str | None = Field(None, description="a T5 to start from, such as a public one; null: from scratch")
 

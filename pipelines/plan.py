@@ -3,7 +3,7 @@
 from pathlib import Path
 from typing import Any
 
-from distill.config import Section
+from distill.config import Section, TrainingConfig
 from pipelines.config import RunConfig
 from pipelines.stage import Stage
 
@@ -34,6 +34,11 @@ def long_steps(config: RunConfig) -> int:
     return config.distill.training.steps + teacher
 
 
+def baseline_training(config: RunConfig) -> TrainingConfig:
+    """How the baseline is trained: as a teacher that starts from scratch too, or as the student where none does."""
+    return config.teacher.training if config.teacher.experts else config.distill.training
+
+
 def _baseline(config: RunConfig, data: str, seed: int) -> Stage:
     if source := config.baseline.checkpoint:
         made = {"checkpoint": _source(source)}
@@ -41,8 +46,8 @@ def _baseline(config: RunConfig, data: str, seed: int) -> Stage:
         made = {"shape_of": _source(next(iter(config.teacher.checkpoints.values())))}
     else:
         made = {"model": _values(config.model)}
-    training = {"training": _values(config.distill.training), "long_steps": long_steps(config)}
-    settings = {**_common(config, seed), **training, **made}
+    lengths = {"steps": config.distill.training.steps, "long_steps": long_steps(config)}
+    settings = {**_common(config, seed), **made, "training": _values(baseline_training(config)), **lengths}
     return Stage("baseline", settings, data=data, seed=seed, show_seed=len(config.seeds) > 1)
 
 

@@ -35,7 +35,8 @@ def demo() -> dict[str, Any]:
     """Baseline, three teachers and their students on the standard library's text, in minutes on two cores."""
     training = {
         "batch_size": 16,
-        "learning_rate": 5e-3,
+        "optimizer": "adafactor",
+        "learning_rate": 0.04,
         "warmup_steps": 100,
         "cooldown": 0.2,
         "log_every": 20,
@@ -47,7 +48,9 @@ def demo() -> dict[str, Any]:
         "data": {"corpus": "stdlib", "vocabulary": 1024, "input_length": 128, "validation_examples": 512},
         "model": {"d_model": 64, "d_ff": 256, "d_kv": 32, "num_heads": 2, "num_layers": 2},
         "teacher": {"experts": [4, 8, 16], "training": {**training, "steps": 2200}},
-        "distill": {"training": {**training, "steps": 200, "evaluate_every": 100}},
+        "distill": {
+            "training": {**training, "steps": 200, "learning_rate": 0.01, "warmup_steps": 20, "evaluate_every": 50}
+        },
     }
 
 

@@ -36,7 +36,7 @@ def demo() -> dict[str, Any]:
     training = {
         "batch_size": 16,
         "optimizer": "adafactor",
-        "learning_rate": 0.04,
+        "learning_rate": 0.06,
         "warmup_steps": 100,
         "cooldown": 0.2,
         "log_every": 20,

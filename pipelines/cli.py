@@ -125,9 +125,11 @@ def ui(
     console = _stderr()
     server = f"http://{host}:{port}" if store.uri.startswith("sqlite") else store.uri.rstrip("/")
     experiments = store.client.search_experiments(order_by=["last_update_time DESC"])
+    report = workdir / "report.json"
+    newest = json.loads(report.read_text())["fingerprint"][:12] if report.exists() else None
     for experiment in experiments:
         if experiment.name != "Default":
-            link = f"{server}{comparison_link(experiment.experiment_id)}"
+            link = f"{server}{comparison_link(experiment.experiment_id, experiment.tags, newest)}"
             console.print(f"{experiment.name}: {link}", soft_wrap=True, highlight=False)
     if not store.uri.startswith("sqlite"):
         return  # a tracking server shows its own UI

@@ -177,7 +177,7 @@ def _row(run: StageRun, ratio: str, baselines: dict[str, np.ndarray]) -> dict[st
 def _log_headlines(run: StageRun, report: dict[str, Any]) -> None:
     """The figures by which the UI compares ratios stand on the students' runs, and as a curve over experts here."""
     for number, row in enumerate(report["ratios"]):
-        tags = {"comparison": run.stage.fingerprint[:12], "mlflow.runColor": COLOURS[number % len(COLOURS)]}
+        tags = {f"comparison.{run.stage.fingerprint[:12]}": "1", "mlflow.runColor": COLOURS[number % len(COLOURS)]}
         shared = {key: row[key] for key in ("experts", "compression")}
         for teacher in _of_kind(run, "teacher", row["ratio"]):
             run.tracked.set_tags(tags, teacher.run_id)

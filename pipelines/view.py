@@ -11,16 +11,20 @@ from typing import Any
 
 from pipelines.tracking import Store
 
-KEY = "compression"
+_TAG = "mlflow.sharedViewState."
 _COLUMNS = ("fraction_kept", "fraction_kept_long", "compression", "experts", "quality", "gain", "parameters")
 
 
-def comparison_link(experiment_id: str) -> str:
-    """The part of the UI's address after host and port. Without the workflow type the UI opens in its GenAI mode."""
-    return (
-        f"/#/experiments/{experiment_id}/runs?workflowType=machine_learning&compareRunsMode=CHART"
-        f"&viewStateShareKey={KEY}"
-    )
+def comparison_link(experiment_id: str, tags: dict[str, str], comparison: str | None) -> str:
+    """The part of the UI's address after host and port, with the view of ``comparison`` or else the newest one.
+
+    ``tags`` are the experiment's. Without the workflow type the UI opens in its GenAI mode.
+    """
+    views = {key.removeprefix(_TAG): json.loads(value) for key, value in tags.items() if key.startswith(_TAG)}
+    if comparison not in views:
+        comparison = max(views, key=lambda key: views[key]["createdAt"], default=None)
+    view = f"&viewStateShareKey={comparison}" if comparison else ""
+    return f"/#/experiments/{experiment_id}/runs?workflowType=machine_learning&compareRunsMode=CHART{view}"
 
 
 def publish_view(store: Store, name: str, comparison: str) -> None:
@@ -29,7 +33,7 @@ def publish_view(store: Store, name: str, comparison: str) -> None:
     packed = "deflate;" + base64.b64encode(zlib.compress(json.dumps(state).encode(), 9)).decode()
     now = int(time.time() * 1000)
     value = json.dumps({"name": f"{name}: compression ratios", "createdAt": now, "updatedAt": now, "state": packed})
-    store.client.set_experiment_tag(store.experiment, f"mlflow.sharedViewState.{KEY}", value)
+    store.client.set_experiment_tag(store.experiment, f"{_TAG}{comparison}", value)
 
 
 def _state(comparison: str) -> dict[str, Any]:
@@ -44,7 +48,7 @@ def _state(comparison: str) -> dict[str, Any]:
     ]
     cards = [
         {
-            "uuid": f"{KEY}-{number}",
+            "uuid": f"{section}-{number}",
             "runsCountToCompare": 100,
             "metricSectionId": section,
             "deleted": False,
@@ -54,7 +58,7 @@ def _state(comparison: str) -> dict[str, Any]:
         for number, chart in enumerate(charts)
     ]
     return {
-        "searchFilter": f"tags.comparison = '{comparison}' AND tags.stage = 'distill'",
+        "searchFilter": f"tags.`comparison.{comparison}` = '1' AND tags.stage = 'distill'",
         "orderByKey": "metrics.`experts`",
         "orderByAsc": True,
         "startTime": "ALL",

@@ -1,11 +1,13 @@
 """The four stages through the command line, and what MLflow holds of them."""
 
+import base64
 import json
 import os
 import shutil
 import signal
 import subprocess
 import sys
+import zlib
 from pathlib import Path
 
 import numpy as np
@@ -17,6 +19,8 @@ from transformers import (
     T5Config,
     T5ForConditionalGeneration,
 )
+
+from pipelines.view import comparison_link
 
 ROOT = Path(__file__).parents[2]
 
@@ -91,7 +95,7 @@ def test_runs_are_flat_finished_and_comparable(runs, report):
         student = runs[f"distill {row['ratio']}"].data
         assert student.metrics.get("fraction_kept") == pytest.approx(row["fraction_kept"], abs=1e-6)
         assert student.metrics["experts"] == row["experts"]
-        assert student.tags["comparison"] == report["fingerprint"][:12]
+        assert student.tags[f"comparison.{report['fingerprint'][:12]}"] == "1"
     colours = {runs[f"distill {row['ratio']}"].data.tags["mlflow.runColor"] for row in report["ratios"]}
     assert len(colours) == len(report["ratios"])
 
@@ -153,6 +157,19 @@ def test_the_teacher_is_read_by_plain_transformers(smoke):
     directory = next(smoke[0].glob("stages/teacher-e4-*/model"))
     model, report = SwitchTransformersForConditionalGeneration.from_pretrained(directory, output_loading_info=True)
     assert not report["missing_keys"] and not report["unexpected_keys"] and model.config.num_experts == 4
+
+
+def test_the_saved_view_shows_the_students_of_this_report(client, report):
+    experiment = client.get_experiment_by_name("smoke")
+    comparison = report["fingerprint"][:12]
+    view = json.loads(experiment.tags[f"mlflow.sharedViewState.{comparison}"])
+    state = json.loads(zlib.decompress(base64.b64decode(view["state"].removeprefix("deflate;"))))
+    shown = client.search_runs([experiment.experiment_id], state["searchFilter"], order_by=["metrics.experts"])
+    assert [run.info.run_name for run in shown] == ["distill e2", "distill e4"]
+    axes = [(chart["xaxis"]["key"], chart["yaxis"]["key"]) for chart in state["compareRunCharts"] if "xaxis" in chart]
+    assert axes == [("compression", "fraction_kept"), ("experts", "fraction_kept")]
+    link = comparison_link(experiment.experiment_id, experiment.tags, "gone")
+    assert link == comparison_link(experiment.experiment_id, experiment.tags, comparison) and comparison in link
 
 
 def test_init_says_where_every_parameter_came_from(smoke, runs):

@@ -78,7 +78,7 @@ def place(model: PreTrainedModel, device: torch.device) -> PreTrainedModel:
     """Move to ``device``, with the attention that is fastest there.
 
     T5's position bias keeps transformers' sdpa attention off the fused CPU kernel, and what it falls back to is
-    about a quarter slower than the plain products.
+    slower than the plain products.
     """
     if device.type == "cpu":
         model.set_attn_implementation("eager")

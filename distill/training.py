@@ -216,7 +216,7 @@ def _optimizer(objective: nn.Module, config: TrainingConfig) -> torch.optim.Opti
 
 
 def _keep_freed_memory() -> None:
-    """Let glibc reuse large blocks instead of returning them: on a CPU, a fifth of a step went into page faults."""
+    """Let glibc reuse large blocks instead of returning them: on a CPU, each step would pay for the page faults."""
     if platform.libc_ver()[0] != "glibc" or torch.cuda.is_available():
         return
     mallopt = ctypes.CDLL(None).mallopt

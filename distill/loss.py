@@ -1,6 +1,9 @@
 """The mixed loss of section 4.2: hard labels from the text, soft labels from the teacher.
 
-N tokens, D d_model, V vocabulary.
+Computed chunk by chunk from hidden states and head: only one chunk of the student's and the teacher's logits exists at
+a time, and the gradient of the mixed target, which has a closed form, is taken in the same pass.
+
+N tokens, D d_model, V vocabulary, K words per token of sparse soft labels; n tokens of a tile.
 """
 
 from typing import NamedTuple
@@ -8,7 +11,19 @@ from typing import NamedTuple
 import torch
 import torch.nn.functional as F
 
-SoftLabels = torch.Tensor | tuple[torch.Tensor, torch.Tensor]
+_CHUNK = 2**25  # logits that exist at a time: large enough for full-speed products
+_CPU_TILE = 2**19  # logits that the element-wise passes work on: small enough for a core's cache
+
+
+class SparseSoftLabels(NamedTuple):
+    """A teacher's probabilities of a few words per token. What they lack of 1 is the mass of all other words."""
+
+    words: torch.Tensor  # [N, K] int64; a word may be repeated where the probabilities of a token add up to 1
+    probs: torch.Tensor  # [N, K]
+    entropy: torch.Tensor  # [N], of what these labels stand for, in nats; for reporting alone
+
+
+SoftLabels = torch.Tensor | tuple[torch.Tensor, torch.Tensor] | SparseSoftLabels
 
 
 class LossParts(NamedTuple):
@@ -16,6 +31,15 @@ class LossParts(NamedTuple):
 
     hard: torch.Tensor
     soft: torch.Tensor
+
+
+class LossSums(NamedTuple):
+    """The mixed loss and its terms, each summed over the counted tokens; only ``loss`` has a gradient."""
+
+    loss: torch.Tensor
+    hard: torch.Tensor
+    soft: torch.Tensor
+    entropy: torch.Tensor  # of the soft labels, times T^2: ``soft - entropy`` is T^2 * KL(teacher || student)
 
 
 def mixed_cross_entropy(
@@ -33,14 +57,17 @@ def mixed_cross_entropy(
 
     Section 4.2 and table 6 of the paper; the temperature and its square as in Hinton et al. 2015, equation 2,
     and Mesh TensorFlow's StudentTeacher. The soft term is a cross-entropy, not a KL divergence: it differs by
-    the teacher's entropy (``soft_label_entropy``), which has no gradient for the student.
+    the teacher's entropy, which has no gradient for the student.
+
+    The products with the head run in the dtype of ``student_hidden``, everything else in float32. Memory beside the
+    gradients does not depend on N.
 
     Args:
         student_hidden: [N, D], scaled so that ``student_hidden @ student_head.T`` are the logits.
-        student_head: [V, D].
+        student_head: [V, D], of any floating dtype.
         labels: [N] word ids, or ``ignore_index`` for tokens that neither term counts.
-        soft_labels: the teacher's logits [N, V], or (hidden [N, D'], head [V, D']). May be None where
-            ``hard_fraction`` is 1.
+        soft_labels: the teacher's logits [N, V], or (hidden [N, D'], head [V, D']), or ``SparseSoftLabels`` made at
+            the same temperature. May be None where ``hard_fraction`` is 1.
         hard_fraction: in [0, 1].
         temperature: above 0; divides student and teacher logits in the soft term.
         reduction: "mean" over the counted tokens, or "sum" for one denominator per optimizer step.
@@ -51,72 +78,187 @@ def mixed_cross_entropy(
     Raises:
         ValueError: soft labels are missing or of another vocabulary, or an argument is out of range.
     """
-    _check(student_hidden, student_head, soft_labels, hard_fraction, temperature, reduction)
-    counted = labels != ignore_index
-    logits = F.linear(student_hidden, student_head).float()
-    log_probs = logits.log_softmax(-1)
-    picked = log_probs.gather(-1, labels.masked_fill(~counted, 0)[:, None])[:, 0]
-    hard = -(picked * counted).sum()
-
-    soft = hard.new_zeros(())
-    if soft_labels is not None:
-        teacher_probs = (_teacher_logits(soft_labels) / temperature).softmax(-1)
-        student_log_probs = log_probs if temperature == 1 else (logits / temperature).log_softmax(-1)
-        soft = -(temperature**2) * ((teacher_probs * student_log_probs).sum(-1) * counted).sum()
-
-    if reduction == "mean":
-        tokens = counted.sum().clamp(min=1)
-        hard, soft = hard / tokens, soft / tokens
-    loss = hard if hard_fraction == 1 else hard_fraction * hard + (1 - hard_fraction) * soft
-    return loss, LossParts(hard.detach(), soft.detach())
+    if reduction not in ("mean", "sum"):
+        raise ValueError(f"reduction is {reduction!r}; use 'mean' or 'sum'")
+    sums = sum_of_losses(
+        student_hidden,
+        student_head,
+        labels,
+        soft_labels,
+        hard_fraction=hard_fraction,
+        temperature=temperature,
+        ignore_index=ignore_index,
+    )
+    tokens = (labels != ignore_index).sum().clamp(min=1) if reduction == "mean" else 1
+    return sums.loss / tokens, LossParts(sums.hard / tokens, sums.soft / tokens)
 
 
-@torch.no_grad()
-def soft_label_entropy(
-    soft_labels: SoftLabels, labels: torch.Tensor, *, temperature: float = 1.0, ignore_index: int = -100
+def sum_of_losses(
+    student_hidden: torch.Tensor,
+    student_head: torch.Tensor,
+    labels: torch.Tensor,
+    soft_labels: SoftLabels | None,
+    *,
+    hard_fraction: float,
+    temperature: float = 1.0,
+    ignore_index: int = -100,
+) -> LossSums:
+    """``mixed_cross_entropy`` with reduction "sum", and the soft labels' entropy from the same pass."""
+    _check(student_hidden, student_head, soft_labels, hard_fraction, temperature)
+    with torch.autocast(student_hidden.device.type, enabled=False):
+        return LossSums(
+            *_ChunkedLoss.apply(
+                student_hidden,
+                student_head,
+                labels,
+                soft_labels,
+                hard_fraction,
+                temperature,
+                ignore_index,
+                torch.is_grad_enabled(),
+            )
+        )
+
+
+class _ChunkedLoss(torch.autograd.Function):
+    """Loss and gradients in one pass over the tokens; the backward pass only scales the gradients."""
+
+    @staticmethod
+    def forward(ctx, hidden_ND, head_VD, labels_N, soft, hard_fraction, temperature, ignore_index, with_gradient):
+        want_hidden, want_head = (with_gradient and wanted for wanted in ctx.needs_input_grad[:2])
+        counted_N = labels_N != ignore_index
+        labels_N = labels_N.masked_fill(~counted_N, 0)
+        head = head_VD.to(hidden_ND.dtype)
+        d_hidden = torch.empty_like(hidden_ND) if want_hidden else None
+        d_head = None
+        sums = hidden_ND.new_zeros(3, dtype=torch.float32)
+        for rows in _slices(len(labels_N), max(_CHUNK // len(head), 1)):
+            logits = F.linear(hidden_ND[rows], head)
+            teacher = _rows(soft, rows)
+            per_tile = max(_CPU_TILE // len(head), 1) if logits.device.type == "cpu" else len(logits)
+            for tile in _slices(len(logits), per_tile):
+                here = slice(rows.start + tile.start, rows.start + tile.stop)
+                sums += _tile(
+                    logits[tile], labels_N[here], counted_N[here], _rows(teacher, tile), hard_fraction, temperature
+                )
+            if want_hidden:
+                d_hidden[rows] = logits @ head  # the logits have become their gradient
+            if want_head:
+                product = logits.mT @ hidden_ND[rows]
+                d_head = product.to(head_VD.dtype) if d_head is None else d_head.add_(product)
+        ctx.gradients = d_hidden, d_head
+        hard, soft_sum, entropy = sums.unbind()
+        loss = hard if hard_fraction == 1 else hard_fraction * hard + (1 - hard_fraction) * soft_sum
+        ctx.mark_non_differentiable(hard, soft_sum, entropy)
+        return loss.clone(), hard, soft_sum, entropy
+
+    @staticmethod
+    @torch.autograd.function.once_differentiable
+    def backward(ctx, d_loss, *_):
+        d_hidden, d_head = ctx.gradients
+        ctx.gradients = None
+        scaled = (None if gradient is None else gradient.mul_(d_loss) for gradient in (d_hidden, d_head))
+        return *scaled, None, None, None, None, None, None
+
+
+def _tile(
+    logits_nV: torch.Tensor,
+    labels_n: torch.Tensor,
+    counted_n: torch.Tensor,
+    soft: torch.Tensor | SparseSoftLabels | None,
+    hard_fraction: float,
+    temperature: float,
 ) -> torch.Tensor:
-    """Sum over the counted tokens of ``T^2`` times the entropy of the teacher's probabilities, in nats.
+    """Sums of hard loss, soft loss and entropy [3] over some tokens; their logits become the loss's gradient.
 
-    The soft term (as a sum) minus this is ``T^2 * KL(teacher || student)``, which is 0 where they agree.
+    With q the student's probabilities, q_T those at the temperature, and p_T the target's, that gradient is
+    ``hard_fraction * (q - onehot) + (1 - hard_fraction) * T * (q_T - p_T)``.
     """
-    log_probs = (_teacher_logits(soft_labels) / temperature).log_softmax(-1)
-    entropy = -(log_probs.exp() * log_probs).sum(-1)
-    return temperature**2 * (entropy * (labels != ignore_index)).sum()
+    log_q = logits_nV.log_softmax(-1, dtype=torch.float32)
+    picked = labels_n[:, None]
+    hard = -(log_q.gather(-1, picked)[:, 0] * counted_n).sum()
+    if soft is None:
+        gradient = log_q.exp_()
+        gradient.scatter_add_(-1, picked, gradient.new_full((1, 1), -1.0).expand_as(picked))
+        logits_nV.copy_(gradient.mul_(counted_n[:, None]))
+        return torch.stack([hard, torch.zeros_like(hard), torch.zeros_like(hard)])
+
+    soft_weight = (1 - hard_fraction) * temperature
+    log_qT = log_q if temperature == 1 else (logits_nV.float() / temperature).log_softmax(-1)
+    if isinstance(soft, SparseSoftLabels):
+        cross_n, entropy_n, keep_n, words, target = _sparse_target(log_qT, soft)
+    else:
+        log_p = (soft if temperature == 1 else soft.float() / temperature).log_softmax(-1, dtype=torch.float32)
+        target = log_p.exp()
+        cross_n, entropy_n = -(target * log_qT).sum(-1), -(log_p.mul_(target)).sum(-1)
+        keep_n, words = 1.0, None
+
+    if temperature == 1:
+        gradient = log_q.exp_().mul_(hard_fraction + soft_weight * keep_n)
+    else:
+        gradient = log_q.exp_().mul_(hard_fraction).add_(log_qT.exp_().mul_(soft_weight * keep_n))
+    if words is None:
+        gradient.sub_(target, alpha=soft_weight)
+    else:
+        gradient.scatter_add_(-1, words, target * -soft_weight)
+    gradient.scatter_add_(-1, picked, gradient.new_full((1, 1), -hard_fraction).expand_as(picked))
+    logits_nV.copy_(gradient.mul_(counted_n[:, None]))
+    squared = temperature**2
+    return torch.stack([hard, squared * (cross_n * counted_n).sum(), squared * (entropy_n * counted_n).sum()])
 
 
-@torch.no_grad()
-def _teacher_logits(soft_labels: SoftLabels) -> torch.Tensor:
-    if isinstance(soft_labels, torch.Tensor):
-        return soft_labels.float()
-    hidden, head = soft_labels
-    return F.linear(hidden, head).float()
+def _sparse_target(log_qT: torch.Tensor, soft: SparseSoftLabels):
+    """The cross-entropy with sparse labels, and its gradient in the form ``keep * q_T - target`` at their words.
+
+    The mass r of all other words is one more class, whose probability is 1 - Q with Q the student's on the K words:
+    its gradient spreads r over those words in the student's own proportions.
+    """
+    log_qK = log_qT.gather(-1, soft.words)
+    qK = log_qK.exp()
+    probs = soft.probs.float()
+    rest = (1 - probs.sum(-1, keepdim=True)).clamp(min=0)
+    others = (1 - qK.sum(-1, keepdim=True)).clamp(min=1e-6)
+    share = rest / others
+    cross = -(probs * log_qK).sum(-1) - (rest * others.log())[:, 0]
+    return cross, soft.entropy.float(), 1 - share, soft.words, probs - share * qK
+
+
+def _slices(total: int, size: int) -> list[slice]:
+    """As few slices of at most ``size`` as cover ``total``, of nearly equal lengths."""
+    parts = max(-(-total // size), 1)
+    size = -(-total // parts)
+    return [slice(start, min(start + size, total)) for start in range(0, total, max(size, 1))]
+
+
+def _rows(soft: SoftLabels | None, rows: slice) -> torch.Tensor | SparseSoftLabels | None:
+    """The soft labels of some tokens: logits, or sparse ones."""
+    if soft is None or isinstance(soft, torch.Tensor):
+        return None if soft is None else soft[rows]
+    if isinstance(soft, SparseSoftLabels):
+        return SparseSoftLabels(*(part[rows] for part in soft))
+    hidden, head = soft
+    return F.linear(hidden[rows], head.to(hidden.dtype))
 
 
 def _check(
-    hidden: torch.Tensor,
-    head: torch.Tensor,
-    soft_labels: SoftLabels | None,
-    hard_fraction: float,
-    temperature: float,
-    reduction: str,
+    hidden: torch.Tensor, head: torch.Tensor, soft_labels: SoftLabels | None, hard_fraction: float, temperature: float
 ) -> None:
     if not 0 <= hard_fraction <= 1:
         raise ValueError(f"hard_fraction is {hard_fraction}; it must lie in [0, 1]")
     if temperature <= 0:
         raise ValueError(f"temperature is {temperature}; it must be above 0")
-    if reduction not in ("mean", "sum"):
-        raise ValueError(f"reduction is {reduction!r}; use 'mean' or 'sum'")
     if soft_labels is None:
         if hard_fraction < 1:
             raise ValueError(f"hard_fraction is {hard_fraction}, so soft_labels are needed")
         return
-    rows, words = (
-        tuple(soft_labels.shape)
-        if isinstance(soft_labels, torch.Tensor)
-        else (soft_labels[0].shape[0], soft_labels[1].shape[0])
-    )
-    if (rows, words) != (hidden.shape[0], head.shape[0]):
+    if isinstance(soft_labels, SparseSoftLabels):
+        rows, words = len(soft_labels.words), len(head)
+    elif isinstance(soft_labels, torch.Tensor):
+        rows, words = soft_labels.shape
+    else:
+        rows, words = len(soft_labels[0]), len(soft_labels[1])
+    if (rows, words) != (len(hidden), len(head)):
         raise ValueError(
             f"soft labels are for {rows} tokens and {words} words, the student's logits for "
-            f"{hidden.shape[0]} tokens and {head.shape[0]} words"
+            f"{len(hidden)} tokens and {len(head)} words"
         )

@@ -5,11 +5,10 @@ value summed over the target tokens too: divided by their count, both become mea
 """
 
 import torch
-import torch.nn.functional as F
 from torch import nn
 from transformers import PreTrainedModel
 
-from distill.loss import mixed_cross_entropy, soft_label_entropy
+from distill.loss import sum_of_losses
 from distill.seq2seq import hidden_states
 
 LossAndMetrics = tuple[torch.Tensor, dict[str, torch.Tensor]]
@@ -24,7 +23,7 @@ class HardLabels(nn.Module):
 
     def forward(self, input_ids: torch.Tensor, labels: torch.Tensor) -> LossAndMetrics:
         hidden, head = hidden_states(self.model, input_ids, labels)
-        loss, _ = mixed_cross_entropy(hidden, head, labels.flatten(), None, hard_fraction=1.0, reduction="sum")
+        loss = sum_of_losses(hidden, head, labels.flatten(), None, hard_fraction=1.0).loss
         return loss, {"loss": loss.detach()}
 
 
@@ -39,22 +38,19 @@ class HardAndSoftLabels(nn.Module):
 
     def forward(self, input_ids: torch.Tensor, labels: torch.Tensor) -> LossAndMetrics:
         with torch.no_grad():
-            soft_labels = F.linear(*hidden_states(self._teacher[0], input_ids, labels))
+            soft_labels = hidden_states(self._teacher[0], input_ids, labels)
         hidden, head = hidden_states(self.model, input_ids, labels)
-        flat = labels.flatten()
-        loss, parts = mixed_cross_entropy(
+        sums = sum_of_losses(
             hidden,
             head,
-            flat,
+            labels.flatten(),
             soft_labels,
             hard_fraction=self.hard_fraction,
             temperature=self.temperature,
-            reduction="sum",
         )
-        entropy = soft_label_entropy(soft_labels, flat, temperature=self.temperature)
-        return loss, {
-            "loss": loss.detach(),
-            "hard_loss": parts.hard,
-            "soft_loss": parts.soft,
-            "kl": parts.soft - entropy,
+        return sums.loss, {
+            "loss": sums.loss.detach(),
+            "hard_loss": sums.hard,
+            "soft_loss": sums.soft,
+            "kl": sums.soft - sums.entropy,
         }

@@ -5,7 +5,7 @@ from torch import nn
 from transformers import SwitchTransformersForConditionalGeneration
 
 from distill.data import IGNORE_INDEX
-from distill.loss import mixed_cross_entropy
+from distill.loss import sum_of_losses
 from distill.seq2seq import hidden_states
 from teachers.model import switch_layers
 
@@ -24,7 +24,7 @@ class HardLabelsAndLoadBalance(nn.Module):
     def forward(self, input_ids: torch.Tensor, labels: torch.Tensor) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
         """As in ``distill.objectives``: the loss summed over target tokens, and what to log, summed likewise."""
         hidden, head = hidden_states(self.model, input_ids, labels)
-        loss, _ = mixed_cross_entropy(hidden, head, labels.flatten(), None, hard_fraction=1.0, reduction="sum")
+        loss = sum_of_losses(hidden, head, labels.flatten(), None, hard_fraction=1.0).loss
         tokens = (labels != IGNORE_INDEX).sum()
         layers = [layer.statistics for _, layer in switch_layers(self.model)]
         balance = torch.stack([layer.load_balancing_loss for layer in layers])

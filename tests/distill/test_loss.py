@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 import torch
 
-from distill.loss import mixed_cross_entropy, soft_label_entropy
+from distill.loss import SparseSoftLabels, mixed_cross_entropy, sum_of_losses
 
 N, D, V = 7, 5, 11
 
@@ -86,12 +86,12 @@ def test_ignored_tokens_change_nothing(case):
 def test_kl_is_zero_for_a_student_that_equals_its_teacher(case):
     hidden, head, labels, _, _ = case
     for temperature in (1.0, 3.0):
-        _, parts = mixed_cross_entropy(hidden, head, labels, (hidden, head), temperature=temperature, reduction="sum")
-        entropy = soft_label_entropy((hidden, head), labels, temperature=temperature)
-        torch.testing.assert_close(parts.soft, entropy)
+        same = sum_of_losses(hidden, head, labels, (hidden, head), hard_fraction=0.75, temperature=temperature)
+        torch.testing.assert_close(same.soft, same.entropy)
         other = torch.randn(N, D)
-        _, parts = mixed_cross_entropy(other, head, labels, (hidden, head), temperature=temperature, reduction="sum")
-        assert parts.soft > entropy
+        moved = sum_of_losses(other, head, labels, (hidden, head), hard_fraction=0.75, temperature=temperature)
+        torch.testing.assert_close(moved.entropy, same.entropy)
+        assert moved.soft > moved.entropy
 
 
 def test_hard_labels_alone_need_no_teacher_and_equal_cross_entropy(case):
@@ -131,3 +131,96 @@ def test_wrong_arguments_are_named(case, change, message):
     soft_labels = change.pop("soft_labels", (teacher_hidden, teacher_head))
     with pytest.raises(ValueError, match=message):
         mixed_cross_entropy(hidden, head, labels, soft_labels, **change)
+
+
+def unfused(hidden, head, labels, teacher_logits, fraction, temperature):
+    """The formula as a user would write it, in float32, differentiated by autograd."""
+    logits = hidden.float() @ head.float().T
+    counted = labels != -100
+    hard = torch.nn.functional.cross_entropy(logits[counted], labels[counted], reduction="sum")
+    teacher = (teacher_logits.float() / temperature).softmax(-1)
+    soft = -(teacher * (logits / temperature).log_softmax(-1)).sum(-1)[counted].sum() * temperature**2
+    return fraction * hard + (1 - fraction) * soft
+
+
+@pytest.mark.parametrize("dtype,tolerance", [(torch.float32, 1e-5), (torch.bfloat16, 0.02)])
+@pytest.mark.parametrize("temperature", [1.0, 2.0])
+@pytest.mark.parametrize("chunk,tile", [(2**25, 2**19), (1000, 128)])
+def test_gradients_equal_the_unfused_ones_in_any_chunks(monkeypatch, dtype, tolerance, temperature, chunk, tile):
+    monkeypatch.setattr("distill.loss._CHUNK", chunk)
+    monkeypatch.setattr("distill.loss._CPU_TILE", tile)
+    torch.manual_seed(0)
+    tokens, words = 100, 64  # the last 14 words are padding of the vocabulary: no label is one of them
+    hidden, teacher_hidden = torch.randn(tokens, 16).to(dtype), torch.randn(tokens, 24).to(dtype)
+    head, teacher_head = torch.randn(words, 16), torch.randn(words, 24).to(dtype)
+    labels = torch.randint(0, words - 14, (tokens,))
+    labels[::7] = -100
+    plain = [tensor.clone().float().requires_grad_() for tensor in (hidden, head.to(dtype))]
+    ours = [tensor.clone().requires_grad_() for tensor in (hidden, head)]
+    expected = unfused(*plain, labels, teacher_hidden.float() @ teacher_head.float().T, 0.75, temperature)
+    (3 * expected).backward()
+    loss, _ = mixed_cross_entropy(
+        *ours, labels, (teacher_hidden, teacher_head), temperature=temperature, reduction="sum"
+    )
+    (3 * loss).backward()
+    torch.testing.assert_close(loss, expected, rtol=tolerance / 10, atol=0)
+    for mine, reference in zip(ours, plain, strict=True):
+        error = (mine.grad.float() - reference.grad).norm() / reference.grad.norm()
+        assert error < tolerance
+    assert ours[1].grad.dtype == torch.float32 and ours[0].grad.dtype == dtype
+
+
+def test_a_tied_head_gets_both_gradients(case):
+    _, head, labels, teacher_hidden, teacher_head = case
+    words = torch.tensor([1, 5, 9, 0, 3, 2, 2])
+    logits = teacher_hidden @ teacher_head.T
+    ours, plain = (head.clone().requires_grad_() for _ in range(2))
+    mixed_cross_entropy(ours[words], ours, labels, logits, reduction="sum")[0].backward()
+    unfused(plain[words], plain, labels, logits, 0.75, 1.0).backward()
+    torch.testing.assert_close(ours.grad, plain.grad)
+
+
+@pytest.mark.parametrize("temperature", [1.0, 2.0])
+def test_sparse_labels_with_all_words_are_the_dense_ones(case, temperature):
+    hidden, head, labels, teacher_hidden, teacher_head = case
+    logits = teacher_hidden @ teacher_head.T
+    probs = (logits / temperature).softmax(-1)
+    sparse = SparseSoftLabels(torch.arange(V).expand(N, V), probs, -(probs * probs.log()).sum(-1))
+    results = []
+    for soft_labels in (logits, sparse):
+        student = hidden.clone().requires_grad_()
+        sums = sum_of_losses(student, head, labels, soft_labels, hard_fraction=0.75, temperature=temperature)
+        sums.loss.backward()
+        results.append((*(part.detach() for part in sums), student.grad))
+    for dense, same in zip(*results, strict=True):
+        torch.testing.assert_close(same, dense)
+
+
+def test_the_mass_of_other_words_is_one_class_more(case):
+    """Against a cross-entropy over K + 1 classes, differentiated by autograd."""
+    hidden, head, labels, teacher_hidden, teacher_head = case
+    probs, words = (teacher_hidden @ teacher_head.T).softmax(-1).topk(3)
+    sparse = SparseSoftLabels(words, probs, torch.zeros(N))
+    ours, plain = (hidden.clone().requires_grad_() for _ in range(2))
+    loss, _ = mixed_cross_entropy(ours, head, labels, sparse, hard_fraction=0.0, reduction="sum")
+    q = (plain @ head.T).softmax(-1)
+    others = q.masked_fill(torch.zeros(N, V, dtype=torch.bool).scatter_(1, words, True), 0).sum(-1)
+    cross = -(probs * q.gather(1, words).log()).sum(-1) - (1 - probs.sum(-1)) * others.log()
+    expected = cross[labels != -100].sum()
+    torch.testing.assert_close(loss, expected)
+    loss.backward(), expected.backward()
+    torch.testing.assert_close(ours.grad, plain.grad)
+
+
+def test_repeated_words_add_up(case):
+    hidden, head, labels, _, _ = case
+    twice = SparseSoftLabels(torch.tensor([[4, 4, 7, 9]]).expand(N, 4), torch.full((N, 4), 0.25), torch.zeros(N))
+    once = SparseSoftLabels(
+        torch.tensor([[4, 7, 9]]).expand(N, 3), torch.tensor([[0.5, 0.25, 0.25]]).expand(N, 3), torch.zeros(N)
+    )
+    gradients = []
+    for sparse in (twice, once):
+        student = hidden.clone().requires_grad_()
+        mixed_cross_entropy(student, head, labels, sparse)[0].backward()
+        gradients.append(student.grad)
+    torch.testing.assert_close(*gradients)

@@ -130,7 +130,7 @@ def test_generates_with_a_cache(tmp_path, batch):
 def test_the_objective_adds_one_load_balancing_loss_per_layer(shape, batch):
     model = build_teacher(shape, TeacherConfig(experts=[4], jitter=0.0), 64, 4, pad=0, eos=1, seed=0)
     total, metrics = HardLabelsAndLoadBalance(model, load_balancing_weight=0.5)(**batch)
-    balance = sum(float(layer.statistics.load_balancing_loss) for _, layer in switch_layers(model))
+    balance = sum(layer.statistics.load_balancing_loss.item() for _, layer in switch_layers(model))
     tokens = batch["labels"].numel()
     assert float(total) == pytest.approx(float(metrics["loss"]) + 0.5 * balance * tokens, rel=1e-5)
     assert float(metrics["load_balancing_loss"]) / tokens == pytest.approx(balance / 2, rel=1e-5)

@@ -9,7 +9,7 @@ from accelerate import Accelerator
 from transformers import PreTrainedModel
 
 from distill.data import IGNORE_INDEX, Batch, Examples
-from distill.seq2seq import hidden_states
+from distill.t5 import hidden_states
 
 
 @torch.no_grad()

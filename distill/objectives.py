@@ -9,7 +9,7 @@ from torch import nn
 from transformers import PreTrainedModel
 
 from distill.loss import sum_of_losses
-from distill.seq2seq import hidden_states
+from distill.t5 import hidden_states
 
 LossAndMetrics = tuple[torch.Tensor, dict[str, torch.Tensor]]
 

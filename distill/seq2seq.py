@@ -1,7 +1,4 @@
-"""A dense T5 from a shape, and the hidden states and head of any T5 or Switch model.
-
-B examples, S input tokens, T target tokens, N = B x T, D d_model, V vocabulary.
-"""
+"""A dense T5 from a shape, and what T5 and Switch models have in common."""
 
 import torch
 from torch import nn
@@ -49,29 +46,6 @@ def embeddings(model: PreTrainedModel) -> dict[str, nn.Module]:
         "decoder.embed_tokens": model.decoder.embed_tokens,
         "lm_head": model.lm_head,
     }
-
-
-def hidden_states(
-    model: PreTrainedModel, input_ids: torch.Tensor, labels: torch.Tensor
-) -> tuple[torch.Tensor, torch.Tensor]:
-    """Run encoder and decoder; stop before the head.
-
-    Args:
-        model: a T5 or Switch model for conditional generation.
-        input_ids: [B, S], without padding.
-        labels: [B, T]; the decoder reads them shifted right.
-
-    Returns:
-        hidden [N, D], already scaled by D**-0.5 where the model does that, and head [V, D], so that
-        ``hidden @ head.T`` are the logits.
-    """
-    encoded = model.encoder(input_ids=input_ids).last_hidden_state
-    decoder_ids = model.prepare_decoder_input_ids_from_labels(labels)
-    hidden = model.decoder(input_ids=decoder_ids, encoder_hidden_states=encoded, use_cache=False).last_hidden_state
-    # T5 says so in one key; Switch models scale exactly when the head is tied.
-    if getattr(model.config, "scale_decoder_outputs", model.config.tie_word_embeddings):
-        hidden = hidden * model.config.d_model**-0.5
-    return hidden.flatten(0, 1), model.lm_head.weight
 
 
 def place(model: PreTrainedModel, device: torch.device) -> PreTrainedModel:

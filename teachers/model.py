@@ -62,8 +62,12 @@ class SwitchFeedForward(nn.Module):
         mask = self.padding_mask
         if mask is not None:
             mask = mask[:, -hidden.shape[1] :]  # in generation, the mask also covers the cached tokens
-        output, self.statistics = self.mlp(self.layer_norm(hidden), mask)
-        return hidden + output
+        return hidden + self.experts(self.layer_norm(hidden), mask)
+
+    def experts(self, normed: torch.Tensor, padding_mask: torch.Tensor | None = None) -> torch.Tensor:
+        """The block without norm and residual, which is what ``distill.t5`` calls."""
+        output, self.statistics = self.mlp(normed, padding_mask)
+        return output
 
 
 def build_teacher(

@@ -6,7 +6,7 @@ from transformers import SwitchTransformersForConditionalGeneration
 
 from distill.data import IGNORE_INDEX
 from distill.loss import sum_of_losses
-from distill.seq2seq import hidden_states
+from distill.t5 import hidden_states
 from teachers.model import switch_layers
 
 

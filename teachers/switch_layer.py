@@ -1,6 +1,6 @@
 """The Switch feed-forward layer (section 2 of the paper) and its routing statistics.
 
-N tokens of the batch, D d_model, E experts, C expert capacity, S slots (E x C).
+N tokens of the batch, D d_model, E experts.
 """
 
 from typing import NamedTuple
@@ -9,6 +9,8 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 from transformers.activations import ACT2FN
+
+from teachers.experts import run_experts, sort_by_expert
 
 MINIMUM_CAPACITY = 4
 
@@ -93,20 +95,14 @@ class SwitchLayer(nn.Module):
         gate_N, expert_N = probs_NE.max(-1)
         if counted_N is not None:
             expert_N = expert_N.where(counted_N, self.num_experts)  # an expert that does not exist
-        position_N, load_E = _positions(expert_N, self.num_experts)
+        routing = sort_by_expert(expert_N, self.num_experts)
+        first = F.pad(routing.load.cumsum(0), (1, 0))[expert_N]  # of the token's expert, in sorted order
+        taken_N = (routing.rank - first < capacity) & (expert_N < self.num_experts)
 
-        # Every expert has C slots, as in the paper, and one slot more takes what is dropped: shapes do not depend
-        # on the routing, and all experts run in one batched product.
-        slots = self.num_experts * capacity
-        taken_N = (position_N < capacity) & (expert_N < self.num_experts)
-        slot_N = (expert_N * capacity + position_N).where(taken_N, slots)
-        slots_SD = tokens_ND.new_zeros(slots + 1, tokens_ND.shape[-1]).index_copy(0, slot_N, tokens_ND)
-        outputs = self._experts(slots_SD[:-1].view(self.num_experts, capacity, -1)).flatten(0, 1)
-        outputs = torch.cat([outputs, outputs.new_zeros(1, outputs.shape[-1])])
-
-        mixed_ND = outputs[slot_N] * gate_N[:, None].to(outputs.dtype)
+        output_ND = run_experts(tokens_ND, routing, capacity, self._inner, self.wi, self.wi_gate, self.wo)
+        mixed_ND = (output_ND * gate_N[:, None].to(output_ND.dtype)).where(taken_N[:, None], 0)
         mixed_ND = F.dropout(mixed_ND, self.dropout, self.training).to(hidden.dtype)
-        statistics = self._statistics(probs_NE, counted_N, load_E, taken_N, max(tokens, 1))
+        statistics = self._statistics(probs_NE, counted_N, routing.load, taken_N, max(tokens, 1))
         return mixed_ND.view_as(hidden), statistics
 
     def _router_probabilities(self, tokens_ND: torch.Tensor) -> torch.Tensor:
@@ -116,13 +112,10 @@ class SwitchLayer(nn.Module):
                 x_ND = x_ND * torch.empty_like(x_ND).uniform_(1 - self.jitter, 1 + self.jitter)
             return F.linear(x_ND, self.router.weight.float()).softmax(-1)
 
-    def _experts(self, slots_ECD: torch.Tensor) -> torch.Tensor:
-        """Run every expert on its own slots, [E, C, D] -> [E, C, D]."""
-        inner = torch.bmm(slots_ECD, (self.wi if self.wi_gate is None else self.wi_gate).mT)
-        inner = self.activation(inner)
-        if self.wi_gate is not None:
-            inner = inner * torch.bmm(slots_ECD, self.wi.mT)
-        return torch.bmm(F.dropout(inner, self.expert_dropout, self.training), self.wo.mT)
+    def _inner(self, inner: torch.Tensor, gate: torch.Tensor | None = None) -> torch.Tensor:
+        """Activation, gating and expert dropout, element by element."""
+        inner = self.activation(inner) if gate is None else self.activation(gate) * inner
+        return F.dropout(inner, self.expert_dropout, self.training)
 
     def _statistics(
         self,
@@ -142,11 +135,3 @@ class SwitchLayer(nn.Module):
             dropped_fraction=(load_E.sum() - taken_N.sum()) / tokens,
             entropy=-(probs * probs.clamp(min=1e-20).log()).sum() / tokens,
         )
-
-
-def _positions(expert_N: torch.Tensor, num_experts: int) -> tuple[torch.Tensor, torch.Tensor]:
-    """How many earlier tokens chose the same expert [N], and how many tokens chose each expert [E]."""
-    counts = expert_N.new_zeros(num_experts + 1).scatter_add(0, expert_N, torch.ones_like(expert_N))
-    order = expert_N.argsort(stable=True)
-    in_order = torch.arange(len(order), device=order.device) - (counts.cumsum(0) - counts)[expert_N[order]]
-    return torch.empty_like(order).index_copy(0, order, in_order), counts[:num_experts]

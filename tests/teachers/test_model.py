@@ -8,7 +8,7 @@ from safetensors.torch import load_file, save_file
 from transformers import SwitchTransformersConfig, SwitchTransformersForConditionalGeneration, T5Config, T5Model
 
 from distill.errors import UserError
-from distill.seq2seq import hidden_states
+from distill.t5 import hidden_states
 from distill.training import make_accelerator
 from teachers import load_teacher, save_teacher
 from teachers.config import TeacherConfig

@@ -1,0 +1,168 @@
+"""The forward pass of T5 and Switch models, on the weights of transformers' own modules, made for the step's speed.
+
+What differs from transformers' forward pass is only the order of the work: under autocast each weight is cast once,
+query, key and value are one product, the position bias is added in place in the dtype of the scores, normalisation is
+one operation each way. Residuals and normalisation stay in float32. Inputs have no padding.
+
+B examples, S input tokens, T target tokens, D d_model, H heads, K d_kv.
+"""
+
+from functools import lru_cache
+
+import torch
+import torch.nn.functional as F
+from torch import nn
+from transformers import PreTrainedModel
+
+
+def hidden_states(
+    model: PreTrainedModel, input_ids: torch.Tensor, labels: torch.Tensor
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Run encoder and decoder; stop before the head.
+
+    Args:
+        model: a T5 or Switch model for conditional generation, in training or eval mode.
+        input_ids: [B, S], without padding.
+        labels: [B, T]; the decoder reads them shifted right. -100 at the end of a row is read as padding.
+
+    Returns:
+        hidden [B * T, D], already scaled by D**-0.5 where the model does that, and head [vocabulary, D], so that
+        ``hidden @ head.T`` are the logits. Hidden states have autocast's dtype where it is on, else the embedding's.
+    """
+    dtype = compute_dtype(model.lm_head.weight)
+    with torch.autocast(input_ids.device.type, enabled=False):
+        encoded = _stack(model.encoder, input_ids, None, dtype)
+        decoder_ids = model.prepare_decoder_input_ids_from_labels(labels)
+        hidden = _stack(model.decoder, decoder_ids, encoded, dtype)
+        # T5 says so in one key; Switch models scale exactly when the head is tied.
+        if getattr(model.config, "scale_decoder_outputs", model.config.tie_word_embeddings):
+            hidden = hidden * model.config.d_model**-0.5
+    return hidden.flatten(0, 1), model.lm_head.weight
+
+
+def compute_dtype(tensor: torch.Tensor) -> torch.dtype:
+    """Autocast's dtype where it is on, else that of ``tensor``."""
+    device = tensor.device.type
+    return torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else tensor.dtype
+
+
+def rms_norm(x: torch.Tensor, layer_norm: nn.Module, dtype: torch.dtype) -> torch.Tensor:
+    """T5's normalisation, ``weight * x / sqrt(mean(x**2) + eps)``, computed in float32 and returned in ``dtype``."""
+    return _RMSNorm.apply(x, layer_norm.weight, layer_norm.variance_epsilon, dtype)
+
+
+def _stack(
+    stack: nn.Module, ids_BS: torch.Tensor, encoded_BSD: torch.Tensor | None, dtype: torch.dtype
+) -> torch.Tensor:
+    """Encoder, or decoder where ``encoded_BSD`` is given: ids -> normalised hidden states [B, S, D]."""
+    x = F.embedding(ids_BS, stack.embed_tokens.weight).float()
+    drop = stack.config.dropout_rate if stack.training else 0.0
+    x = F.dropout(x, drop, drop > 0)
+    bias = _position_bias(stack.block[0].layer[0].SelfAttention, ids_BS.shape[1], dtype)
+    for block in stack.block:
+        attention = block.layer[0]
+        normed = rms_norm(x, attention.layer_norm, dtype)
+        x = x + F.dropout(_attention(attention.SelfAttention, normed, None, bias, drop), drop, drop > 0)
+        if encoded_BSD is not None:
+            attention = block.layer[1]
+            normed = rms_norm(x, attention.layer_norm, dtype)
+            x = x + F.dropout(_attention(attention.EncDecAttention, normed, encoded_BSD, None, drop), drop, drop > 0)
+        last = block.layer[-1]
+        normed = rms_norm(x, last.layer_norm, dtype)
+        x = x + (last.experts(normed) if hasattr(last, "experts") else _dense_ffn(last, normed, drop))
+    return F.dropout(rms_norm(x, stack.final_layer_norm, dtype), drop, drop > 0)
+
+
+def _attention(
+    layer: nn.Module, x_BSD: torch.Tensor, other: torch.Tensor | None, bias: torch.Tensor | None, drop: float
+) -> torch.Tensor:
+    """Attention of ``x_BSD`` to itself, or to ``other``; T5 scales no scores."""
+    batch, heads, kv = len(x_BSD), layer.n_heads, layer.key_value_proj_dim
+
+    def project(x: torch.Tensor, *linears: nn.Linear) -> torch.Tensor:
+        """[B, S, D] -> [len(linears), B * H, S, K]"""
+        y = F.linear(x, _Pack.apply(x.dtype, *(linear.weight for linear in linears)))
+        y = y.view(batch, -1, len(linears), heads, kv).permute(2, 0, 3, 1, 4)
+        return y.reshape(len(linears), batch * heads, -1, kv)
+
+    if other is None:
+        q, k, v = project(x_BSD, layer.q, layer.k, layer.v).unbind(0)
+    else:
+        (q,), (k, v) = project(x_BSD, layer.q), project(other, layer.k, layer.v).unbind(0)
+    scores = torch.bmm(q, k.mT)
+    if bias is not None:
+        scores = scores.view(batch, heads, *scores.shape[1:]).add_(bias).flatten(0, 1)
+    weights = F.dropout(scores.softmax(-1), drop, drop > 0)
+    y = torch.bmm(weights, v).view(batch, heads, -1, kv).transpose(1, 2).flatten(2)
+    return F.linear(y, layer.o.weight.to(y.dtype))
+
+
+def _dense_ffn(layer: nn.Module, x: torch.Tensor, drop: float) -> torch.Tensor:
+    """T5 and Switch models name it differently; ``wi_0`` is the gate of a gated one."""
+    ffn = layer.DenseReluDense if hasattr(layer, "DenseReluDense") else layer.mlp
+    if hasattr(ffn, "wi_0"):
+        gate, inner = F.linear(x, _Pack.apply(x.dtype, ffn.wi_0.weight, ffn.wi_1.weight)).chunk(2, -1)
+        inner = ffn.act(gate) * inner
+    else:
+        inner = ffn.act(F.linear(x, ffn.wi.weight.to(x.dtype)))
+    return F.dropout(F.linear(F.dropout(inner, drop, drop > 0), ffn.wo.weight.to(x.dtype)), drop, drop > 0)
+
+
+def _position_bias(attention: nn.Module, length: int, dtype: torch.dtype) -> torch.Tensor:
+    """Relative position bias [1, H, length, length], minus infinity at what a decoder may not see."""
+    weight = attention.relative_attention_bias.weight
+    settings = (attention.relative_attention_num_buckets, attention.relative_attention_max_distance)
+    buckets, future = _buckets(type(attention), length, attention.is_decoder, *settings, weight.device)
+    bias = F.embedding(buckets, weight).permute(2, 0, 1).to(dtype).contiguous()
+    return bias.masked_fill(future, float("-inf")) if attention.is_decoder else bias
+
+
+@lru_cache(maxsize=16)
+def _buckets(
+    kind: type, length: int, decoder: bool, buckets: int, distance: int, device: torch.device
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Bucket of each pair of positions, and which pairs lie in the future, both [length, length]."""
+    position = torch.arange(length, device=device)
+    relative = position - position[:, None]
+    return kind._relative_position_bucket(relative, not decoder, buckets, distance), relative > 0
+
+
+class _RMSNorm(torch.autograd.Function):
+    """y = w * x * r with r = (mean(x**2) + eps)**-0.5, keeping x and r alone for the backward pass."""
+
+    @staticmethod
+    def forward(ctx, x, weight, eps, dtype):
+        norm = torch.linalg.vector_norm(x, dim=-1, keepdim=True)
+        r = norm.square_().div_(x.shape[-1]).add_(eps).rsqrt_()
+        ctx.save_for_backward(x, weight, r)
+        return (x * r).mul_(weight).to(dtype)
+
+    @staticmethod
+    @torch.autograd.function.once_differentiable
+    def backward(ctx, dy):
+        x, weight, r = ctx.saved_tensors
+        dy = dy.float()
+        unit = x * r
+        d_weight = None
+        if ctx.needs_input_grad[1]:
+            d_weight = (dy * unit).flatten(0, -2).sum(0)
+        dn = dy * weight  # the gradient of x * r
+        along = torch.linalg.vecdot(dn, unit).div_(x.shape[-1])[..., None]
+        return dn.addcmul_(unit, along, value=-1).mul_(r), d_weight, None, None
+
+
+class _Pack(torch.autograd.Function):
+    """Weights [n_i, D] cast to ``dtype`` and laid out as one [sum n_i, D], in one pass."""
+
+    @staticmethod
+    def forward(ctx, dtype, *weights):
+        ctx.sizes = [len(weight) for weight in weights]
+        packed = weights[0].new_empty(sum(ctx.sizes), weights[0].shape[1], dtype=dtype)
+        for part, weight in zip(packed.split(ctx.sizes), weights, strict=True):
+            part.copy_(weight)
+        return packed
+
+    @staticmethod
+    @torch.autograd.function.once_differentiable
+    def backward(ctx, gradient):
+        return None, *gradient.split(ctx.sizes)

@@ -1,0 +1,142 @@
+"""All experts of a Switch layer, each on the contiguous slice of its tokens.
+
+N tokens, D d_model, E experts, F d_ff; n tokens of one expert, rounded up.
+"""
+
+from collections.abc import Callable
+from typing import NamedTuple
+
+import torch
+import torch.nn.functional as F
+
+from distill.t5 import compute_dtype
+
+Inner = Callable[..., torch.Tensor]  # pre-activations of wi, and of wi_gate if there is one -> what wo reads
+
+
+class Routing(NamedTuple):
+    """Tokens sorted by expert, in token order within one."""
+
+    order: torch.Tensor  # [N], the tokens in sorted order
+    rank: torch.Tensor  # [N], each token's place in it
+    load: torch.Tensor  # [E], tokens per expert; tokens of no expert come last
+
+
+def sort_by_expert(expert_N: torch.Tensor, num_experts: int) -> Routing:
+    """``expert_N`` int64 [N], ``num_experts`` for a token of no expert."""
+    load = torch.zeros(num_experts + 1, dtype=torch.int64, device=expert_N.device)
+    load.scatter_add_(0, expert_N, torch.ones_like(expert_N))
+    order = expert_N.argsort(stable=True)
+    rank = torch.empty_like(order)
+    rank[order] = torch.arange(len(order), device=order.device)
+    return Routing(order, rank, load[:num_experts])
+
+
+def run_experts(
+    tokens_ND: torch.Tensor,
+    routing: Routing,
+    capacity: int,
+    inner: Inner,
+    wi: torch.Tensor,
+    wi_gate: torch.Tensor | None,
+    wo: torch.Tensor,
+) -> torch.Tensor:
+    """Each token's expert on it, [N, D]; what it returns for tokens beyond capacity or of no expert is unspecified.
+
+    ``wi`` and ``wi_gate`` [E, F, D], ``wo`` [E, D, F]; products run in autocast's dtype, else in that of ``tokens_ND``.
+    """
+    tokens_ND = tokens_ND.to(compute_dtype(tokens_ND))
+    wi, wi_gate, wo = (None if weight is None else weight.to(tokens_ND.dtype) for weight in (wi, wi_gate, wo))
+    if tokens_ND.is_cuda and tokens_ND.dtype == torch.bfloat16:
+        return _grouped(tokens_ND, routing, inner, wi, wi_gate, wo)
+    loads = routing.load.tolist()  # the one wait for the device
+    wants = torch.is_grad_enabled()
+    return _SlicedExperts.apply(tokens_ND, routing, _slices(loads, capacity), inner, wants, wi, wi_gate, wo)
+
+
+def _grouped(
+    tokens_ND: torch.Tensor,
+    routing: Routing,
+    inner: Inner,
+    wi: torch.Tensor,
+    wi_gate: torch.Tensor | None,
+    wo: torch.Tensor,
+) -> torch.Tensor:
+    """One product for all experts and no wait for the device: tokens beyond capacity are computed too."""
+    ends = routing.load.cumsum(0).to(torch.int32)
+    sorted_ND = tokens_ND[routing.order]
+    parts = [F.grouped_mm(sorted_ND, weight.mT, offs=ends) for weight in (wi, wi_gate) if weight is not None]
+    return F.grouped_mm(inner(*parts), wo.mT, offs=ends)[routing.rank]
+
+
+class _Slice(NamedTuple):
+    """The tokens of one expert in sorted order; ``rounded`` of them enter its products."""
+
+    expert: int
+    start: int
+    count: int
+    rounded: int
+
+
+def _slices(loads: list[int], capacity: int) -> list[_Slice]:
+    """Rounded up to one of 16 or 8 sizes an octave: every new shape of a product costs a CPU a new kernel."""
+    slices, start = [], 0
+    for expert, load in enumerate(loads):
+        if count := min(load, capacity):
+            step = max(8, 1 << max(count.bit_length() - 5, 0))
+            slices.append(_Slice(expert, start, count, -(-count // step) * step))
+        start += load
+    return slices
+
+
+class _SlicedExperts(torch.autograd.Function):
+    """One expert after the other, transposed: ``wo @ inner(wi @ x.T)``.
+
+    A CPU's product reads its left side as it lies but rearranges the right one first; with few tokens for each
+    expert, the weights are by far the larger. A slice that is rounded up reads on into the tokens of the next
+    expert; those results are left out, and their gradient is zero.
+    """
+
+    @staticmethod
+    def forward(ctx, tokens_ND, routing, slices, inner, wants_gradient, wi, wi_gate, wo):
+        spare = max((part.start + part.rounded for part in slices), default=0) - len(tokens_ND)
+        sorted_ND = tokens_ND[F.pad(routing.order, (0, max(spare, 0)))]
+        output_ND = torch.zeros_like(tokens_ND)
+        saved = []
+        for expert, start, count, rounded in slices:
+            x_Dn = sorted_ND[start : start + rounded].mT
+            pre = [torch.mm(weight[expert], x_Dn) for weight in (wi, wi_gate) if weight is not None]
+            with torch.set_grad_enabled(wants_gradient):
+                h_Fn = inner(*(part.requires_grad_(wants_gradient) for part in pre))
+            output_ND[start : start + count] = torch.mm(wo[expert], h_Fn.detach())[:, :count].mT
+            saved.append((pre, h_Fn) if wants_gradient else None)
+        if wants_gradient:
+            ctx.save_for_backward(sorted_ND, *routing, wi, wi_gate, wo)
+            ctx.slices, ctx.saved = slices, saved
+        return output_ND[routing.rank]
+
+    @staticmethod
+    @torch.autograd.function.once_differentiable
+    def backward(ctx, d_output_ND):
+        sorted_ND, order, rank, _, wi, wi_gate, wo = ctx.saved_tensors
+        d_sorted_ND = d_output_ND[order]
+        d_tokens_ND = torch.zeros_like(d_sorted_ND)
+        weights = [weight for weight in (wi, wi_gate) if weight is not None]
+        d_weights, d_wo = [torch.empty_like(weight) for weight in weights], torch.empty_like(wo)
+        for part, (pre, h_Fn) in zip(ctx.slices, ctx.saved, strict=True):
+            expert, start, count, rounded = part
+            d_y_nD = F.pad(d_sorted_ND[start : start + count], (0, 0, 0, rounded - count))
+            torch.mm(d_y_nD.mT, h_Fn.detach().mT, out=d_wo[expert])
+            d_pre = torch.autograd.grad(h_Fn, pre, torch.mm(wo[expert].mT, d_y_nD.mT))
+            d_x_Dn = 0
+            for weight, d_weight, d_part in zip(weights, d_weights, d_pre, strict=True):
+                torch.mm(d_part, sorted_ND[start : start + rounded], out=d_weight[expert])
+                d_x_Dn = d_x_Dn + torch.mm(weight[expert].mT, d_part)
+            d_tokens_ND[start : start + count] = d_x_Dn[:, :count].mT
+        ctx.saved = None
+        idle = set(range(len(wo))) - {part.expert for part in ctx.slices}
+        for gradient in (*d_weights, d_wo):
+            for expert in idle:
+                gradient[expert].zero_()
+        d_wi, d_gate = d_weights if len(d_weights) == 2 else (*d_weights, None)
+        return d_tokens_ND[rank], None, None, None, None, d_wi, d_gate, d_wo

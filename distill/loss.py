@@ -174,53 +174,65 @@ def _tile(
     With q the student's probabilities, q_T those at the temperature, and p_T the target's, that gradient is
     ``hard_fraction * (q - onehot) + (1 - hard_fraction) * T * (q_T - p_T)``.
     """
-    log_q = logits_nV.log_softmax(-1, dtype=torch.float32)
+    scores, q, log_sum = _softmax(logits_nV)
     picked = labels_n[:, None]
-    hard = -(log_q.gather(-1, picked)[:, 0] * counted_n).sum()
-    if soft is None:
-        gradient = log_q.exp_()
-        gradient.scatter_add_(-1, picked, gradient.new_full((1, 1), -1.0).expand_as(picked))
-        logits_nV.copy_(gradient.mul_(counted_n[:, None]))
-        return torch.stack([hard, torch.zeros_like(hard), torch.zeros_like(hard)])
-
-    soft_weight = (1 - hard_fraction) * temperature
-    log_qT = log_q if temperature == 1 else (logits_nV.float() / temperature).log_softmax(-1)
-    if isinstance(soft, SparseSoftLabels):
-        cross_n, entropy_n, keep_n, words, target = _sparse_target(log_qT, soft)
-    else:
-        log_p = (soft if temperature == 1 else soft.float() / temperature).log_softmax(-1, dtype=torch.float32)
-        target = log_p.exp()
-        cross_n, entropy_n = -(target * log_qT).sum(-1), -(log_p.mul_(target)).sum(-1)
-        keep_n, words = 1.0, None
-
-    if temperature == 1:
-        gradient = log_q.exp_().mul_(hard_fraction + soft_weight * keep_n)
-    else:
-        gradient = log_q.exp_().mul_(hard_fraction).add_(log_qT.exp_().mul_(soft_weight * keep_n))
-    if words is None:
-        gradient.sub_(target, alpha=soft_weight)
-    else:
-        gradient.scatter_add_(-1, words, target * -soft_weight)
-    gradient.scatter_add_(-1, picked, gradient.new_full((1, 1), -hard_fraction).expand_as(picked))
+    hard = ((log_sum - scores.gather(-1, picked)[:, 0]) * counted_n).sum()
+    soft_sum = entropy = torch.zeros_like(hard)
+    gradient = q
+    if soft is not None:
+        if temperature == 1:
+            q_T, log_sum_T = q, log_sum
+        else:
+            scores, q_T, log_sum_T = _softmax(logits_nV, temperature)
+        describe = _sparse_target if isinstance(soft, SparseSoftLabels) else _dense_target
+        cross_n, entropy_n, keep_n, words, target = describe(scores, q_T, log_sum_T, soft, temperature)
+        soft_weight = (1 - hard_fraction) * temperature
+        if temperature != 1:
+            gradient = q.mul_(hard_fraction).add_(q_T.mul_(soft_weight * keep_n))
+        elif words is not None:
+            gradient = q.mul_(hard_fraction + soft_weight * keep_n)
+        if words is None:
+            gradient.sub_(target, alpha=soft_weight)
+        else:
+            gradient.scatter_add_(-1, words, target * -soft_weight)
+        soft_sum = temperature**2 * (cross_n * counted_n).sum()
+        entropy = temperature**2 * (entropy_n * counted_n).sum()
+    one = gradient.new_full((1, 1), -hard_fraction if soft is not None else -1.0)
+    gradient.scatter_add_(-1, picked, one.expand_as(picked))
     logits_nV.copy_(gradient.mul_(counted_n[:, None]))
-    squared = temperature**2
-    return torch.stack([hard, squared * (cross_n * counted_n).sum(), squared * (entropy_n * counted_n).sum()])
+    return torch.stack([hard, soft_sum, entropy])
 
 
-def _sparse_target(log_qT: torch.Tensor, soft: SparseSoftLabels):
-    """The cross-entropy with sparse labels, and its gradient in the form ``keep * q_T - target`` at their words.
+def _softmax(logits: torch.Tensor, temperature: float = 1.0) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """Scores in float32 less their maximum, their softmax, and log(sum(exp(scores))) without another exponential."""
+    scores = logits.to(torch.float32, copy=True)
+    if temperature != 1:
+        scores /= temperature
+    scores -= scores.amax(-1, keepdim=True)
+    probs = scores.softmax(-1)
+    return scores, probs, -probs.amax(-1).log()
+
+
+def _dense_target(scores, q_T, log_sum_T, teacher_logits, temperature):
+    """Cross-entropy and entropy [n] of a teacher's logits, and what the gradient subtracts: its probabilities."""
+    teacher_scores, p, teacher_log_sum = _softmax(teacher_logits, temperature)
+    cross_n = log_sum_T - torch.linalg.vecdot(p, scores)
+    return cross_n, teacher_log_sum - torch.linalg.vecdot(p, teacher_scores), 1.0, None, p
+
+
+def _sparse_target(scores, q_T, log_sum_T, soft, temperature):
+    """The same of sparse labels; the gradient is ``keep * q_T``, less the target at the labels' words.
 
     The mass r of all other words is one more class, whose probability is 1 - Q with Q the student's on the K words:
     its gradient spreads r over those words in the student's own proportions.
     """
-    log_qK = log_qT.gather(-1, soft.words)
-    qK = log_qK.exp()
-    probs = soft.probs.float()
-    rest = (1 - probs.sum(-1, keepdim=True)).clamp(min=0)
-    others = (1 - qK.sum(-1, keepdim=True)).clamp(min=1e-6)
+    log_q_nK = scores.gather(-1, soft.words) - log_sum_T[:, None]
+    q_nK, p_nK = q_T.gather(-1, soft.words), soft.probs.float()
+    rest = (1 - p_nK.sum(-1, keepdim=True)).clamp(min=0)
+    others = (1 - q_nK.sum(-1, keepdim=True)).clamp(min=1e-6)
     share = rest / others
-    cross = -(probs * log_qK).sum(-1) - (rest * others.log())[:, 0]
-    return cross, soft.entropy.float(), 1 - share, soft.words, probs - share * qK
+    cross_n = -(p_nK * log_q_nK).sum(-1) - (rest * others.log())[:, 0]
+    return cross_n, soft.entropy.float(), 1 - share, soft.words, p_nK - share * q_nK
 
 
 def _slices(total: int, size: int) -> list[slice]:

@@ -211,7 +211,7 @@ def _optimizer(objective: nn.Module, config: TrainingConfig) -> torch.optim.Opti
         (decayed if parameter.ndim > 1 and "relative_attention_bias" not in name else plain).append(parameter)
     groups = [{"params": decayed, "weight_decay": config.weight_decay}, {"params": plain, "weight_decay": 0.0}]
     if config.optimizer == "adafactor":
-        return torch.optim.Adafactor(groups, lr=config.learning_rate)
+        return torch.optim.Adafactor(groups, lr=config.learning_rate, foreach=True)
     return torch.optim.AdamW(groups, lr=config.learning_rate, fused=True)
 
 

@@ -28,12 +28,12 @@ class HardLabels(nn.Module):
 
 
 class HardAndSoftLabels(nn.Module):
-    """The mixed loss of section 4.2, with the soft labels of a frozen teacher."""
+    """The mixed loss of section 4.2, with the soft labels of a teacher (``distill.seq2seq.freeze``)."""
 
     def __init__(self, model: PreTrainedModel, teacher: PreTrainedModel, *, hard_fraction: float, temperature: float):
         super().__init__()
         self.model = model
-        self._teacher = [teacher.eval().requires_grad_(False)]  # in a list: not a part of what is trained
+        self._teacher = [teacher.eval()]  # in a list: not a part of what is trained
         self.hard_fraction, self.temperature = hard_fraction, temperature
 
     def forward(self, input_ids: torch.Tensor, labels: torch.Tensor) -> LossAndMetrics:

@@ -59,6 +59,18 @@ def place(model: PreTrainedModel, device: torch.device) -> PreTrainedModel:
     return model.to(device)
 
 
+def freeze(model: PreTrainedModel, dtype: torch.dtype) -> PreTrainedModel:
+    """For inference alone: eval mode, no gradients, and the matrices in ``dtype`` for good, in place.
+
+    What is computed in float32 whatever the precision keeps its weights: routers, norms and position biases.
+    """
+    for name, parameter in model.named_parameters():
+        parameter.requires_grad_(False)
+        if parameter.ndim > 1 and "router" not in name and "relative_attention_bias" not in name:
+            parameter.data = parameter.data.to(dtype)
+    return model.eval()
+
+
 def count_parameters(model: nn.Module) -> int:
     """Parameters of a model, tied ones once."""
     return sum(parameter.numel() for parameter in model.parameters())

@@ -1,12 +1,13 @@
 """Stage 3: train the student on 0.75 hard and 0.25 soft labels (section 4.2 of the paper)."""
 
+import torch
 from torch import nn
 from transformers import T5ForConditionalGeneration
 
 from distill.data import Examples
 from distill.evaluation import evaluate
 from distill.objectives import HardAndSoftLabels, HardLabels
-from distill.seq2seq import count_parameters, place
+from distill.seq2seq import count_parameters, freeze, place
 from distill.training import train
 from pipelines.run import Outcome, StageRun
 from teachers.model import load_teacher
@@ -43,5 +44,7 @@ def _objective(run: StageRun, student: T5ForConditionalGeneration) -> nn.Module:
     settings = run.config.distill
     if settings.hard_fraction == 1:
         return HardLabels(student)
-    teacher = place(load_teacher(run.inputs["teacher"].model, run.config.teacher), run.accelerator.device)
+    teacher = load_teacher(run.inputs["teacher"].model, run.config.teacher)
+    precision = torch.bfloat16 if run.accelerator.mixed_precision == "bf16" else torch.float32
+    teacher = place(freeze(teacher, precision), run.accelerator.device)
     return HardAndSoftLabels(student, teacher, hard_fraction=settings.hard_fraction, temperature=settings.temperature)

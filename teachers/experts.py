@@ -11,15 +11,19 @@ import torch.nn.functional as F
 
 from distill.t5 import compute_dtype
 
+# Multiply-adds of one expert's product below which a call for each expert costs more than empty slots do.
+_SMALL = 2**24
 Inner = Callable[..., torch.Tensor]  # pre-activations of wi, and of wi_gate if there is one -> what wo reads
 
 
 class Routing(NamedTuple):
-    """Tokens sorted by expert, in token order within one."""
+    """Which expert takes each token, and the tokens sorted by expert, in token order within one."""
 
-    order: torch.Tensor  # [N], the tokens in sorted order
-    rank: torch.Tensor  # [N], each token's place in it
-    load: torch.Tensor  # [E], tokens per expert; tokens of no expert come last
+    expert: torch.Tensor  # [N] int64; E for a token of no expert
+    position: torch.Tensor  # [N], how many earlier tokens have the same expert
+    order: torch.Tensor  # [N], the tokens in sorted order; those of no expert come last
+    rank: torch.Tensor  # [N], each token's place in that order
+    load: torch.Tensor  # [E], tokens per expert
 
 
 def sort_by_expert(expert_N: torch.Tensor, num_experts: int) -> Routing:
@@ -29,7 +33,8 @@ def sort_by_expert(expert_N: torch.Tensor, num_experts: int) -> Routing:
     order = expert_N.argsort(stable=True)
     rank = torch.empty_like(order)
     rank[order] = torch.arange(len(order), device=order.device)
-    return Routing(order, rank, load[:num_experts])
+    starts = load.cumsum(0) - load
+    return Routing(expert_N, rank - starts[expert_N], order, rank, load[:num_experts])
 
 
 def run_experts(
@@ -49,9 +54,31 @@ def run_experts(
     wi, wi_gate, wo = (None if weight is None else weight.to(tokens_ND.dtype) for weight in (wi, wi_gate, wo))
     if tokens_ND.is_cuda and tokens_ND.dtype == torch.bfloat16:
         return _grouped(tokens_ND, routing, inner, wi, wi_gate, wo)
+    if capacity * wi[0].numel() < _SMALL:
+        return _slotted(tokens_ND, routing, capacity, inner, wi, wi_gate, wo)
     loads = routing.load.tolist()  # the one wait for the device
     wants = torch.is_grad_enabled()
     return _SlicedExperts.apply(tokens_ND, routing, _slices(loads, capacity), inner, wants, wi, wi_gate, wo)
+
+
+def _slotted(
+    tokens_ND: torch.Tensor,
+    routing: Routing,
+    capacity: int,
+    inner: Inner,
+    wi: torch.Tensor,
+    wi_gate: torch.Tensor | None,
+    wo: torch.Tensor,
+) -> torch.Tensor:
+    """``capacity`` slots for every expert, one more for all tokens without a slot, and one batched product."""
+    experts, slots = len(wi), len(wi) * capacity
+    taken_N = (routing.position < capacity) & (routing.expert < experts)
+    slot_N = (routing.expert * capacity + routing.position).where(taken_N, slots)
+    slots_SD = tokens_ND.new_zeros(slots + 1, tokens_ND.shape[1]).index_copy(0, slot_N, tokens_ND)
+    slots_ECD = slots_SD[:-1].view(experts, capacity, -1)
+    parts = [torch.bmm(slots_ECD, weight.mT) for weight in (wi, wi_gate) if weight is not None]
+    output_SD = torch.bmm(inner(*parts), wo.mT).flatten(0, 1)
+    return F.pad(output_SD, (0, 0, 0, 1)).index_select(0, slot_N)
 
 
 def _grouped(
@@ -62,8 +89,9 @@ def _grouped(
     wi_gate: torch.Tensor | None,
     wo: torch.Tensor,
 ) -> torch.Tensor:
-    """One product for all experts and no wait for the device: tokens beyond capacity are computed too."""
+    """One product for all experts and no wait for the device: all tokens are computed, whether they count or not."""
     ends = routing.load.cumsum(0).to(torch.int32)
+    ends[-1] = len(tokens_ND)  # tokens of no expert come last; rows that no expert takes would hold anything
     sorted_ND = tokens_ND[routing.order]
     parts = [F.grouped_mm(sorted_ND, weight.mT, offs=ends) for weight in (wi, wi_gate) if weight is not None]
     return F.grouped_mm(inner(*parts), wo.mT, offs=ends)[routing.rank]
@@ -111,14 +139,14 @@ class _SlicedExperts(torch.autograd.Function):
             output_ND[start : start + count] = torch.mm(wo[expert], h_Fn.detach())[:, :count].mT
             saved.append((pre, h_Fn) if wants_gradient else None)
         if wants_gradient:
-            ctx.save_for_backward(sorted_ND, *routing, wi, wi_gate, wo)
+            ctx.save_for_backward(sorted_ND, routing.order, routing.rank, wi, wi_gate, wo)
             ctx.slices, ctx.saved = slices, saved
         return output_ND[routing.rank]
 
     @staticmethod
     @torch.autograd.function.once_differentiable
     def backward(ctx, d_output_ND):
-        sorted_ND, order, rank, _, wi, wi_gate, wo = ctx.saved_tensors
+        sorted_ND, order, rank, wi, wi_gate, wo = ctx.saved_tensors
         d_sorted_ND = d_output_ND[order]
         d_tokens_ND = torch.zeros_like(d_sorted_ND)
         weights = [weight for weight in (wi, wi_gate) if weight is not None]

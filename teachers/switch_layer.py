@@ -96,9 +96,7 @@ class SwitchLayer(nn.Module):
         if counted_N is not None:
             expert_N = expert_N.where(counted_N, self.num_experts)  # an expert that does not exist
         routing = sort_by_expert(expert_N, self.num_experts)
-        first = F.pad(routing.load.cumsum(0), (1, 0))[expert_N]  # of the token's expert, in sorted order
-        taken_N = (routing.rank - first < capacity) & (expert_N < self.num_experts)
-
+        taken_N = (routing.position < capacity) & (expert_N < self.num_experts)
         output_ND = run_experts(tokens_ND, routing, capacity, self._inner, self.wi, self.wi_gate, self.wo)
         mixed_ND = (output_ND * gate_N[:, None].to(output_ND.dtype)).where(taken_N[:, None], 0)
         mixed_ND = F.dropout(mixed_ND, self.dropout, self.training).to(hidden.dtype)

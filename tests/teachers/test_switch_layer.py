@@ -43,7 +43,9 @@ def reference(layer: SwitchLayer, hidden: torch.Tensor, mask: torch.Tensor | Non
 @pytest.mark.parametrize("activation", ["relu", "gated-gelu"])
 @pytest.mark.parametrize("training", [True, False])
 @pytest.mark.parametrize("padded", [True, False])
-def test_equals_the_equations(experts, activation, training, padded):
+@pytest.mark.parametrize("small", [0, 2**24], ids=["sliced", "slotted"])
+def test_equals_the_equations(monkeypatch, experts, activation, training, padded, small):
+    monkeypatch.setattr("teachers.experts._SMALL", small)
     torch.manual_seed(experts)
     layer = SwitchLayer(D, F, experts, jitter=0.0, activation=activation, capacity_factor_train=0.7).train(training)
     layer.router.weight.data *= 5  # an unbalanced router, so that tokens are dropped

@@ -97,9 +97,30 @@ class TrainingConfig(Section):
         return micro
 
 
+class LabelsConfig(Section):
+    """Sparse soft labels that the teacher makes once, for students of all seeds; see ``distill.cached_labels``."""
+
+    form: Literal["top_k", "sampled"] = Field("sampled", description="the likeliest words, or an unbiased sample")
+    words: Positive = Field(16, description="stored per target token")
+    examples: Positive | None = Field(None, description="null: as many as the training takes; it goes round fewer")
+    seed: Count = Field(0, description="of the examples' order and corruption, and of the sample")
+
+
 class DistillConfig(Section):
     """Hard and soft labels (section 4.2 and table 6 of the paper) and the student's training."""
 
     hard_fraction: Fraction = Field(0.75, description="weight of the hard labels; the rest goes to the soft ones")
     temperature: PositiveFloat = 1.0
+    soft_labels: Literal["online", "cached"] = Field("online", description="from the teacher at each step, or stored")
+    labels: LabelsConfig = Field(LabelsConfig(), description="what is stored")
     training: TrainingConfig = TrainingConfig()
+
+    @property
+    def reads_cached_labels(self) -> bool:
+        """Whether a student's soft labels come from disk; with hard labels alone it has none."""
+        return self.soft_labels == "cached" and self.hard_fraction < 1
+
+    @property
+    def labelled_examples(self) -> int:
+        """How many examples the teacher labels."""
+        return self.labels.examples or self.training.steps * self.training.batch_size

@@ -1,14 +1,14 @@
 """A model and its loss as one module, so that the training loop need not know which of them it trains.
 
-``forward(input_ids [B, S], labels [B, T])`` returns the loss summed over the target tokens, and what to log, each
-value summed over the target tokens too: divided by their count, both become means.
+``forward(input_ids [B, S], labels [B, T], ...)``, with all that a batch holds, returns the loss summed over the target
+tokens, and what to log, each value summed over the target tokens too: divided by their count, both become means.
 """
 
 import torch
 from torch import nn
 from transformers import PreTrainedModel
 
-from distill.loss import sum_of_losses
+from distill.loss import SoftLabels, sum_of_losses
 from distill.t5 import hidden_states
 
 LossAndMetrics = tuple[torch.Tensor, dict[str, torch.Tensor]]
@@ -27,18 +27,15 @@ class HardLabels(nn.Module):
         return loss, {"loss": loss.detach()}
 
 
-class HardAndSoftLabels(nn.Module):
-    """The mixed loss of section 4.2, with the soft labels of a teacher (``distill.seq2seq.freeze``)."""
+class HardAndCachedLabels(nn.Module):
+    """The mixed loss of section 4.2, with soft labels that come with the batch."""
 
-    def __init__(self, model: PreTrainedModel, teacher: PreTrainedModel, *, hard_fraction: float, temperature: float):
+    def __init__(self, model: PreTrainedModel, *, hard_fraction: float, temperature: float):
         super().__init__()
         self.model = model
-        self._teacher = [teacher.eval()]  # in a list: not a part of what is trained
         self.hard_fraction, self.temperature = hard_fraction, temperature
 
-    def forward(self, input_ids: torch.Tensor, labels: torch.Tensor) -> LossAndMetrics:
-        with torch.no_grad():
-            soft_labels = hidden_states(self._teacher[0], input_ids, labels)
+    def forward(self, input_ids: torch.Tensor, labels: torch.Tensor, soft_labels: SoftLabels) -> LossAndMetrics:
         hidden, head = hidden_states(self.model, input_ids, labels)
         sums = sum_of_losses(
             hidden,
@@ -54,3 +51,16 @@ class HardAndSoftLabels(nn.Module):
             "soft_loss": sums.soft,
             "kl": sums.soft - sums.entropy,
         }
+
+
+class HardAndSoftLabels(HardAndCachedLabels):
+    """The same loss, with the soft labels that a teacher (``distill.seq2seq.freeze``) gives at each step."""
+
+    def __init__(self, model: PreTrainedModel, teacher: PreTrainedModel, *, hard_fraction: float, temperature: float):
+        super().__init__(model, hard_fraction=hard_fraction, temperature=temperature)
+        self._teacher = [teacher.eval()]  # in a list: not a part of what is trained
+
+    def forward(self, input_ids: torch.Tensor, labels: torch.Tensor) -> LossAndMetrics:
+        with torch.no_grad():
+            soft_labels = hidden_states(self._teacher[0], input_ids, labels)
+        return super().forward(input_ids, labels, soft_labels)

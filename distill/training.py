@@ -153,7 +153,7 @@ def _optimizer_step(
     sums: dict[str, torch.Tensor] = {}
     for number, batch in enumerate(batches, start=1):
         with accelerator.no_sync(objective) if number < len(batches) else nullcontext():
-            loss, metrics = objective(batch.input_ids, batch.labels)
+            loss, metrics = objective(*batch)
             # Processes average their gradients; times their number, that is the sum that we divide.
             accelerator.backward(loss * (accelerator.num_processes / tokens))
         for name, value in metrics.items():

@@ -75,6 +75,20 @@ def init(
 
 
 @app.command()
+def label(
+    config: Config,
+    ratio: Ratio = None,
+    set_: Set = None,
+    workdir: Workdir = WORK,
+    seed: Seed = None,
+    json_: Json = False,
+) -> None:
+    """Soft labels, made once by the teacher and stored, for students with distill.soft_labels=cached."""
+    overrides = [*(set_ or []), "distill.soft_labels=cached"]
+    _one_kind("label", config, ratio, overrides, workdir, seed, json_)
+
+
+@app.command()
 def distill(
     config: Config,
     ratio: Ratio = None,
@@ -232,7 +246,9 @@ def _one_kind(
     json_: bool,
 ) -> None:
     pipeline = _pipeline(config, overrides, workdir, seed, ratio)
-    finished = [pipeline.execute(stage) for stage in pipeline.select(kind, ratio)]
+    if not (stages := pipeline.select(kind, ratio)):
+        raise UserError("there is nothing to label: distill.hard_fraction is 1, so that no student reads soft labels")
+    finished = [pipeline.execute(stage) for stage in stages]
     if json_ and _is_main_process():
         print(json.dumps([_facts(one) for one in finished], indent=2))
 

@@ -1,16 +1,16 @@
 """Stage 3: train the student on 0.75 hard and 0.25 soft labels (section 4.2 of the paper)."""
 
-import torch
 from torch import nn
 from transformers import T5ForConditionalGeneration
 
+from distill.cached_labels import CachedLabels, LabelledExamples
 from distill.data import Examples
 from distill.evaluation import evaluate
-from distill.objectives import HardAndSoftLabels, HardLabels
-from distill.seq2seq import count_parameters, freeze, place
+from distill.objectives import HardAndCachedLabels, HardAndSoftLabels, HardLabels
+from distill.seq2seq import count_parameters, place
 from distill.training import train
 from pipelines.run import Outcome, StageRun
-from teachers.model import load_teacher
+from pipelines.teacher import frozen_teacher
 
 
 def compute(run: StageRun) -> Outcome:
@@ -24,8 +24,7 @@ def compute(run: StageRun) -> Outcome:
         return evaluate(student, held_out, batch_size=config.teacher.evaluation_batch_size, accelerator=run.accelerator)
 
     train(
-        _objective(run, student),
-        Examples(run.data, config.data, seed=run.stage.seed),
+        *_objective_and_examples(run, student),
         settings.training,
         accelerator=run.accelerator,
         directory=run.directory / "checkpoints",
@@ -39,12 +38,17 @@ def compute(run: StageRun) -> Outcome:
     return Outcome({"quality": quality, "parameters": parameters}, facts, run.save_model(student))
 
 
-def _objective(run: StageRun, student: T5ForConditionalGeneration) -> nn.Module:
-    """Hard and soft labels; with hard labels alone no teacher is even loaded."""
-    settings = run.config.distill
+def _objective_and_examples(
+    run: StageRun, student: T5ForConditionalGeneration
+) -> tuple[nn.Module, Examples | LabelledExamples]:
+    """Hard and soft labels; with hard labels alone, or cached soft ones, no teacher is even loaded."""
+    config, settings = run.config, run.config.distill
+    examples = Examples(run.data, config.data, seed=run.stage.seed)
+    mix = {"hard_fraction": settings.hard_fraction, "temperature": settings.temperature}
     if settings.hard_fraction == 1:
-        return HardLabels(student)
-    teacher = load_teacher(run.inputs["teacher"].model, run.config.teacher)
-    precision = torch.bfloat16 if run.accelerator.mixed_precision == "bf16" else torch.float32
-    teacher = place(freeze(teacher, precision), run.accelerator.device)
-    return HardAndSoftLabels(student, teacher, hard_fraction=settings.hard_fraction, temperature=settings.temperature)
+        return HardLabels(student), examples
+    if settings.reads_cached_labels:
+        labels = CachedLabels(run.inputs["label"].directory / "labels")
+        labelled = LabelledExamples(Examples(run.data, config.data, seed=settings.labels.seed), labels)
+        return HardAndCachedLabels(student, **mix), labelled
+    return HardAndSoftLabels(student, frozen_teacher(run), **mix), examples

@@ -21,7 +21,7 @@ def read_lineage(store: Store, model: str) -> dict[str, Any]:
 
     Returns:
         A tree: model, model_id, run_id, run, stage, ratio, metrics, datasets (name, digest, context), and inputs,
-        each a tree of the same form.
+        each a tree of the same form. Cached soft labels are a model too.
 
     Raises:
         UserError: there is no such model in the store.
@@ -83,7 +83,7 @@ def _model_id(store: Store, model: str) -> str:
         if re.fullmatch(r"[0-9a-f]{32}", model):
             outputs = store.client.get_run(model).outputs.model_outputs
             if not outputs:
-                raise UserError(f"run {model} made no model; name a teacher, init or distill run")
+                raise UserError(f"run {model} made no model; name a teacher, init, label or distill run")
             return outputs[-1].model_id
     except MlflowException as error:
         raise UserError(f"MODEL {model!r} is not in the store: {str(error).splitlines()[0]}") from error
@@ -107,7 +107,7 @@ def _draw(node: dict[str, Any], parent: Tree | None) -> Tree:
     label += f"  quality {quality:.4f}" if quality is not None else ""
     tree = parent.add(label) if parent else Tree(label)
     if node["sha256"]:
-        tree.add(f"weights  sha256 {node['sha256']}")
+        tree.add(f"{'labels ' if node['stage'] == 'label' else 'weights'}  sha256 {node['sha256']}")
     for dataset in node["datasets"]:
         tree.add(f"data     {dataset['name']}  ({dataset['context']})  digest {dataset['digest']}")
     for upstream in node["inputs"]:

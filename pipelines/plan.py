@@ -9,20 +9,24 @@ from pipelines.stage import Stage
 
 
 def plan(config: RunConfig, data: str) -> list[Stage]:
-    """Every stage of ``config``, each after its inputs: baseline, then per ratio teacher, init, distill; report last.
+    """Every stage of ``config`` once, each after its inputs; the report is last.
+
+    Per seed the baseline, then per ratio teacher, init, label (where labels are cached) and distill.
 
     Args:
         data: fingerprint of the prepared data.
     """
-    stages: list[Stage] = []
+    found: dict[str, Stage] = {}  # by fingerprint: the seeds share what does not depend on them
     for seed in config.seeds:
-        stages.append(_baseline(config, data, seed))
+        of_seed = [_baseline(config, data, seed)]
         for ratio, experts in config.teacher.ratios.items():
-            stages += _one_ratio(config, data, ratio, experts, seed)
+            of_seed += _one_ratio(config, data, ratio, experts, seed)
+        found |= {stage.fingerprint: stage for stage in of_seed}
+    stages = list(found.values())
     report = Stage(
         kind="report",
         settings={"report": _values(config.report), "name": config.name},
-        inputs={stage.title: stage for stage in stages if stage.kind != "init"},
+        inputs={stage.title: stage for stage in stages if stage.kind not in ("init", "label")},
         data=data,
     )
     return [*stages, report]
@@ -47,7 +51,7 @@ def _baseline(config: RunConfig, data: str, seed: int) -> Stage:
     else:
         made = {"model": _values(config.model)}
     lengths = {"steps": config.distill.training.steps, "long_steps": long_steps(config)}
-    settings = {**_common(config, seed), **made, "training": _values(baseline_training(config)), **lengths}
+    settings = {**_common(config), "seed": seed, **made, "training": _values(baseline_training(config)), **lengths}
     return Stage("baseline", settings, data=data, seed=seed, show_seed=len(config.seeds) > 1)
 
 
@@ -55,27 +59,45 @@ def _one_ratio(config: RunConfig, data: str, ratio: str, experts: int, seed: int
     where: dict[str, Any] = {"data": data, "ratio": ratio, "seed": seed, "show_seed": len(config.seeds) > 1}
     layer = config.teacher.model_dump(exclude={"experts", "checkpoints", "training", "load_balancing_weight"})
     if source := config.teacher.checkpoints.get(ratio):
-        made = {"checkpoint": _source(source)}
+        made, of_teacher = {"checkpoint": _source(source)}, {**where, "seed": None}  # the same for every seed
     else:
+        of_teacher = where
         made = {
+            "seed": seed,
             "model": _values(config.model),
             "training": _values(config.teacher.training),
             "load_balancing_weight": config.teacher.load_balancing_weight,
         }
-    common = _common(config, seed)
-    teacher = Stage("teacher", {**common, **layer, **made, "experts": experts}, **where)
+    common = _common(config)
+    teacher = Stage("teacher", {**common, **layer, **made, "experts": experts}, **of_teacher)
     init = Stage("init", {"seed": seed, "student": _values(config.student)}, {"teacher": teacher}, **where)
     # Without soft labels the teacher is not read: its only trace is in the initial weights.
     soft = {"teacher": teacher} if config.distill.hard_fraction < 1 else {}
-    distill = Stage("distill", {**common, **layer, "distill": _values(config.distill)}, {**soft, "init": init}, **where)
-    return [teacher, init, distill]
+    settings, labelling = config.distill.model_dump(mode="json", exclude={"soft_labels", "labels"}), []
+    if config.distill.reads_cached_labels:
+        labelling = [Stage("label", _label_settings(config), {"teacher": teacher}, **of_teacher)]
+        soft, settings = {"label": labelling[0]}, _values(config.distill)
+    settings = {**common, "seed": seed, **layer, "distill": settings}
+    return [teacher, init, *labelling, Stage("distill", settings, {**soft, "init": init}, **where)]
 
 
-def _common(config: RunConfig, seed: int) -> dict[str, Any]:
-    """What every stage that trains or evaluates depends on besides the prepared data."""
+def _label_settings(config: RunConfig) -> dict[str, Any]:
+    """What labels depend on besides teacher and data: neither the student's seed nor how it is trained."""
+    common = _common(config)
+    shape = {name: value for name, value in common["examples"].items() if name != "validation_examples"}
+    return {
+        **common,
+        "examples": shape,
+        "capacity_factor_eval": config.teacher.capacity_factor_eval,
+        "temperature": config.distill.temperature,
+        "labels": {**_values(config.distill.labels), "examples": config.distill.labelled_examples},
+    }
+
+
+def _common(config: RunConfig) -> dict[str, Any]:
+    """What every stage that trains or evaluates depends on besides the prepared data and, mostly, the seed."""
     examples = {"input_length", "noise_density", "mean_span_length", "validation_examples"}
     return {
-        "seed": seed,
         "precision": config.precision,
         "evaluation_batch_size": config.teacher.evaluation_batch_size,
         "examples": config.data.model_dump(include=examples),

@@ -10,7 +10,7 @@ LINE_EVERY = 10.0  # seconds
 
 
 class Bar:
-    """Progress of one training run: loss, tokens per second and the time that is left."""
+    """Progress of one training run: loss (or what else comes first), tokens per second and the time that is left."""
 
     def __init__(self, console: Console, title: str):
         self._console, self._title = console, title
@@ -24,20 +24,21 @@ class Bar:
                 TextColumn("[bold]{task.description:<16}"),
                 BarColumn(bar_width=24),
                 TextColumn("{task.completed:>6,}/{task.total:,}"),
-                TextColumn("loss {task.fields[loss]:6.3f}  {task.fields[speed]:>8,.0f} tokens/s"),
+                TextColumn("{task.fields[figure]}  {task.fields[speed]:>8,.0f} tokens/s"),
                 TimeElapsedColumn(),
                 TextColumn("left"),
                 TimeRemainingColumn(),
             ]
             self._progress = Progress(*columns, console=self._console, transient=True)
             self._progress.start()
-            self._task = self._progress.add_task(self._title, total=None, loss=float("nan"), speed=0.0, visible=False)
+            self._task = self._progress.add_task(self._title, total=None, figure="", speed=0.0, visible=False)
         return self
 
     def update(self, step: int, total: int, metrics: dict[str, float]) -> None:
-        loss, speed = metrics["loss"], metrics["tokens_per_second"]
+        (name, value), speed = next(iter(metrics.items())), metrics["tokens_per_second"]
+        figure = f"{name} {value:6.3f}"
         if self._progress:
-            self._progress.update(self._task, completed=step, total=total, loss=loss, speed=speed, visible=True)
+            self._progress.update(self._task, completed=step, total=total, figure=figure, speed=speed, visible=True)
             return
         now = time.perf_counter()
         if not self._first[0]:
@@ -46,7 +47,7 @@ class Bar:
             self._printed = now
             left = (total - step) * (now - self._first[1]) / max(step - self._first[0], 1)
             self._console.print(
-                f"{self._title:<16} step {step:,}/{total:,}  loss {loss:.3f}  {speed:,.0f} tokens/s  {left:.0f} s left",
+                f"{self._title:<16} step {step:,}/{total:,}  {figure}  {speed:,.0f} tokens/s  {left:.0f} s left",
                 highlight=False,
             )
 

@@ -145,7 +145,8 @@ def build_report(run: StageRun) -> dict[str, Any]:
 
 def _row(run: StageRun, ratio: str, baselines: dict[str, np.ndarray]) -> dict[str, Any]:
     teachers, students = _of_kind(run, "teacher", ratio), _of_kind(run, "distill", ratio)
-    teacher, student = _losses(teachers), _losses(students)
+    student = _losses(students)
+    teacher = np.broadcast_to(_losses(teachers), student.shape)  # a loaded one is the same for every seed
     resamples = {"resamples": run.config.report.resamples}
     row: dict[str, Any] = {
         "ratio": ratio,

@@ -34,7 +34,10 @@ if TYPE_CHECKING:
 
 @dataclass
 class Outcome:
-    """What a stage's ``compute`` returns: final figures, facts, and the directory of its model if it made one."""
+    """What a stage's ``compute`` returns: final figures, facts, and the directory of its model if it made one.
+
+    MLflow follows lineage through models alone, so soft labels count as one there.
+    """
 
     metrics: dict[str, float] = field(default_factory=dict)
     facts: dict[str, Any] = field(default_factory=dict)
@@ -52,6 +55,11 @@ class Pipeline:
         self.data = self._prepare()
         example_lengths(self.data, config.data)  # whatever does not fit is said before anything is computed
         self.stages = plan(config, self.data.fingerprint)
+        if self.select("label") and config.distill.labels.words > self.data.vocab_size:
+            raise UserError(
+                f"distill.labels.words is {config.distill.labels.words}, but the vocabulary has only "
+                f"{self.data.vocab_size} words; ask for fewer"
+            )
 
     @cached_property
     def accelerator(self) -> "Accelerator":
@@ -199,10 +207,11 @@ class StageRun:
         """Log figures and model to MLflow, and register a student."""
         stage, model_id, uri = self.stage, None, None
         if self.tracked and outcome.model:
-            student = stage.kind == "distill"
-            name = "-".join(filter(None, ("student" if student else stage.kind, stage.ratio)))
+            made = {"distill": "student", "label": "labels"}.get(stage.kind, stage.kind)
+            name = "-".join(filter(None, (made, stage.ratio)))
             facts = {"ratio": stage.ratio, "seed": stage.seed, "fingerprint": stage.fingerprint}
-            model_id, uri = self.tracked.log_model_output(name, outcome.model, facts, upload=student)
+            student, form = made == "student", "soft-labels" if made == "labels" else "seq2seq"
+            model_id, uri = self.tracked.log_model_output(name, outcome.model, facts, upload=student, form=form)
             if student:
                 registered = f"{self.config.name}-{name}"
                 uri = f"models:/{registered}/{self.tracked.register(model_id, registered, facts)}"
@@ -238,11 +247,11 @@ def _track(pipeline: Pipeline, stage: Stage, inputs: dict[str, Finished], direct
     tracked = TrackedRun(pipeline.store, directory, stage.title, tags)
     tracked.log_params({"ratio": stage.ratio, **stage.settings})
     tracked.log_text("config.yaml", yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False))
-    if stage.kind != "init":
+    if stage.kind not in ("init", "report"):
+        training = {"documents": data.train_documents, "tokens": data.train_tokens, "digest": data.train_digest}
+        tracked.log_data(data.name, data.digest, "training", training)
+    if stage.kind not in ("init", "label"):
         held_out = {"documents": data.validation_documents, "tokens": data.validation_tokens}
-        if stage.kind != "report":
-            training = {"documents": data.train_documents, "tokens": data.train_tokens, "digest": data.train_digest}
-            tracked.log_data(data.name, data.digest, "training", training)
         tracked.log_data(f"{data.name}-validation", data.validation_digest, "validation", held_out)
     tracked.log_model_inputs({role: done.model_id for role, done in inputs.items() if done.model_id})
     return tracked

@@ -1,11 +1,12 @@
 """Stage 1: train a Switch teacher on hard labels and load balance, or load one; measure its quality."""
 
+import torch
 from transformers import SwitchTransformersForConditionalGeneration
 
 from distill.data import Examples
 from distill.errors import UserError
 from distill.evaluation import evaluate
-from distill.seq2seq import count_parameters, place
+from distill.seq2seq import count_parameters, freeze, place
 from distill.training import train
 from pipelines.run import Outcome, StageRun
 from teachers.model import build_teacher, load_teacher, save_teacher
@@ -48,6 +49,13 @@ def compute(run: StageRun) -> Outcome:
         **routing(run.accelerator),
     }
     return Outcome(metrics, facts, run.directory / "model")
+
+
+def frozen_teacher(run: StageRun) -> SwitchTransformersForConditionalGeneration:
+    """The teacher of a later stage, which only reads its soft labels: matrices in the precision of the run."""
+    model = load_teacher(run.inputs["teacher"].model, run.config.teacher)
+    precision = torch.bfloat16 if run.accelerator.mixed_precision == "bf16" else torch.float32
+    return place(freeze(model, precision), run.accelerator.device)
 
 
 def _build(run: StageRun) -> SwitchTransformersForConditionalGeneration:

@@ -144,7 +144,9 @@ class TrackedRun:
         if new:
             self.client.log_inputs(self.run_id, models=new)
 
-    def log_model_output(self, name: str, directory: Path, params: dict[str, Any], *, upload: bool) -> tuple[str, str]:
+    def log_model_output(
+        self, name: str, directory: Path, params: dict[str, Any], *, upload: bool, form: str = "seq2seq"
+    ) -> tuple[str, str]:
         """Record ``directory`` as a model that this run made; with ``upload``, its files go to the store too.
 
         Returns:
@@ -163,7 +165,7 @@ class TrackedRun:
             source_run_id=self.run_id,
             tags=tags,
             params={key: str(value) for key, value in params.items()},
-            model_type="seq2seq",
+            model_type=form,
         )
         if upload:
             self.client.log_model_artifacts(model.model_id, str(directory))

@@ -1,6 +1,7 @@
 """Tiny objects that many tests share, and one run of the smoke preset. No network, no GPU."""
 
 import os
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -55,9 +56,31 @@ def switch_distill(*arguments: str, **environment: str) -> subprocess.CompletedP
     )
 
 
+def interrupted_switch_distill(arguments: list[str], step: int, kind: signal.Signals) -> int:
+    """Exit code of a process that sends itself a signal after a step of training."""
+    code = (
+        "import os, signal\n"
+        "signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background job ignores it\n"
+        "from pipelines import cli, progress\n"
+        "update = progress.Bar.update\n"
+        "def die(bar, step, *rest):\n"
+        "    update(bar, step, *rest)\n"
+        f"    if step == {step}: os.kill(os.getpid(), {int(kind)})\n"
+        "progress.Bar.update = die\n"
+        "cli.main()\n"
+    )
+    environment = {**os.environ, "MLFLOW_TRACKING_URI": ""}
+    return subprocess.run([sys.executable, "-c", code, *arguments], cwd=ROOT, env=environment).returncode
+
+
 @pytest.fixture(scope="session")
 def cli():
     return switch_distill
+
+
+@pytest.fixture(scope="session")
+def interrupted():
+    return interrupted_switch_distill
 
 
 @pytest.fixture(scope="session")

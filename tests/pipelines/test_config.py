@@ -67,13 +67,16 @@ def test_the_resolved_config_is_a_config(tmp_path):
     [
         ("distil.training.steps=3", "no key distil; did you mean distill?"),
         ("distill.hard_fracton=1", "no key distill.hard_fracton; did you mean hard_fraction?"),
-        ("distill.zzz=1", "no key distill.zzz; allowed are hard_fraction, temperature, training"),
+        ("distill.zzz=1", "no key distill.zzz; allowed are hard_fraction, temperature, soft_labels"),
         ("distill.hard_fraction=2", "distill.hard_fraction is 2; input should be less than or equal to 1"),
         ("distill.temperature=.nan", "distill.temperature is nan"),
         ("distill.training.steps=1.5", "distill.training.steps is 1.5"),
         ("distill.training.steps=10", r"warmup_steps \(\d+\) must be smaller than steps \(10\)"),
         ("distill.training.batch_size=null", "distill.training.batch_size is None"),
         ("distill.training.micro_batch_size=7", "must be a multiple of micro_batch_size"),
+        ("distill.soft_labels=offline", "input should be 'online' or 'cached'"),
+        ("distill.labels.form=topk", "distill.labels.form is 'topk'; input should be 'top_k' or 'sampled'"),
+        ("distill.labels.words=0", "distill.labels.words is 0"),
         ("distill.training.schedule=linear", "input should be 'inverse_sqrt' or 'cosine'"),
         ("teacher.experts=8", "teacher.experts is 8; input should be a valid list"),
         ("teacher.experts=[8, 8]", r"experts \[8, 8\] names a size twice"),
@@ -153,6 +156,51 @@ class TestPlan:
     def test_the_teacher_is_no_input_of_a_student_without_soft_labels(self):
         stages = {stage.title: stage for stage in plan(load_config("smoke", ["distill.hard_fraction=1.0"]), "data")}
         assert set(stages["distill e2"].inputs) == {"init"}
+
+    def test_cached_labels_are_made_between_teacher_and_student(self):
+        stages = plan(load_config("smoke", ["distill.soft_labels=cached"]), "data")
+        titles = [stage.title for stage in stages]
+        assert titles[1:5] == ["teacher e2", "init e2", "label e2", "distill e2"] and len(titles) == 10
+        by_title = dict(zip(titles, stages, strict=True))
+        assert set(by_title["label e2"].inputs) == {"teacher"}
+        assert set(by_title["distill e2"].inputs) == {"label", "init"}
+        assert not any("label" in title for title in by_title["report"].inputs)
+
+    def test_labels_depend_on_the_teacher_and_on_what_is_stored_alone(self):
+        def labels(*overrides, data="data", seed=None):
+            config = load_config("smoke", ["distill.soft_labels=cached", *overrides], seed)
+            return next(stage.fingerprint for stage in plan(config, data) if stage.kind == "label")
+
+        before = labels()
+        for same in ("training.learning_rate=0.1", "hard_fraction=0.5", "labels.examples=64", "training.log_every=1"):
+            assert labels(f"distill.{same}") == before, same
+        assert labels("data.validation_examples=16", "teacher.checkpoints={}") != before  # that changes the teacher
+        for other in (
+            *("distill.temperature=2.0", "distill.labels.words=8", "distill.labels.form=top_k"),
+            *("distill.labels.seed=1", "distill.labels.examples=65", "distill.training.steps=9"),
+            *("teacher.training.steps=17", "teacher.capacity_factor_eval=1.0", "teacher.evaluation_batch_size=8"),
+            *("data.noise_density=0.3", "precision=float32"),
+        ):
+            assert labels(other) != before, other
+        assert labels(data="other") != before
+
+    def test_what_is_stored_does_not_concern_students_that_do_not_read_it(self):
+        assert self.changed("distill.labels.words=8", "distill.labels.seed=3") == set()
+        hard = self.fingerprints("distill.hard_fraction=1.0")
+        assert self.fingerprints("distill.hard_fraction=1.0", "distill.soft_labels=cached") == hard
+
+    def test_students_of_all_seeds_share_a_loaded_teacher_and_its_labels(self):
+        loaded = ["teacher.experts=[]", "teacher.checkpoints={e8: somewhere}", "data.tokenizer=t5"]
+        overrides = [*loaded, "distill.soft_labels=cached"]
+        several = plan(load_config("smoke", [*overrides, "seeds=[0, 1]"]), "data")
+        titles = [stage.title for stage in several]
+        assert titles.count("teacher e8") == titles.count("label e8") == 1 and len(several) == 2 * 3 + 2 + 1
+        assert "teacher e8" in several[-1].inputs
+        alone = plan(load_config("smoke", overrides, 1), "data")
+        shared = {stage.title: stage.fingerprint for stage in several}
+        for stage in alone[:-1]:
+            title = stage.title if stage.kind in ("teacher", "label") else f"{stage.title} seed 1"
+            assert shared[title] == stage.fingerprint
 
     def test_seeds_multiply_the_stages(self):
         stages = plan(load_config("smoke", ["seeds=[0, 1]"]), "data")

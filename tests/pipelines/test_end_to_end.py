@@ -262,23 +262,6 @@ def test_a_loaded_teacher_and_a_loaded_baseline(smoke, cli, tmp_path):
     assert not list((tmp_path / "work" / "stages").glob("teacher-e8-*"))
 
 
-def interrupted(arguments: list[str], step: int, kind: signal.Signals) -> int:
-    """Exit code of a process that sends itself a signal after a step of training."""
-    code = (
-        "import os, signal\n"
-        "signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background job ignores it\n"
-        "from pipelines import cli, progress\n"
-        "update = progress.Bar.update\n"
-        "def die(bar, step, *rest):\n"
-        "    update(bar, step, *rest)\n"
-        f"    if step == {step}: os.kill(os.getpid(), {int(kind)})\n"
-        "progress.Bar.update = die\n"
-        "cli.main()\n"
-    )
-    environment = {**os.environ, "MLFLOW_TRACKING_URI": ""}
-    return subprocess.run([sys.executable, "-c", code, *arguments], cwd=ROOT, env=environment).returncode
-
-
 @pytest.mark.parametrize(
     "stage,step,kind,exit_code,checkpoint,files",
     [
@@ -289,7 +272,7 @@ def interrupted(arguments: list[str], step: int, kind: signal.Signals) -> int:
     ],
 )
 def test_an_interrupted_stage_goes_on_and_ends_with_the_same_bytes(
-    smoke, cli, tmp_path, stage, step, kind, exit_code, checkpoint, files
+    smoke, cli, interrupted, tmp_path, stage, step, kind, exit_code, checkpoint, files
 ):
     work = tmp_path / "work"
     shutil.copytree(smoke[0] / "data", work / "data")

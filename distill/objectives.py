@@ -58,7 +58,7 @@ class HardAndSoftLabels(HardAndCachedLabels):
 
     def __init__(self, model: PreTrainedModel, teacher: PreTrainedModel, *, hard_fraction: float, temperature: float):
         super().__init__(model, hard_fraction=hard_fraction, temperature=temperature)
-        self._teacher = [teacher.eval()]  # in a list: not a part of what is trained
+        self._teacher = [teacher.eval().requires_grad_(False)]  # in a list: not a part of what is trained
 
     def forward(self, input_ids: torch.Tensor, labels: torch.Tensor) -> LossAndMetrics:
         with torch.no_grad():

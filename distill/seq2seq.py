@@ -60,13 +60,13 @@ def place(model: PreTrainedModel, device: torch.device) -> PreTrainedModel:
 
 
 def freeze(model: PreTrainedModel, dtype: torch.dtype) -> PreTrainedModel:
-    """For inference alone: eval mode, no gradients, and the matrices in ``dtype`` for good, in place.
+    """For inference alone: eval mode, no gradients, and the matrices of its products in ``dtype`` for good, in place.
 
-    What is computed in float32 whatever the precision keeps its weights: routers, norms and position biases.
+    What is read in float32 whatever the precision keeps its weights: embeddings, routers, norms, position biases.
     """
     for name, parameter in model.named_parameters():
         parameter.requires_grad_(False)
-        if parameter.ndim > 1 and "router" not in name and "relative_attention_bias" not in name:
+        if parameter.ndim > 1 and not any(kept in name for kept in ("shared", "embed", "router", "attention_bias")):
             parameter.data = parameter.data.to(dtype)
     return model.eval()
 

@@ -7,8 +7,6 @@ one operation each way. Residuals and normalisation stay in float32. Inputs have
 B examples, S input tokens, T target tokens, D d_model, H heads, K d_kv.
 """
 
-from functools import lru_cache
-
 import torch
 import torch.nn.functional as F
 from torch import nn
@@ -109,22 +107,38 @@ def _dense_ffn(layer: nn.Module, x: torch.Tensor, drop: float) -> torch.Tensor:
 
 
 def _position_bias(attention: nn.Module, length: int, dtype: torch.dtype) -> torch.Tensor:
-    """Relative position bias [1, H, length, length], minus infinity at what a decoder may not see."""
-    weight = attention.relative_attention_bias.weight
-    settings = (attention.relative_attention_num_buckets, attention.relative_attention_max_distance)
-    buckets, future = _buckets(type(attention), length, attention.is_decoder, *settings, weight.device)
-    bias = F.embedding(buckets, weight).permute(2, 0, 1).to(dtype).contiguous()
-    return bias.masked_fill(future, float("-inf")) if attention.is_decoder else bias
+    """Relative position bias [H, length, length], minus infinity at what a decoder may not see.
+
+    It depends on the distance alone, so it is looked up once for each of the 2 * length - 1 distances.
+    """
+    distance = torch.arange(1 - length, length, device=attention.relative_attention_bias.weight.device)
+    bucket = attention._relative_position_bucket(
+        distance,
+        bidirectional=not attention.is_decoder,
+        num_buckets=attention.relative_attention_num_buckets,
+        max_distance=attention.relative_attention_max_distance,
+    )
+    bias = attention.relative_attention_bias(bucket).to(dtype)  # [distances, H]
+    if attention.is_decoder:
+        bias = bias.masked_fill((distance > 0)[:, None], float("-inf"))
+    return _Diagonals.apply(bias.mT.contiguous(), length)
 
 
-@lru_cache(maxsize=16)
-def _buckets(
-    kind: type, length: int, decoder: bool, buckets: int, distance: int, device: torch.device
-) -> tuple[torch.Tensor, torch.Tensor]:
-    """Bucket of each pair of positions, and which pairs lie in the future, both [length, length]."""
-    position = torch.arange(length, device=device)
-    relative = position - position[:, None]
-    return kind._relative_position_bucket(relative, not decoder, buckets, distance), relative > 0
+class _Diagonals(torch.autograd.Function):
+    """[H, 2L - 1] -> [H, L, L] with ``y[h, i, j] = x[h, j - i + L - 1]``: one value for each diagonal."""
+
+    @staticmethod
+    def forward(ctx, x, length):
+        ctx.length = length
+        return x.unfold(1, length, 1).flip(1)
+
+    @staticmethod
+    @torch.autograd.function.once_differentiable
+    def backward(ctx, dy):
+        length = ctx.length
+        # In rows of 2L, read as rows of 2L - 1, each row begins one place further: diagonals have become columns.
+        rows = F.pad(dy.float().flip(1), (0, length)).flatten(1)[:, : length * (2 * length - 1)]
+        return rows.view(len(dy), length, 2 * length - 1).sum(1).to(dy.dtype), None
 
 
 class _RMSNorm(torch.autograd.Function):
@@ -141,14 +155,11 @@ class _RMSNorm(torch.autograd.Function):
     @torch.autograd.function.once_differentiable
     def backward(ctx, dy):
         x, weight, r = ctx.saved_tensors
-        dy = dy.float()
-        unit = x * r
-        d_weight = None
-        if ctx.needs_input_grad[1]:
-            d_weight = (dy * unit).flatten(0, -2).sum(0)
-        dn = dy * weight  # the gradient of x * r
-        along = torch.linalg.vecdot(dn, unit).div_(x.shape[-1])[..., None]
-        return dn.addcmul_(unit, along, value=-1).mul_(r), d_weight, None, None
+        dy, unit = dy.float(), x * r
+        product = dy * unit
+        along = (product @ weight)[..., None].div_(x.shape[-1])  # the part of dy * weight along unit
+        d_weight = product.flatten(0, -2).sum(0) if ctx.needs_input_grad[1] else None
+        return torch.mul(dy, weight, out=product).addcmul_(unit, along, value=-1).mul_(r), d_weight, None, None
 
 
 class _Pack(torch.autograd.Function):

@@ -8,6 +8,7 @@ from accelerate import Accelerator
 from torch import nn
 
 from teachers.model import switch_layers
+from teachers.switch_layer import RoutingStatistics
 
 
 @contextlib.contextmanager
@@ -23,8 +24,8 @@ def measured_routing(model: nn.Module) -> Iterator[Callable[[Accelerator], dict[
     loads = torch.zeros(len(layers), layers[0][1].mlp.num_experts)
 
     def collect(number: int):
-        def hook(module: nn.Module, args: tuple, output: torch.Tensor) -> None:
-            statistics = module.statistics
+        def hook(module: nn.Module, args: tuple, output: tuple[torch.Tensor, RoutingStatistics]) -> None:
+            statistics = output[1]
             sums.add_(
                 torch.stack(
                     [statistics.dropped_fraction, statistics.entropy, torch.ones_like(statistics.entropy)]
@@ -34,7 +35,7 @@ def measured_routing(model: nn.Module) -> Iterator[Callable[[Accelerator], dict[
 
         return hook
 
-    handles = [layer.register_forward_hook(collect(number)) for number, (_, layer) in enumerate(layers)]
+    handles = [layer.mlp.register_forward_hook(collect(number)) for number, (_, layer) in enumerate(layers)]
 
     def means(accelerator: Accelerator) -> dict[str, float]:
         dropped, entropy, passes = accelerator.reduce(sums.to(accelerator.device), "sum").tolist()

@@ -9,7 +9,8 @@ import math
 import os
 import platform
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,6 +21,7 @@ import torch
 from accelerate import Accelerator
 from torch import nn
 
+from distill.adafactor import Adafactor
 from distill.checkpoint import checkpoints, load_checkpoint, save_checkpoint
 from distill.config import TrainingConfig
 from distill.data import IGNORE_INDEX, Batch, Examples
@@ -105,21 +107,21 @@ def train(
     stop = steps if stop is None else stop
     micro_batches = _split_batch(config, accelerator)
     model = objective.to(accelerator.device).model
-    optimizer = _optimizer(objective, config)
+    optimizer = make_optimizer(objective, config)
     begin, saved = 0, checkpoints(directory)
     if saved or start:
         begin = load_checkpoint(saved[-1] if saved else start, model, optimizer)
     objective, optimizer = accelerator.prepare(objective, optimizer)
     objective.train()
 
-    window = _Window()
+    window, batches_of_steps = _Window(), _one_ahead(examples, micro_batches, range(begin, stop))
     for step in range(begin, stop):
         began = time.perf_counter()
         for group in optimizer.param_groups:
             group["lr"] = learning_rate(config, step, steps)
-        batches = [examples.batch(indices).to(accelerator.device) for indices in micro_batches(step)]
+        batches = [batch.to(accelerator.device) for batch in next(batches_of_steps)]
         _seed_step(seed, step, accelerator.process_index)
-        sums, tokens = _optimizer_step(objective, optimizer, batches, config, accelerator, step)
+        sums, tokens = optimizer_step(objective, optimizer, batches, config, accelerator, step)
         processed = sum(batch.input_ids.numel() + batch.labels.numel() for batch in batches)
         metrics = window.add(sums, tokens, processed, began)
         hooks.on_step(step + 1, steps, metrics)
@@ -139,7 +141,7 @@ def train(
     accelerator.free_memory()
 
 
-def _optimizer_step(
+def optimizer_step(
     objective: nn.Module,
     optimizer: torch.optim.Optimizer,
     batches: list[Batch],
@@ -199,19 +201,33 @@ def _split_batch(config: TrainingConfig, accelerator: Accelerator) -> Callable[[
     return indices
 
 
+def _one_ahead(examples: Examples, micro_batches: Callable[[int], list[range]], steps: range) -> Iterator[list[Batch]]:
+    """The micro-batches of each step, made in a thread while the step before runs."""
+
+    def make(step: int) -> list[Batch]:
+        return [examples.batch(indices) for indices in micro_batches(step)]
+
+    with ThreadPoolExecutor(max_workers=1) as pool:
+        coming = [pool.submit(make, step) for step in steps[:1]]
+        for step in steps:
+            batches = coming.pop().result()
+            coming = [pool.submit(make, step + 1)] if step + 1 < steps.stop else []
+            yield batches
+
+
 def _seed_step(seed: int, step: int, rank: int) -> None:
     """Dropout and jitter of a step, whether or not the run was interrupted before it."""
     torch.manual_seed(int(np.random.SeedSequence((seed, step, rank)).generate_state(1, np.uint64)[0]))
 
 
-def _optimizer(objective: nn.Module, config: TrainingConfig) -> torch.optim.Optimizer:
+def make_optimizer(objective: nn.Module, config: TrainingConfig) -> torch.optim.Optimizer:
     """AdamW or Adafactor; norms and position biases are not decayed."""
     decayed, plain = [], []
     for name, parameter in objective.named_parameters():
         (decayed if parameter.ndim > 1 and "relative_attention_bias" not in name else plain).append(parameter)
     groups = [{"params": decayed, "weight_decay": config.weight_decay}, {"params": plain, "weight_decay": 0.0}]
     if config.optimizer == "adafactor":
-        return torch.optim.Adafactor(groups, lr=config.learning_rate, foreach=True)
+        return Adafactor(groups, lr=config.learning_rate)
     return torch.optim.AdamW(groups, lr=config.learning_rate, fused=True)
 
 

@@ -1,0 +1,181 @@
+"""Every speed that the README states: ``make bench``. Leave the machine alone while it runs.
+
+A factor is the median over rounds in which the arms take turns, with its range; each arm runs in a process of its own.
+"""
+
+import json
+import os
+import platform
+import tempfile
+import time
+from pathlib import Path
+from typing import Annotated, Any
+
+import torch
+import typer
+from rich import box
+from rich.console import Console
+from rich.table import Table
+
+from benchmarks.arms import Arm, Timing, alternate, ratios
+from benchmarks.layers import ffn_step, loss_step, product_step
+from benchmarks.models import LENGTHS, our_step, plain_step, step_operations
+from benchmarks.others import answer_seconds, extra_memory, loader_rate
+from distill.files import write_json
+
+BATCH = {"base": 8, "demo": 16}
+STDERR = Console(stderr=True)
+
+
+class Results:
+    """Rows of the table, and the timings behind them."""
+
+    def __init__(self) -> None:
+        self.rows: list[dict[str, Any]] = []
+        self.timings: dict[str, Any] = {}
+
+    def add(self, measure: str, against: str, value: dict[str, float] | float, target: str, met: bool) -> None:
+        self.rows.append({"measure": measure, "against": against, "value": value, "target": target, "met": met})
+
+    def time(self, part: str, arms: list[Arm], rounds: int) -> dict[str, Timing]:
+        """``alternate``, remembered."""
+        STDERR.print(f"{part}: {', '.join(arm.name for arm in arms)}", highlight=False)
+        timings = alternate(arms, rounds)
+        self.timings[part] = {name: timing.facts() for name, timing in timings.items()}
+        return timings
+
+    def faster(self, measure: str, against: str, slow: Timing, fast: Timing, at_least: float) -> None:
+        factor = ratios(slow, fast)
+        self.add(measure, against, factor, f"at least {at_least:g} x", factor["median"] >= at_least)
+
+    def slower(self, measure: str, against: str, fast: Timing, slow: Timing, at_most: float) -> None:
+        factor = ratios(slow, fast)
+        self.add(measure, against, factor, f"at most {at_most:g} x", factor["median"] <= at_most)
+
+
+def base_step(results: Results) -> None:
+    """The distillation step at T5-Base size with a teacher of 8 experts."""
+    batch, tokens = BATCH["base"], LENGTHS["base"][1]
+    ours = Arm("ours", our_step, {"size": "base", "batch": batch, "labels": "online"}, work=batch * tokens)
+    product = Arm("product 2048^3", product_step, {}, work=2.0 * 2048**3, repeats=20)
+    for precision, name, rounds, small, target in (("bf16", "autocast", 3, 4, 1.6), ("no", "float32", 2, 4, 4.0)):
+        plain = Arm(name, plain_step, {"size": "base", "batch": small, "mixed_precision": precision}, small * tokens)
+        found = results.time(f"step, T5-Base, against {name}", [product, plain, ours], rounds)
+        results.faster("distillation step, T5-Base", f"plain loop, {name}", found[name], found["ours"], target)
+        if precision == "bf16":
+            rate = step_operations("base", batch) / found["ours"].median
+            share = rate / found[product.name].rate
+            results.add("its model FLOP utilisation", "product 2048^3", share, "at least 55 %", share >= 0.55)
+
+
+def cached_labels(results: Results) -> None:
+    """Steps with cached labels against steps with hard labels alone."""
+    for size, batch, repeats, rounds in (("base", 4, 1, 4), ("demo", 16, 20, 9)):
+        arms = [
+            Arm(labels, our_step, {"size": size, "batch": batch, "labels": labels}, repeats=repeats)
+            for labels in ("hard", "cached")
+        ]
+        found = results.time(f"cached labels, {size}", arms, rounds)
+        results.slower(f"step with cached labels, {size}", "hard labels", found["hard"], found["cached"], 1.1)
+
+
+def demo_step(results: Results) -> None:
+    """The distillation step at the demo's size."""
+    batch = BATCH["demo"]
+    ours = Arm("ours", our_step, {"size": "demo", "batch": batch, "labels": "online"}, batch, repeats=20)
+    plain = Arm("autocast", plain_step, {"size": "demo", "batch": batch, "mixed_precision": "bf16"}, batch, repeats=20)
+    found = results.time("step, demo", [plain, ours], rounds=15)
+    results.faster("distillation step, demo", "plain loop, autocast", found["autocast"], found["ours"], 2.5)
+
+
+def loss(results: Results) -> None:
+    """The mixed loss: speed at 4,096 tokens, memory from 4,096 to 32,768."""
+    kinds = ["unfused", "ours"]
+    try:
+        import liger_kernel  # noqa: F401
+
+        kinds.append("liger")
+    except ImportError:
+        STDERR.print("loss: liger-kernel is not installed (pip install --no-deps liger-kernel); left out")
+    found = results.time("loss, 4,096 tokens", [Arm(k, loss_step, {"kind": k, "count": 4096}) for k in kinds], rounds=5)
+    results.faster("loss, forward and backward", "unfused", found["unfused"], found["ours"], 2.5)
+    if "liger" in found:
+        results.faster("loss, forward and backward", "Liger's", found["liger"], found["ours"], 1.0)
+    ours = {n: extra_memory(Arm("ours", loss_step, {"kind": "ours", "count": n})) for n in (4096, 16384, 32768)}
+    plain = {n: extra_memory(Arm("unfused", loss_step, {"kind": "unfused", "count": n})) for n in (2048, 4096)}
+    results.timings["loss, extra bytes"] = {"ours": ours, "unfused": plain}
+    # The unfused loss takes more than this machine has at 16,384 tokens; it grows with each token.
+    at_16k = plain[4096] + (plain[4096] - plain[2048]) * (16384 - 4096) / 2048
+    share = ours[16384] / at_16k
+    results.add("extra memory of the loss, 16,384 tokens", "unfused, by line", share, "at most 1/20", share <= 1 / 20)
+    growth = ours[32768] / ours[4096]
+    results.add("the same, 32,768 tokens", "4,096 tokens", growth, "flat (1.25 x)", growth <= 1.25)
+
+
+def switch_layer(results: Results) -> None:
+    """A Switch layer of any number of experts against the dense FFN of one; transformers' at 128."""
+    count = 8192
+    for experts in (8, 32, 64, 128):
+        kinds = ["dense", "ours", *(["transformers"] if experts == 128 else [])]
+        arms = [Arm(k, ffn_step, {"kind": k, "experts": experts, "count": count}, count) for k in kinds]
+        found = results.time(f"Switch layer, {experts} experts", arms, rounds=7)
+        results.slower(f"Switch layer, {experts} experts", "dense FFN", found["dense"], found["ours"], 1.25)
+        if "transformers" in found:
+            results.faster("Switch layer, 128 experts", "transformers'", found["transformers"], found["ours"], 2.0)
+
+
+def loader(results: Results) -> None:
+    """Examples that the loader makes against those that the fastest step measured here takes."""
+    for size in ("demo", "base"):
+        batch = BATCH[size]
+        arm = Arm("hard", our_step, {"size": size, "batch": batch, "labels": "hard"}, batch)
+        step = results.time(f"loader, {size}", [arm], rounds=5 if size == "demo" else 1)["hard"]
+        rate = loader_rate(LENGTHS[size][0], batch)
+        results.timings[f"loader, {size}"]["examples_per_second"] = rate
+        factor = rate / step.rate
+        results.add(f"loader, {size}", "examples that the step takes", factor, "at least 10 x", factor >= 10)
+
+
+def startup(results: Results) -> None:
+    """Seconds until the command has answered."""
+    help_ = answer_seconds("--help")
+    results.add("switch-distill --help", "seconds", help_, "less than 0.5", help_ < 0.5)
+    with tempfile.TemporaryDirectory() as directory:
+        command = ("run", "smoke", "--workdir", directory)
+        answer_seconds(*command, repeats=1)
+        cached = answer_seconds(*command, repeats=3)
+    results.add("a finished run again", "seconds", cached, "less than 3", cached < 3)
+
+
+PARTS = {f.__name__: f for f in (base_step, demo_step, cached_labels, loss, switch_layer, loader, startup)}
+
+
+def main(
+    only: Annotated[str, typer.Option(help=f"Parts, by commas: {', '.join(PARTS)}.")] = ",".join(PARTS),
+    output: Annotated[Path, typer.Option(help="JSON of the table and of every timing.")] = Path("work/benchmarks.json"),
+) -> None:
+    """Measure, print a table, write JSON."""
+    if unknown := set(only.split(",")) - set(PARTS):
+        raise typer.BadParameter(f"no such part: {', '.join(sorted(unknown))}; choose from {', '.join(PARTS)}")
+    results, began = Results(), time.perf_counter()
+    for name in only.split(","):
+        PARTS[name](results)
+    table = Table("measure", "against", "result", "target", "", box=box.SIMPLE_HEAD)
+    for row in results.rows:
+        value = row["value"]
+        shown = (
+            f"{value['median']:.2f} x [{value['min']:.2f}, {value['max']:.2f}]"
+            if isinstance(value, dict)
+            else (f"{value:.3g}")
+        )
+        table.add_row(row["measure"], row["against"], shown, row["target"], "yes" if row["met"] else "no")
+    Console().print(table)
+    machine = {"cores": os.cpu_count(), "threads": torch.get_num_threads(), "torch": torch.__version__}
+    machine |= {"processor": platform.processor() or platform.machine(), "minutes": (time.perf_counter() - began) / 60}
+    output.parent.mkdir(parents=True, exist_ok=True)
+    write_json(output, {"machine": machine, "rows": results.rows, "timings": results.timings})
+    STDERR.print(f"{output}: {json.dumps(machine)}", highlight=False)
+
+
+if __name__ == "__main__":
+    typer.run(main)

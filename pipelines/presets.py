@@ -45,6 +45,7 @@ def demo() -> dict[str, Any]:
     }
     return {
         "name": "demo",
+        "jobs": 2,
         "data": {"corpus": "stdlib", "vocabulary": 1024, "input_length": 128, "validation_examples": 512},
         "model": {"d_model": 64, "d_ff": 256, "d_kv": 32, "num_heads": 2, "num_layers": 2},
         "teacher": {"experts": [4, 8, 16], "training": {**training, "steps": 2200}},

@@ -5,9 +5,14 @@ The view is one experiment tag in the UI's own format. Nothing depends on it: wi
 
 import base64
 import json
+import os
+import sys
 import time
 import zlib
+from pathlib import Path
 from typing import Any
+
+from rich.console import Console
 
 from pipelines.tracking import Store
 
@@ -34,6 +39,26 @@ def publish_view(store: Store, name: str, comparison: str) -> None:
     now = int(time.time() * 1000)
     value = json.dumps({"name": f"{name}: compression ratios", "createdAt": now, "updatedAt": now, "state": packed})
     store.client.set_experiment_tag(store.experiment, f"{_TAG}{comparison}", value)
+
+
+def serve(store: Store, workdir: Path, host: str, port: int, console: Console) -> None:
+    """Say where the comparison is, and become the MLflow server of an embedded store."""
+    server = f"http://{host}:{port}" if store.uri.startswith("sqlite") else store.uri.rstrip("/")
+    report = workdir / "report.json"
+    newest = json.loads(report.read_text())["fingerprint"][:12] if report.exists() else None
+    for experiment in store.client.search_experiments(order_by=["last_update_time DESC"]):
+        if experiment.name != "Default":
+            link = f"{server}{comparison_link(experiment.experiment_id, experiment.tags, newest)}"
+            console.print(f"{experiment.name}: {link}", soft_wrap=True, highlight=False)
+    if not store.uri.startswith("sqlite"):
+        return  # a tracking server shows its own UI
+    # One worker and no job queue: half a gigabyte instead of two and a half.
+    os.environ.setdefault("MLFLOW_SERVER_ENABLE_JOB_EXECUTION", "false")
+    os.environ["PATH"] = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"  # mlflow runs uvicorn from it
+    artifacts = (store.workdir / "mlartifacts").as_uri()
+    arguments = ["--backend-store-uri", store.uri, "--artifacts-destination", artifacts, "--workers", "1"]
+    command = [sys.executable, "-m", "mlflow", "server", *arguments, "--host", host, "--port", str(port)]
+    os.execv(sys.executable, command)
 
 
 def _state(comparison: str) -> dict[str, Any]:

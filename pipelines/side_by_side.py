@@ -1,0 +1,96 @@
+"""Chains of stages that do not read one another, in processes of their own: the baseline, and each ratio.
+
+A small model leaves most of a machine's cores idle; two of them side by side do not. Each process is a command that a
+user could give, so that stopping, resuming and reusing are those of that command.
+"""
+
+import contextlib
+import ctypes
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from threading import Thread
+
+from pipelines.run import Pipeline
+from pipelines.stage import find_finished
+
+_PARENT_DIES = 1  # Linux's PR_SET_PDEATHSIG
+
+
+def run_side_by_side(pipeline: Pipeline, arguments: list[str]) -> bool:
+    """Compute what is unfinished of all chains, ``config.jobs`` at a time, each with its share of the cores.
+
+    Args:
+        arguments: the options of this run, as a command line gives them.
+
+    Returns:
+        Whether there was anything to compute.
+
+    Raises:
+        SystemExit: with the exit code of the first chain that failed; the others have been interrupted.
+    """
+    waiting = _commands(pipeline)
+    if not waiting:
+        return False
+    threads = str(max((os.cpu_count() or 1) // pipeline.config.jobs, 1))
+    environment = {"OMP_NUM_THREADS": threads, **os.environ}
+    _ = pipeline.store  # made by one process, before several use it
+    with _children() as running:
+        while waiting or running:
+            while waiting and len(running) < pipeline.config.jobs:
+                running.append(_start([*waiting.pop(0), *arguments], environment, pipeline))
+            for child in [child for child in running if child.poll() is not None]:
+                running.remove(child)
+                if child.returncode:
+                    raise SystemExit(child.returncode if child.returncode > 0 else 128 - child.returncode)
+            time.sleep(0.1)
+    return True
+
+
+def _commands(pipeline: Pipeline) -> list[list[str]]:
+    """One for the baseline and one for each ratio, of those that have something left to do; the longest first."""
+    unfinished = {stage.ratio for stage in pipeline.stages[:-1] if not find_finished(stage, pipeline.workdir)}
+    by_size = sorted(pipeline.config.teacher.ratios.items(), key=lambda item: -item[1])
+    chains = [["run", pipeline.source, "--ratio", ratio] for ratio, _ in by_size if ratio in unfinished]
+    return [*([["baseline", pipeline.source]] if None in unfinished else []), *chains]
+
+
+def _start(command: list[str], environment: dict[str, str], pipeline: Pipeline) -> subprocess.Popen:
+    """A session of its own: signals reach it through this process alone, which passes them on."""
+    child = subprocess.Popen(
+        [sys.executable, "-m", "pipelines.cli", *command],
+        env=environment,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
+        preexec_fn=_die_with_parent if sys.platform == "linux" else None,
+    )
+
+    def relay() -> None:
+        for line in child.stderr:
+            pipeline.say(line.rstrip())
+
+    Thread(target=relay, daemon=True).start()
+    return child
+
+
+def _die_with_parent() -> None:
+    """A killed parent cannot pass anything on, and its next run must not meet these processes."""
+    ctypes.CDLL(None).prctl(_PARENT_DIES, signal.SIGTERM)
+
+
+@contextlib.contextmanager
+def _children() -> Iterator[list[subprocess.Popen]]:
+    """Processes that do not outlive the block: what still runs at its end is interrupted and waited for."""
+    running: list[subprocess.Popen] = []
+    try:
+        yield running
+    finally:
+        for child in running:
+            child.send_signal(signal.SIGINT)
+        for child in running:
+            child.wait()

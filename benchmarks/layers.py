@@ -70,7 +70,7 @@ def ffn_step(kind: str, experts: int, count: int) -> Callable[[], None]:
     def step() -> None:
         layer.zero_grad()
         output = layer(hidden)
-        (output if kind == "dense" else output[0]).backward(upstream)
+        (output[0] if isinstance(output, tuple) else output).backward(upstream)
 
     return step
 

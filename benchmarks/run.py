@@ -148,7 +148,7 @@ def startup(results: Results) -> None:
     results.add("a finished run again", "seconds", cached, "less than 3", cached < 3)
 
 
-PARTS = {f.__name__: f for f in (base_step, demo_step, cached_labels, loss, switch_layer, loader, startup)}
+PARTS = {f.__name__: f for f in (loss, switch_layer, demo_step, cached_labels, loader, startup, base_step)}
 
 
 def main(
@@ -159,23 +159,26 @@ def main(
     if unknown := set(only.split(",")) - set(PARTS):
         raise typer.BadParameter(f"no such part: {', '.join(sorted(unknown))}; choose from {', '.join(PARTS)}")
     results, began = Results(), time.perf_counter()
+    machine = {"cores": os.cpu_count(), "threads": torch.get_num_threads(), "torch": torch.__version__}
+    machine |= {"processor": platform.processor() or platform.machine()}
+    output.parent.mkdir(parents=True, exist_ok=True)
     for name in only.split(","):
         PARTS[name](results)
+        machine["minutes"] = (time.perf_counter() - began) / 60
+        write_json(output, {"machine": machine, "rows": results.rows, "timings": results.timings})
     table = Table("measure", "against", "result", "target", "", box=box.SIMPLE_HEAD)
     for row in results.rows:
-        value = row["value"]
-        shown = (
-            f"{value['median']:.2f} x [{value['min']:.2f}, {value['max']:.2f}]"
-            if isinstance(value, dict)
-            else (f"{value:.3g}")
+        table.add_row(
+            row["measure"], row["against"], _shown(row["value"]), row["target"], "yes" if row["met"] else "no"
         )
-        table.add_row(row["measure"], row["against"], shown, row["target"], "yes" if row["met"] else "no")
-    Console().print(table)
-    machine = {"cores": os.cpu_count(), "threads": torch.get_num_threads(), "torch": torch.__version__}
-    machine |= {"processor": platform.processor() or platform.machine(), "minutes": (time.perf_counter() - began) / 60}
-    output.parent.mkdir(parents=True, exist_ok=True)
-    write_json(output, {"machine": machine, "rows": results.rows, "timings": results.timings})
-    STDERR.print(f"{output}: {json.dumps(machine)}", highlight=False)
+    Console(width=120).print(table)
+    STDERR.print(f"{output}: {json.dumps(machine)}", highlight=False, soft_wrap=True)
+
+
+def _shown(value: dict[str, float] | float) -> str:
+    if isinstance(value, dict):
+        return f"{value['median']:.2f} x [{value['min']:.2f}, {value['max']:.2f}]"
+    return f"{value:.3g}"
 
 
 if __name__ == "__main__":

@@ -16,7 +16,10 @@ WIDTH, INNER, WORDS = 768, 3072, 32_128
 
 
 def loss_step(kind: str, count: int) -> Callable[[], None]:
-    """Forward and backward over ``count`` tokens in bfloat16; ``kind``: ours, unfused or liger."""
+    """Forward and backward over ``count`` tokens in bfloat16; ``kind``: ours, unfused or liger.
+
+    "chunked" is ours too, in a process whose freed memory goes back to the system, so that it can be measured.
+    """
     if kind == "ours":
         make_accelerator("bfloat16")  # as every run of ours does: it settles how memory is kept
     torch.manual_seed(0)
@@ -26,6 +29,7 @@ def loss_step(kind: str, count: int) -> Callable[[], None]:
     hidden.requires_grad_(), head.requires_grad_()
     losses = {
         "ours": lambda: mixed_cross_entropy(hidden, head, labels, (teacher_hidden, teacher_head))[0],
+        "chunked": lambda: mixed_cross_entropy(hidden, head, labels, (teacher_hidden, teacher_head))[0],
         "unfused": lambda: mixed_loss(hidden @ head.T, teacher_hidden @ teacher_head.T, labels),
     }
     if kind == "liger":
@@ -40,6 +44,11 @@ def loss_step(kind: str, count: int) -> Callable[[], None]:
         losses[kind]().backward()
 
     return step
+
+
+def gradient_bytes(count: int) -> int:
+    """Of the gradients of hidden states and head, in bfloat16."""
+    return 2 * WIDTH * (count + WORDS)
 
 
 def ffn_step(kind: str, experts: int, count: int) -> Callable[[], None]:

@@ -35,7 +35,9 @@ def tokens(size: str, batch: int) -> tuple[torch.Tensor, torch.Tensor]:
     return tuple(torch.randint(3, 900, (batch, length), generator=generator) for length in LENGTHS[size])
 
 
-def our_step(size: str, batch: int, labels: str, precision: str = "bfloat16") -> Callable[[], None]:
+def our_step(
+    size: str, batch: int, labels: str, precision: str = "bfloat16", compiled: bool = False
+) -> Callable[[], None]:
     """One optimizer step as the training loop takes it; ``labels``: hard, online or cached."""
     accelerator = make_accelerator(precision)
     shape = ModelConfig(**SHAPES[size])
@@ -57,6 +59,8 @@ def our_step(size: str, batch: int, labels: str, precision: str = "bfloat16") ->
     config = TrainingConfig()
     objective, optimizer = accelerator.prepare(objective, make_optimizer(objective, config))
     objective.train()
+    if compiled:
+        objective = torch.compile(objective)
     return lambda: optimizer_step(objective, optimizer, [made], config, accelerator, step=0)
 
 

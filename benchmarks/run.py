@@ -5,7 +5,6 @@ A factor is the median over rounds in which the arms take turns, with its range;
 
 import json
 import os
-import platform
 import tempfile
 import time
 from pathlib import Path
@@ -18,7 +17,7 @@ from rich.console import Console
 from rich.table import Table
 
 from benchmarks.arms import Arm, Timing, alternate, ratios
-from benchmarks.layers import ffn_step, loss_step, product_step
+from benchmarks.layers import ffn_step, gradient_bytes, loss_step, product_step
 from benchmarks.models import LENGTHS, our_step, plain_step, step_operations
 from benchmarks.others import answer_seconds, extra_memory, loader_rate
 from distill.files import write_json
@@ -91,7 +90,7 @@ def demo_step(results: Results) -> None:
 
 
 def loss(results: Results) -> None:
-    """The mixed loss: speed at 4,096 tokens, memory from 4,096 to 32,768."""
+    """The mixed loss at 4,096 tokens."""
     kinds = ["unfused", "ours"]
     try:
         import liger_kernel  # noqa: F401
@@ -103,10 +102,17 @@ def loss(results: Results) -> None:
     results.faster("loss, forward and backward", "unfused", found["unfused"], found["ours"], 2.5)
     if "liger" in found:
         results.faster("loss, forward and backward", "Liger's", found["liger"], found["ours"], 1.0)
-    ours = {n: extra_memory(Arm("ours", loss_step, {"kind": "ours", "count": n})) for n in (4096, 16384, 32768)}
-    plain = {n: extra_memory(Arm("unfused", loss_step, {"kind": "unfused", "count": n})) for n in (2048, 4096)}
-    results.timings["loss, extra bytes"] = {"ours": ours, "unfused": plain}
-    # The unfused loss takes more than this machine has at 16,384 tokens; it grows with each token.
+
+
+def loss_memory(results: Results) -> None:
+    """Resident memory of the mixed loss beyond its inputs and the gradients that it returns."""
+    extra = {
+        kind: {n: extra_memory(Arm(kind, loss_step, {"kind": kind, "count": n})) - gradient_bytes(n) for n in counts}
+        for kind, counts in (("chunked", (4096, 16384, 32768)), ("unfused", (2048, 4096)))
+    }
+    results.timings["extra bytes"] = extra
+    ours, plain = extra["chunked"], extra["unfused"]
+    # The unfused loss takes more than this machine has at 16,384 tokens; it grows by as much for each.
     at_16k = plain[4096] + (plain[4096] - plain[2048]) * (16384 - 4096) / 2048
     share = ours[16384] / at_16k
     results.add("extra memory of the loss, 16,384 tokens", "unfused, by line", share, "at most 1/20", share <= 1 / 20)
@@ -148,31 +154,48 @@ def startup(results: Results) -> None:
     results.add("a finished run again", "seconds", cached, "less than 3", cached < 3)
 
 
-PARTS = {f.__name__: f for f in (loss, switch_layer, demo_step, cached_labels, loader, startup, base_step)}
+def compiled(results: Results) -> None:
+    """What torch.compile makes of our step at the demo's size, once it has compiled."""
+    settings = {"size": "demo", "batch": 16, "labels": "online"}
+    arms = [
+        Arm("eager", our_step, settings, repeats=20),
+        Arm("compiled", our_step, {**settings, "compiled": True}, repeats=20),
+    ]
+    found = results.time("torch.compile, demo", arms, rounds=5)
+    results.faster("compiled step, demo", "ours as it is", found["eager"], found["compiled"], 1.1)
+
+
+ALL = (loss, loss_memory, switch_layer, demo_step, cached_labels, loader, startup, base_step)
+PARTS = {part.__name__: part for part in (*ALL, compiled)}
 
 
 def main(
-    only: Annotated[str, typer.Option(help=f"Parts, by commas: {', '.join(PARTS)}.")] = ",".join(PARTS),
-    output: Annotated[Path, typer.Option(help="JSON of the table and of every timing.")] = Path("work/benchmarks.json"),
+    only: Annotated[str, typer.Option(help=f"Parts, by commas: {', '.join(PARTS)}.")] = ",".join(
+        part.__name__ for part in ALL
+    ),
+    output: Annotated[Path, typer.Option(help="JSON; parts that are not measured now are kept.")] = Path(
+        "work/benchmarks.json"
+    ),
 ) -> None:
-    """Measure, print a table, write JSON."""
+    """Measure, write JSON, print the table of all that the JSON holds."""
     if unknown := set(only.split(",")) - set(PARTS):
         raise typer.BadParameter(f"no such part: {', '.join(sorted(unknown))}; choose from {', '.join(PARTS)}")
-    results, began = Results(), time.perf_counter()
-    machine = {"cores": os.cpu_count(), "threads": torch.get_num_threads(), "torch": torch.__version__}
-    machine |= {"processor": platform.processor() or platform.machine()}
     output.parent.mkdir(parents=True, exist_ok=True)
+    parts = json.loads(output.read_text())["parts"] if output.exists() else {}
+    machine = {"cores": os.cpu_count(), "threads": torch.get_num_threads(), "torch": torch.__version__}
     for name in only.split(","):
+        results, began = Results(), time.perf_counter()
         PARTS[name](results)
-        machine["minutes"] = (time.perf_counter() - began) / 60
-        write_json(output, {"machine": machine, "rows": results.rows, "timings": results.timings})
+        minutes = (time.perf_counter() - began) / 60
+        parts[name] = {"rows": results.rows, "timings": results.timings, "machine": machine, "minutes": minutes}
+        write_json(output, {"parts": parts})
     table = Table("measure", "against", "result", "target", "", box=box.SIMPLE_HEAD)
-    for row in results.rows:
+    for row in (row for name in PARTS if name in parts for row in parts[name]["rows"]):
         table.add_row(
             row["measure"], row["against"], _shown(row["value"]), row["target"], "yes" if row["met"] else "no"
         )
     Console(width=120).print(table)
-    STDERR.print(f"{output}: {json.dumps(machine)}", highlight=False, soft_wrap=True)
+    STDERR.print(f"{output}: {sum(part['minutes'] for part in parts.values()):.0f} minutes", highlight=False)
 
 
 def _shown(value: dict[str, float] | float) -> str:

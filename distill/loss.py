@@ -24,6 +24,8 @@ class SparseSoftLabels(NamedTuple):
 
 
 SoftLabels = torch.Tensor | tuple[torch.Tensor, torch.Tensor] | SparseSoftLabels
+# Cross-entropy and entropy [n]; then the gradient: keep * q_T less the target, at these words [n, K] or at all of them.
+Target = tuple[torch.Tensor, torch.Tensor, torch.Tensor | float, torch.Tensor | None, torch.Tensor]
 
 
 class LossParts(NamedTuple):
@@ -144,8 +146,8 @@ class _ChunkedLoss(torch.autograd.Function):
             if want_hidden:
                 d_hidden[rows] = logits @ head  # the logits have become their gradient
             if want_head:
-                product = logits.mT @ hidden_ND[rows]
-                d_head = product.to(head_VD.dtype) if d_head is None else d_head.add_(product)
+                product = (logits.mT @ hidden_ND[rows]).to(head_VD.dtype)  # adding mixed types would take far longer
+                d_head = product if d_head is None else d_head.add_(product)
         ctx.gradients = d_hidden, d_head
         hard, soft_sum, entropy = sums.unbind()
         loss = hard if hard_fraction == 1 else hard_fraction * hard + (1 - hard_fraction) * soft_sum
@@ -213,15 +215,19 @@ def _softmax(logits: torch.Tensor, temperature: float = 1.0) -> tuple[torch.Tens
     return scores, probs, -probs.amax(-1).log()
 
 
-def _dense_target(scores, q_T, log_sum_T, teacher_logits, temperature):
-    """Cross-entropy and entropy [n] of a teacher's logits, and what the gradient subtracts: its probabilities."""
+def _dense_target(
+    scores: torch.Tensor, q_T: torch.Tensor, log_sum_T: torch.Tensor, teacher_logits: torch.Tensor, temperature: float
+) -> Target:
+    """Of a teacher's logits: the gradient is q_T less its probabilities."""
     teacher_scores, p, teacher_log_sum = _softmax(teacher_logits, temperature)
     cross_n = log_sum_T - torch.linalg.vecdot(p, scores)
     return cross_n, teacher_log_sum - torch.linalg.vecdot(p, teacher_scores), 1.0, None, p
 
 
-def _sparse_target(scores, q_T, log_sum_T, soft, temperature):
-    """The same of sparse labels; the gradient is ``keep * q_T``, less the target at the labels' words.
+def _sparse_target(
+    scores: torch.Tensor, q_T: torch.Tensor, log_sum_T: torch.Tensor, soft: SparseSoftLabels, temperature: float
+) -> Target:
+    """Of sparse labels.
 
     The mass r of all other words is one more class, whose probability is 1 - Q with Q the student's on the K words:
     its gradient spreads r over those words in the student's own proportions.

@@ -1,6 +1,6 @@
 """What stored soft labels cost in quality: students of one teacher, from online, top-k and sampled labels.
 
-    python benchmarks/soft_labels.py demo --ratio e8 --seeds 5 --words 4,16,64 --workdir work/soft_labels
+    python -m benchmarks.soft_labels demo --ratio e8 --seeds 5 --words 4,16,64 --workdir work/soft_labels
 
 Students of a seed start from the same weights and read the same examples, so the differences from the one with online
 labels are paired. "none" is a student of hard labels alone: what soft labels are worth here. Prints a table and writes

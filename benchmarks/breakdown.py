@@ -1,4 +1,4 @@
-"""Where our distillation step spends its time: ``python -m benchmarks.profile demo`` (or ``base``).
+"""Where our distillation step spends its time: ``python -m benchmarks.breakdown demo`` (or ``base``).
 
 What is not a product with weights or of attention bounds how much faster the step could be.
 """

@@ -54,7 +54,7 @@ class Results:
 def base_step(results: Results) -> None:
     """The distillation step at T5-Base size with a teacher of 8 experts, each loop at a batch that suits it.
 
-    The plain loop is no faster per token with larger batches; ours is.
+    The plain loop is no faster per token with larger batches than 2.
     """
     tokens, small = LENGTHS["base"][1], 2
     for precision, name, batch, rounds, target in (("bf16", "autocast", 16, 3, 1.6), ("no", "float32", 8, 2, 4.0)):

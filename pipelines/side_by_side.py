@@ -30,7 +30,7 @@ def run_side_by_side(pipeline: Pipeline, arguments: list[str]) -> bool:
         Whether there was anything to compute.
 
     Raises:
-        SystemExit: with the exit code of the first chain that failed; the others have been interrupted.
+        SystemExit: with the exit code of the first chain that failed; the others have been stopped.
     """
     waiting = _commands(pipeline)
     if not waiting:
@@ -42,8 +42,9 @@ def run_side_by_side(pipeline: Pipeline, arguments: list[str]) -> bool:
         while waiting or running:
             while waiting and len(running) < pipeline.config.jobs:
                 running.append(_start([*waiting.pop(0), *arguments], environment, pipeline))
-            for child in [child for child in running if child.poll() is not None]:
-                running.remove(child)
+            for child, relay in [pair for pair in running if pair[0].poll() is not None]:
+                relay.join()  # its last line may be the reason
+                running.remove((child, relay))
                 if child.returncode:
                     raise SystemExit(child.returncode if child.returncode > 0 else 128 - child.returncode)
             time.sleep(0.1)
@@ -58,8 +59,8 @@ def _commands(pipeline: Pipeline) -> list[list[str]]:
     return [*([["baseline", pipeline.source]] if None in unfinished else []), *chains]
 
 
-def _start(command: list[str], environment: dict[str, str], pipeline: Pipeline) -> subprocess.Popen:
-    """A session of its own: signals reach it through this process alone, which passes them on."""
+def _start(command: list[str], environment: dict[str, str], pipeline: Pipeline) -> tuple[subprocess.Popen, Thread]:
+    """A process, and the thread that says what it says. Signals reach it through this process alone."""
     child = subprocess.Popen(
         [sys.executable, "-m", "pipelines.cli", *command],
         env=environment,
@@ -74,8 +75,9 @@ def _start(command: list[str], environment: dict[str, str], pipeline: Pipeline) 
         for line in child.stderr:
             pipeline.say(line.rstrip())
 
-    Thread(target=relay, daemon=True).start()
-    return child
+    thread = Thread(target=relay, daemon=True)
+    thread.start()
+    return child, thread
 
 
 def _die_with_parent() -> None:
@@ -84,13 +86,17 @@ def _die_with_parent() -> None:
 
 
 @contextlib.contextmanager
-def _children() -> Iterator[list[subprocess.Popen]]:
-    """Processes that do not outlive the block: what still runs at its end is interrupted and waited for."""
-    running: list[subprocess.Popen] = []
+def _children() -> Iterator[list[tuple[subprocess.Popen, Thread]]]:
+    """Processes that do not outlive the block: what still runs at its end is stopped and waited for.
+
+    By SIGTERM, because a shell's background job, and so what it starts, ignores SIGINT.
+    """
+    running: list[tuple[subprocess.Popen, Thread]] = []
     try:
         yield running
     finally:
-        for child in running:
-            child.send_signal(signal.SIGINT)
-        for child in running:
+        for child, _ in running:
+            child.terminate()
+        for child, relay in running:
             child.wait()
+            relay.join()

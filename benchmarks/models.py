@@ -13,6 +13,7 @@ from transformers import (
 from distill.cached_labels import LabelledBatch
 from distill.config import ModelConfig, TrainingConfig
 from distill.data import Batch
+from distill.flops import forward_flops
 from distill.loss import SparseSoftLabels
 from distill.objectives import HardAndCachedLabels, HardAndSoftLabels, HardLabels
 from distill.seq2seq import build_dense, freeze, place
@@ -88,16 +89,6 @@ def plain_step(size: str, batch: int, mixed_precision: str) -> Callable[[], None
 
 
 def step_operations(size: str, batch: int) -> float:
-    """Floating-point operations of a distillation step: teacher forward, student forward and twice that backward.
-
-    Two for each multiply-add of the products with weights, of attention and of the head; a Switch layer counts as one
-    FFN. Nothing is counted twice because it is computed again, and nothing element-wise at all.
-    """
-    shape, (inputs, targets) = SHAPES[size], LENGTHS[size]
-    width, inner = shape["d_model"], shape["num_heads"] * shape["d_kv"]
-    ffn = 2 * width * shape["d_ff"]
-    encoder = inputs * (4 * width * inner + ffn) + 2 * inputs * inputs * inner
-    decoder = targets * (6 * width * inner + ffn) + 2 * targets * (targets + inputs) * inner
-    decoder += inputs * 2 * width * inner  # keys and values of what the encoder wrote
-    forward = shape["num_layers"] * (encoder + decoder) + targets * width * WORDS[size]
-    return 2.0 * batch * forward * (1 + 3)
+    """Floating-point operations of a distillation step: teacher forward, student forward and twice that backward."""
+    shape = {**SHAPES[size], "num_decoder_layers": SHAPES[size]["num_layers"], "vocab_size": WORDS[size]}
+    return batch * forward_flops(shape, *LENGTHS[size]) * (1 + 3)

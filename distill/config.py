@@ -29,8 +29,23 @@ class DataConfig(Section):
     noise_density: Annotated[float, Field(gt=0, lt=1)] = 0.15
     mean_span_length: Annotated[float, Field(ge=1, allow_inf_nan=False)] = 3.0
     validation_fraction: Annotated[float, Field(gt=0, lt=1)] = Field(0.05, description="of the documents")
+    tuning_fraction: Annotated[float, Field(ge=0, lt=1)] = Field(0.0, description="of the documents, held out too")
+    measured: Literal["validation", "tuning"] = Field(
+        "validation", description="which held-out part models are measured on; settings are chosen on tuning"
+    )
     validation_examples: Positive = Field(512, description="held-out examples that every model is measured on")
     train_tokens: Positive | None = Field(None, description="stop reading the corpus after this many; null: all")
+
+    @model_validator(mode="after")
+    def _parts_fit(self) -> "DataConfig":
+        if self.validation_fraction + self.tuning_fraction >= 1:
+            raise ValueError(
+                f"validation_fraction ({self.validation_fraction}) and tuning_fraction ({self.tuning_fraction}) "
+                "leave no document to train on"
+            )
+        if self.measured == "tuning" and not self.tuning_fraction:
+            raise ValueError("measured is tuning, but tuning_fraction is 0; set it to the fraction of such documents")
+        return self
 
 
 class ModelConfig(Section):

@@ -46,10 +46,17 @@ def read_documents(corpus: str, text_column: str = "text") -> Iterator[str]:
     return (text for text in texts if text.strip())
 
 
-def is_validation(text: str, fraction: float) -> bool:
-    """Whether a document is held out: by a hash of its own text, so equal documents land on one side."""
+def split_of(text: str, validation: float, tuning: float = 0.0) -> str:
+    """``train``, ``validation`` or ``tuning``: by a hash of the document's own text, so equal ones share a part.
+
+    Args:
+        validation, tuning: fractions of the documents, together less than 1.
+    """
     first = hashlib.sha256(text.encode("utf-8", "surrogatepass")).digest()[:8]
-    return int.from_bytes(first, "big") < fraction * 2**64
+    place = int.from_bytes(first, "big") / 2**64
+    if place < validation:
+        return "validation"
+    return "tuning" if place < validation + tuning else "train"
 
 
 class Digest:

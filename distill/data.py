@@ -31,7 +31,8 @@ class Examples:
     """The examples of one split, made when asked for.
 
     Training examples go through a new permutation of the segments each epoch, with new spans; validation
-    examples are spread evenly over the held-out text and are the same for every model, seed and stage.
+    examples are spread evenly over the held-out text (``config.measured``) and are the same for every model, seed
+    and stage.
     """
 
     def __init__(self, data: PreparedData, config: DataConfig, *, seed: int | None):
@@ -42,7 +43,7 @@ class Examples:
         """
         self.config, self.words, self.seed = config, data.words, seed
         self.raw_length, self.lengths = example_lengths(data, config)
-        self._tokens = data.tokens("train" if seed is not None else "validation")
+        self._tokens = data.tokens("train" if seed is not None else config.measured)
         self.segments = len(self._tokens) // self.raw_length
         self._epoch, self._order = -1, np.empty(0)
 

@@ -1,5 +1,6 @@
 """A corpus on disk: split by hash, cut into tokens, with the digests that say what it was. Needs no torch."""
 
+import contextlib
 import hashlib
 import itertools
 import json
@@ -12,7 +13,7 @@ from typing import TYPE_CHECKING, BinaryIO, NamedTuple
 import numpy as np
 
 from distill.config import DataConfig
-from distill.corpus import Digest, corpus_files, is_validation, read_documents
+from distill.corpus import Digest, corpus_files, read_documents, split_of
 from distill.errors import UserError
 from distill.files import new_directory, write_json
 from distill.span_corruption import SpanLengths, raw_length_for, span_lengths
@@ -49,6 +50,9 @@ class PreparedData:
     train_tokens: int
     validation_tokens: int
     word_ids: list[int]  # the fields of WordIds
+    tuning_digest: str = ""
+    tuning_documents: int = 0
+    tuning_tokens: int = 0
 
     @cached_property
     def tokenizer(self) -> "PreTrainedTokenizerFast":
@@ -66,7 +70,7 @@ class PreparedData:
         return -(-self.words.size // 128) * 128
 
     def tokens(self, split: str) -> np.ndarray:
-        """All token ids of ``train`` or ``validation``, memory-mapped."""
+        """All token ids of ``train``, ``validation`` or ``tuning``, memory-mapped."""
         return np.memmap(Path(self.directory) / f"{split}.bin", dtype=_token_type(self.words.size), mode="r")
 
 
@@ -103,10 +107,11 @@ def example_lengths(data: PreparedData, config: DataConfig) -> tuple[int, SpanLe
             f"the training part of {data.name} has {data.train_tokens} tokens, one example needs {raw}; "
             "use more text or a shorter data.input_length"
         )
-    if (available := data.validation_tokens // raw) < config.validation_examples:
+    held_out = {"validation": data.validation_tokens, "tuning": data.tuning_tokens}[config.measured]
+    if (available := held_out // raw) < config.validation_examples:
         raise UserError(
-            f"data.validation_examples is {config.validation_examples}, but the validation part of {data.name} gives "
-            f"{available} of {raw} tokens; ask for fewer, or raise data.validation_fraction"
+            f"data.validation_examples is {config.validation_examples}, but the {config.measured} part of {data.name} "
+            f"gives {available} of {raw} tokens; ask for fewer, or raise data.{config.measured}_fraction"
         )
     if lengths.spans > data.words.sentinels:
         raise UserError(
@@ -117,47 +122,46 @@ def example_lengths(data: PreparedData, config: DataConfig) -> tuple[int, SpanLe
 
 
 def _prepare(config: DataConfig, directory: Path) -> dict:
-    """Write tokenizer/, train.bin and validation.bin; return the fields of PreparedData but the directory."""
+    """Write tokenizer/ and a file of tokens for each part; return the fields of PreparedData but the directory."""
     from distill.tokenizer import load_tokenizer, train_tokenizer, word_ids
 
-    def documents() -> Iterator[tuple[bool, str]]:
+    def documents() -> Iterator[tuple[str, str]]:
         for text in read_documents(config.corpus, config.text_column):
-            yield is_validation(text, config.validation_fraction), text
+            yield split_of(text, config.validation_fraction, config.tuning_fraction), text
 
     if config.tokenizer == "train":
-        tokenizer = train_tokenizer((text for held_out, text in documents() if not held_out), config.vocabulary)
+        tokenizer = train_tokenizer((text for part, text in documents() if part == "train"), config.vocabulary)
     else:
         tokenizer = load_tokenizer(config.tokenizer)
     tokenizer.save_pretrained(directory / "tokenizer")
 
-    digests = {"all": Digest(), "train": Digest(), "validation": Digest()}
-    counts = {"train_documents": 0, "validation_documents": 0, "train_tokens": 0, "validation_tokens": 0}
-    with open(directory / "train.bin", "wb") as train, open(directory / "validation.bin", "wb") as validation:
+    parts = ["train", "validation", *(["tuning"] if config.tuning_fraction else [])]
+    digests = {name: Digest() for name in ("all", *parts)}
+    counts = {f"{part}_{unit}": 0 for part in parts for unit in ("documents", "tokens")}
+    with contextlib.ExitStack() as stack:
+        files = {part: stack.enter_context(open(directory / f"{part}.bin", "wb")) for part in parts}
         for batch in _batches(documents(), 256):
-            _write_tokens(batch, tokenizer, {"train": train, "validation": validation}, counts)
-            for held_out, text in batch:
+            _write_tokens(batch, tokenizer, files, counts)
+            for part, text in batch:
                 digests["all"].add(text)
-                digests["validation" if held_out else "train"].add(text)
+                digests[part].add(text)
             if config.train_tokens and counts["train_tokens"] >= config.train_tokens:
                 break
-    for split in ("train", "validation"):
-        if not counts[f"{split}_tokens"]:
+    for part in parts:
+        if not counts[f"{part}_tokens"]:
+            found = " and ".join(f"{counts[f'{name}_documents']} {name}" for name in parts)
             raise UserError(
-                f"the {split} part of {config.corpus} is empty ({counts['train_documents']} training and "
-                f"{counts['validation_documents']} validation documents at data.validation_fraction "
+                f"the {part} part of {config.corpus} is empty ({found} documents at data.validation_fraction "
                 f"{config.validation_fraction}); use more documents or another fraction"
             )
     words = json.dumps([word_ids(tokenizer), tokenizer.backend_tokenizer.to_str()])
-    identity = [
-        digests["all"].hexdigest(),
-        hashlib.sha256(words.encode()).hexdigest(),
-        config.validation_fraction,
-    ]
+    identity = [digests["all"].hexdigest(), hashlib.sha256(words.encode()).hexdigest(), config.validation_fraction]
+    if config.tuning_fraction:
+        identity.append(config.tuning_fraction)
     return {
         "name": config.corpus,
         "digest": digests["all"].hexdigest(),
-        "train_digest": digests["train"].hexdigest(),
-        "validation_digest": digests["validation"].hexdigest(),
+        **{f"{part}_digest": digests[part].hexdigest() for part in parts},
         "fingerprint": hashlib.sha256(json.dumps(identity).encode()).hexdigest()[:32],
         **counts,
         "word_ids": list(word_ids(tokenizer)),
@@ -165,18 +169,17 @@ def _prepare(config: DataConfig, directory: Path) -> dict:
 
 
 def _write_tokens(
-    batch: list[tuple[bool, str]],
+    batch: list[tuple[str, str]],
     tokenizer: "PreTrainedTokenizerFast",
     files: dict[str, BinaryIO],
     counts: dict,
 ) -> None:
     from distill.tokenizer import encode
 
-    for (held_out, _), ids in zip(batch, encode(tokenizer, [text for _, text in batch]), strict=True):
-        split = "validation" if held_out else "train"
-        np.asarray(ids, dtype=_token_type(len(tokenizer))).tofile(files[split])
-        counts[f"{split}_documents"] += 1
-        counts[f"{split}_tokens"] += len(ids)
+    for (part, _), ids in zip(batch, encode(tokenizer, [text for _, text in batch]), strict=True):
+        np.asarray(ids, dtype=_token_type(len(tokenizer))).tofile(files[part])
+        counts[f"{part}_documents"] += 1
+        counts[f"{part}_tokens"] += len(ids)
 
 
 def _batches(items: Iterable, size: int) -> Iterator[list]:
@@ -191,8 +194,9 @@ def _token_type(vocabulary: int) -> type:
 
 def _key(config: DataConfig) -> str:
     """Changes with every setting that preparation reads, and with size or time of every local file."""
+    fractions = {"validation_fraction", "tuning_fraction"}
     shaping = config.model_dump(
-        include={"corpus", "text_column", "tokenizer", "vocabulary", "validation_fraction", "train_tokens"}
+        include={"corpus", "text_column", "tokenizer", "vocabulary", "train_tokens", *fractions}
     )
     files = corpus_files(config.corpus)
     if (local := Path(config.tokenizer)).is_dir():

@@ -30,8 +30,8 @@ def compute(run: StageRun) -> Outcome:
     short, long = config.distill.training.steps, long_steps(config)
     model = place(_model(run), run.accelerator.device)
 
-    def quality() -> float:
-        return evaluate(model, held_out, batch_size=batch_size, accelerator=run.accelerator)[0]
+    def quality() -> dict[str, float]:
+        return {"eval/quality": evaluate(model, held_out, batch_size=batch_size, accelerator=run.accelerator)[0]}
 
     def leg(name: str, *, steps: int, stop: int, start: Path | None, prefix: str = "") -> Path:
         directory = run.directory / "checkpoints" / name

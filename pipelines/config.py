@@ -59,6 +59,34 @@ class RunConfig(Section):
     distill: DistillConfig = DistillConfig()
     baseline: BaselineConfig = BaselineConfig()
     report: ReportConfig = ReportConfig()
+    variants: dict[Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9_-]{0,39}$")], dict[str, Any]] = Field(
+        {}, description="several students of each teacher: name -> what differs in the sections student and distill"
+    )
+
+    def of_variant(self, name: str | None) -> "RunConfig":
+        """The config of one of ``variants``, which has none itself; of None, this one.
+
+        Raises:
+            ValidationError: what differs is not a config.
+        """
+        if name is None:
+            return self
+        values = self.model_dump(exclude={"variants"})
+        return RunConfig.model_validate(_merge(values, self.variants[name]))
+
+    @model_validator(mode="after")
+    def _variants_are_students(self) -> "RunConfig":
+        for name, changes in self.variants.items():
+            if others := sorted(set(changes) - {"student", "distill"}):
+                raise ValueError(
+                    f"variants.{name} changes {others[0]}; variants share data, teachers and baseline, "
+                    "so only student and distill may differ"
+                )
+            try:
+                self.of_variant(name)
+            except ValidationError as error:
+                raise ValueError(f"in variants.{name}, {_sentence(error)}") from None
+        return self
 
     @model_validator(mode="after")
     def _fits_together(self) -> "RunConfig":

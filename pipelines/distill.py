@@ -29,7 +29,7 @@ def compute(run: StageRun) -> Outcome:
         accelerator=run.accelerator,
         directory=run.directory / "checkpoints",
         seed=run.stage.seed,
-        hooks=run.hooks(lambda: measure()[0]),
+        hooks=run.hooks(lambda: {"eval/quality": measure()[0]}),
     )
     quality, losses = measure()
     run.save_losses(losses)

@@ -11,25 +11,28 @@ from pipelines.stage import Stage
 def plan(config: RunConfig, data: str) -> list[Stage]:
     """Every stage of ``config`` once, each after its inputs; the report is last.
 
-    Per seed the baseline, then per ratio teacher, init, label (where labels are cached) and distill.
+    Per seed the baseline, then per ratio the teacher, and per variant init, label (where labels are cached) and
+    distill. What seeds or variants have in common is there once.
 
     Args:
         data: fingerprint of the prepared data.
     """
-    found: dict[str, Stage] = {}  # by fingerprint: the seeds share what does not depend on them
+    stages = []
     for seed in config.seeds:
-        of_seed = [_baseline(config, data, seed)]
+        stages.append(_baseline(config, data, seed))
         for ratio, experts in config.teacher.ratios.items():
-            of_seed += _one_ratio(config, data, ratio, experts, seed)
-        found |= {stage.fingerprint: stage for stage in of_seed}
-    stages = list(found.values())
+            teacher = _teacher(config, data, ratio, experts, seed)
+            stages.append(teacher)
+            for variant in config.variants or [None]:
+                stages += _student(config.of_variant(variant), teacher, seed, variant)
     report = Stage(
         kind="report",
         settings={"report": _values(config.report), "name": config.name},
         inputs={stage.title: stage for stage in stages if stage.kind not in ("init", "label")},
         data=data,
     )
-    return [*stages, report]
+    first = {stage.fingerprint: stage for stage in reversed(stages)}
+    return [*(stage for stage in stages if first[stage.fingerprint] is stage), report]
 
 
 def long_steps(config: RunConfig) -> int:
@@ -52,39 +55,47 @@ def _baseline(config: RunConfig, data: str, seed: int) -> Stage:
         made = {"model": _values(config.model)}
     lengths = {"steps": config.distill.training.steps, "long_steps": long_steps(config)}
     settings = {**_common(config), "seed": seed, **made, "training": _values(baseline_training(config)), **lengths}
-    return Stage("baseline", settings, data=data, seed=seed, show_seed=len(config.seeds) > 1)
+    return Stage("baseline", settings, data=data, seed=seed)
 
 
-def _one_ratio(config: RunConfig, data: str, ratio: str, experts: int, seed: int) -> list[Stage]:
-    where: dict[str, Any] = {"data": data, "ratio": ratio, "seed": seed, "show_seed": len(config.seeds) > 1}
-    layer = config.teacher.model_dump(exclude={"experts", "checkpoints", "training", "load_balancing_weight"})
+def _teacher(config: RunConfig, data: str, ratio: str, experts: int, seed: int | None) -> Stage:
     if source := config.teacher.checkpoints.get(ratio):
-        made, of_teacher = {"checkpoint": _source(source)}, {**where, "seed": None}  # the same for every seed
+        made, seed = {"checkpoint": _source(source)}, None  # the same for every seed
     else:
-        of_teacher = where
         made = {
             "seed": seed,
             "model": _values(config.model),
             "training": _values(config.teacher.training),
             "load_balancing_weight": config.teacher.load_balancing_weight,
         }
-    common = _common(config)
-    teacher = Stage("teacher", {**common, **layer, **made, "experts": experts}, **of_teacher)
+    settings = {**_common(config), **_switch_layer(config), **made, "experts": experts}
+    return Stage("teacher", settings, data=data, ratio=ratio, seed=seed)
+
+
+def _student(config: RunConfig, teacher: Stage, seed: int, variant: str | None) -> list[Stage]:
+    """Init, label where labels are cached, and distill."""
+    where: dict[str, Any] = {"data": teacher.data, "ratio": teacher.ratio, "seed": seed, "variant": variant}
     init = Stage("init", {"seed": seed, "student": _values(config.student)}, {"teacher": teacher}, **where)
     # Without soft labels the teacher is not read: its only trace is in the initial weights.
     soft = {"teacher": teacher} if config.distill.hard_fraction < 1 else {}
     settings, labelling = config.distill.model_dump(mode="json", exclude={"soft_labels", "labels"}), []
     if config.distill.reads_cached_labels:
+        of_teacher = {**where, "seed": teacher.seed}
         labelling = [Stage("label", _label_settings(config), {"teacher": teacher}, **of_teacher)]
         soft, settings = {"label": labelling[0]}, _values(config.distill)
-    settings = {**common, "seed": seed, **layer, "distill": settings}
-    return [teacher, init, *labelling, Stage("distill", settings, {**soft, "init": init}, **where)]
+    settings = {**_common(config), "seed": seed, **_switch_layer(config), "distill": settings}
+    return [init, *labelling, Stage("distill", settings, {**soft, "init": init}, **where)]
+
+
+def _switch_layer(config: RunConfig) -> dict[str, Any]:
+    return config.teacher.model_dump(exclude={"experts", "checkpoints", "training", "load_balancing_weight"})
 
 
 def _label_settings(config: RunConfig) -> dict[str, Any]:
     """What labels depend on besides teacher and data: neither the student's seed nor how it is trained."""
     common = _common(config)
-    shape = {name: value for name, value in common["examples"].items() if name != "validation_examples"}
+    held_out = ("validation_examples", "measured")
+    shape = {name: value for name, value in common["examples"].items() if name not in held_out}
     return {
         **common,
         "examples": shape,
@@ -97,6 +108,8 @@ def _label_settings(config: RunConfig) -> dict[str, Any]:
 def _common(config: RunConfig) -> dict[str, Any]:
     """What every stage that trains or evaluates depends on besides the prepared data and, mostly, the seed."""
     examples = {"input_length", "noise_density", "mean_span_length", "validation_examples"}
+    if config.data.measured != "validation":
+        examples.add("measured")
     return {
         "precision": config.precision,
         "evaluation_batch_size": config.teacher.evaluation_batch_size,

@@ -1,60 +1,154 @@
-"""The report's picture: fraction kept and compression against the number of experts."""
+"""The report's picture: fraction kept, quality and compression against the number of experts, or by variant."""
 
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from pipelines.paper import TABLE_6, TABLE_7
 from pipelines.tracking import COLOURS
 
-# Table 7 of the paper: Switch-Base teachers of 1.1B to 14.7B parameters, which are 16 to 256 experts.
-PAPER = {"experts": [16, 32, 64, 128, 256], "kept": [37, 32, 30, 27, 28], "compression": [82, 90, 95, 97, 99]}
+_AGAINST = {"": ("o", "-", "against the baseline"), "_long": ("s", "--", "against the long baseline")}
 
 
 def plot_report(report: dict[str, Any], path: Path) -> None:
-    """Write a PNG of two panels; the paper's table 7 is the faint line in both."""
-    import matplotlib
-
-    matplotlib.use("Agg")
-    from matplotlib import pyplot as plt
-
+    """Write a PNG: for several ratios three panels over experts, with the paper's table 7 as a faint line; for
+    several variants of one ratio a bar for each."""
+    plt = _pyplot()
     rows = report["ratios"]
-    experts = [row["experts"] for row in rows]
-    figure, (kept, compression) = plt.subplots(1, 2, figsize=(10, 4.2), layout="constrained")
-    colours = {n: COLOURS[number % len(COLOURS)] for number, n in enumerate(experts)}
-    compression.scatter(experts, [100 * row["compression"] for row in rows], c=list(colours.values()), zorder=3)
-    compression.plot(experts, [100 * row["compression"] for row in rows], color="0.3", label="this run")
-    compression.plot(PAPER["experts"], PAPER["compression"], color="0.75", marker=".", label="paper, table 7")
-    compression.set(ylabel="compression (% of the parameters saved)", ylim=(0, 105))
-    _draw_kept(kept, rows, colours)
-    for axes in (kept, compression):
-        axes.set_xscale("log", base=2)
-        ticks = sorted({*experts, *PAPER["experts"]})
-        axes.set_xticks(ticks, [str(n) for n in ticks])
-        axes.set_xlabel("experts per Switch layer of the teacher")
-        axes.grid(alpha=0.25)
-        axes.legend(fontsize=8)
+    if len({row["ratio"] for row in rows}) == 1 and len(rows) > 1:
+        figure, axes = plt.subplots(figsize=(8.5, 1.2 + 0.55 * len(rows)), layout="constrained")
+        _draw_bars(axes, rows)
+    else:
+        figure, (kept, quality, compression) = plt.subplots(1, 3, figsize=(14, 4.4), layout="constrained")
+        _draw_kept(kept, rows)
+        _draw_quality(quality, report)
+        _draw_compression(compression, rows)
+        for axes in (kept, quality, compression):
+            _over_experts(axes, rows, with_paper=axes is not quality)
     data = report["data"]
     figure.suptitle(f"Distilled students on {data['name']} ({data['validation_examples']:,} held-out examples)")
     figure.savefig(path, dpi=130, metadata={"Software": None})
     plt.close(figure)
 
 
-def _draw_kept(axes: Any, rows: list[dict[str, Any]], colours: dict[int, str]) -> None:
-    styles = {"": ("o", "-", "against the baseline"), "_long": ("s", "--", "against the long baseline")}
-    for suffix, (marker, line, label) in styles.items():
-        defined = [row for row in rows if row[f"fraction_kept{suffix}"] is not None]
-        if not defined:
-            axes.plot([], [], marker=marker, linestyle=line, color="0.3", label=f"{label}: undefined")
-            continue
-        x = [row["experts"] for row in defined]
-        y = 100 * np.array([row[f"fraction_kept{suffix}"] for row in defined])
-        bounds = 100 * np.array([row[f"fraction{suffix}_interval"] for row in defined]).T
-        axes.plot(x, y, linestyle=line, color="0.3", zorder=2)
-        for i, experts in enumerate(x):
-            error = np.maximum([[y[i] - bounds[0, i]], [bounds[1, i] - y[i]]], 0)
-            axes.errorbar(experts, y[i], yerr=error, marker=marker, color=colours[experts], capsize=4, zorder=3)
-        axes.plot([], [], marker=marker, linestyle=line, color="0.3", label=label)
-    axes.plot(PAPER["experts"], PAPER["kept"], color="0.75", marker=".", label="paper, table 7")
+def plot_routing(layers: list[str], load: np.ndarray, path: Path) -> None:
+    """Write a PNG: the load of every expert and layer, [layers, experts], as a multiple of an equal share."""
+    plt = _pyplot()
+    experts = load.shape[1]
+    figure, axes = plt.subplots(figsize=(max(5.0, 1.5 + 0.2 * experts), 1.4 + 0.35 * len(layers)), layout="constrained")
+    drawn = axes.imshow(load * experts, aspect="auto", cmap="RdBu_r", vmin=0, vmax=2)
+    axes.set_yticks(range(len(layers)), layers)
+    axes.set(xlabel="expert", title="Load on held-out text (1: an equal share of the tokens)")
+    figure.colorbar(drawn, ax=axes)
+    figure.savefig(path, dpi=130, metadata={"Software": None})
+    plt.close(figure)
+
+
+def _pyplot() -> Any:
+    import matplotlib
+
+    matplotlib.use("Agg")
+    from matplotlib import pyplot
+
+    return pyplot
+
+
+def _over_experts(axes: Any, rows: list[dict[str, Any]], *, with_paper: bool) -> None:
+    axes.set_xscale("log", base=2)
+    ticks = sorted({*(row["experts"] for row in rows), *(TABLE_7 if with_paper else ())})
+    axes.set_xticks(ticks, [str(n) for n in ticks])
+    axes.set_xlabel("experts per Switch layer of the teacher")
+    axes.grid(alpha=0.25)
+    axes.legend(fontsize=8)
+
+
+def _draw_kept(axes: Any, rows: list[dict[str, Any]]) -> None:
+    """Fraction kept with its interval: a line for each variant and each of the two baselines."""
+    for colour, (variant, of_variant) in zip(_colours(rows), _by_variant(rows).items(), strict=True):
+        for suffix, (marker, line, against) in _AGAINST.items():
+            label = ", ".join(filter(None, (variant, against)))
+            defined = [row for row in of_variant if row[f"fraction_kept{suffix}"] is not None]
+            if not defined:
+                axes.plot([], [], marker=marker, linestyle=line, color=colour, label=f"{label}: undefined")
+                continue
+            axes.errorbar(
+                [row["experts"] for row in defined],
+                [100 * row[f"fraction_kept{suffix}"] for row in defined],
+                yerr=np.transpose([_errors(row, suffix) for row in defined]),
+                marker=marker,
+                linestyle=line,
+                color=colour,
+                capsize=4,
+                label=label,
+            )
+    axes.plot(list(TABLE_7), [100 * kept for kept, _ in TABLE_7.values()], color="0.7", marker=".", label="paper")
     axes.axhline(0, color="0.6", linewidth=0.8)
     axes.set(ylabel="fraction of the teacher's gain kept (%)")
+
+
+def _draw_quality(axes: Any, report: dict[str, Any]) -> None:
+    """Negative log perplexity of teachers and students, and both baselines (the paper's figure 4, left)."""
+    rows = report["ratios"]
+    for colour, (variant, of_variant) in zip(_colours(rows), _by_variant(rows).items(), strict=True):
+        experts = [row["experts"] for row in of_variant]
+        if colour == COLOURS[0]:
+            axes.plot(experts, [row["teacher_quality"] for row in of_variant], "k^-", label="teacher")
+        label = " ".join(filter(None, ("student", variant)))
+        axes.plot(experts, [row["student_quality"] for row in of_variant], "o-", color=colour, label=label)
+    for name, line in (("baseline", "-"), ("long_baseline", "--")):
+        axes.axhline(report[name]["quality"], color="0.5", linestyle=line, label=name.replace("_", " "))
+    axes.set(ylabel="negative log perplexity (nats per target token)")
+
+
+def _draw_compression(axes: Any, rows: list[dict[str, Any]]) -> None:
+    axes.plot(
+        [row["experts"] for row in rows],
+        [100 * row["compression"] for row in rows],
+        "o-",
+        color="0.3",
+        label="this run",
+    )
+    axes.plot(list(TABLE_7), [100 * saved for _, saved in TABLE_7.values()], color="0.7", marker=".", label="paper")
+    axes.set(ylabel="compression (% of the parameters saved)", ylim=(0, 105))
+
+
+def _draw_bars(axes: Any, rows: list[dict[str, Any]]) -> None:
+    """Fraction kept by each variant of one ratio, against both baselines, and what the paper has for it."""
+    places = np.arange(len(rows))[::-1]
+    for shift, (suffix, (_, _, against)), colour in zip((0.2, -0.2), _AGAINST.items(), COLOURS[:2], strict=True):
+        defined = [
+            (place, row) for place, row in zip(places, rows, strict=True) if row[f"fraction_kept{suffix}"] is not None
+        ]
+        axes.barh(
+            [place + shift for place, _ in defined],
+            [100 * row[f"fraction_kept{suffix}"] for _, row in defined],
+            height=0.38,
+            xerr=np.transpose([_errors(row, suffix) for _, row in defined]) if defined else None,
+            color=colour,
+            capsize=3,
+            label=against if defined else f"{against}: undefined",
+        )
+    of_paper = [(place, row["variant"]) for place, row in zip(places, rows, strict=True) if row["variant"] in TABLE_6]
+    if of_paper:
+        kept = [float(TABLE_6[variant].strip("<%")) for _, variant in of_paper]
+        axes.plot(kept, [place for place, _ in of_paper], "D", color="0.2", label="paper, table 6")
+    axes.set_yticks(places, [row["variant"] for row in rows])
+    axes.axvline(0, color="0.6", linewidth=0.8)
+    axes.set(xlabel=f"fraction of the gain of teacher {rows[0]['ratio']} kept (%)")
+    axes.grid(alpha=0.25, axis="x")
+    axes.legend(fontsize=8)
+
+
+def _by_variant(rows: list[dict[str, Any]]) -> dict[str | None, list[dict[str, Any]]]:
+    return {name: [row for row in rows if row["variant"] == name] for name in dict.fromkeys(r["variant"] for r in rows)}
+
+
+def _colours(rows: list[dict[str, Any]]) -> list[str]:
+    return [COLOURS[number % len(COLOURS)] for number in range(len(_by_variant(rows)))]
+
+
+def _errors(row: dict[str, Any], suffix: str) -> tuple[float, float]:
+    """How far the interval reaches below and above the fraction, in per cent."""
+    fraction, (low, high) = row[f"fraction_kept{suffix}"], row[f"fraction{suffix}_interval"]
+    return max(100 * (fraction - low), 0.0), max(100 * (high - fraction), 0.0)

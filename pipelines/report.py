@@ -2,13 +2,18 @@
 
 import json
 import shutil
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from distill.config import TrainingConfig
 from distill.errors import UserError
 from distill.files import write_json, write_text
+from distill.flops import forward_flops
+from distill.prepare import example_lengths
+from pipelines.plan import baseline_training
 from pipelines.plot import plot_report
 from pipelines.run import Outcome, StageRun, read_losses
 from pipelines.stage import Finished
@@ -82,7 +87,10 @@ def compute(run: StageRun) -> Outcome:
             publish_view(run.tracked.store, run.config.name, run.stage.fingerprint[:12])
         except Exception as error:  # the view is in the UI's own format, which a server may refuse
             run.pipeline.say(f"The comparison could not be saved as a view of the MLflow UI: {error}")
-    kept = {f"fraction_kept_{row['ratio']}": row["fraction_kept"] for row in report["ratios"]}
+    kept = {
+        "_".join(filter(None, ("fraction_kept", row["ratio"], row["variant"]))): row["fraction_kept"]
+        for row in report["ratios"]
+    }
     return Outcome({name: value for name, value in kept.items() if value is not None}, {})
 
 
@@ -99,7 +107,8 @@ def _check_same_shape(run: StageRun) -> None:
     )
     baseline = json.loads((_of_kind(run, "baseline")[0].model / "config.json").read_text())
     for ratio in run.config.teacher.ratios:
-        student = json.loads((_of_kind(run, "distill", ratio)[0].model / "config.json").read_text())
+        first = next(iter(run.config.variants), None)
+        student = json.loads((_of_kind(run, "distill", ratio, first)[0].model / "config.json").read_text())
         if differing := [f"{key} {student[key]} and {baseline[key]}" for key in keys if student[key] != baseline[key]]:
             raise UserError(
                 f"student {ratio} and the baseline differ in {', '.join(differing)}; set baseline.checkpoint to "
@@ -117,22 +126,28 @@ def publish(finished: Finished, workdir: Path) -> dict[str, Any]:
 
 
 def build_report(run: StageRun) -> dict[str, Any]:
-    """report.json: both baselines, a row per ratio, and the data."""
+    """report.json: both baselines, a row per ratio and variant, and the data."""
     config = run.config
     baselines = _of_kind(run, "baseline")
     losses = {name: _losses(baselines, name) for name in ("baseline_losses", "long_baseline_losses")}
-    facts = baselines[0].facts
+    facts, training = baselines[0].facts, baseline_training(config)
     return {
         "baseline": {
             "quality": -float(losses["baseline_losses"].mean()),
             "parameters": facts["parameters"],
             "steps": facts["steps"],
+            **_spent(run, baselines[0], training, facts["steps"]),
         },
         "long_baseline": {
             "quality": -float(losses["long_baseline_losses"].mean()),
             "steps": facts["long_steps"],
+            **_spent(run, baselines[0], training, facts["long_steps"]),
         },
-        "ratios": [_row(run, ratio, losses) for ratio in config.teacher.ratios],
+        "ratios": [
+            _row(run, ratio, variant, losses)
+            for ratio in config.teacher.ratios
+            for variant in config.variants or [None]
+        ],
         "data": {
             "name": run.data.name,
             "digest": run.data.digest,
@@ -143,19 +158,21 @@ def build_report(run: StageRun) -> dict[str, Any]:
     }
 
 
-def _row(run: StageRun, ratio: str, baselines: dict[str, np.ndarray]) -> dict[str, Any]:
-    teachers, students = _of_kind(run, "teacher", ratio), _of_kind(run, "distill", ratio)
+def _row(run: StageRun, ratio: str, variant: str | None, baselines: dict[str, np.ndarray]) -> dict[str, Any]:
+    teachers, students = _of_kind(run, "teacher", ratio), _of_kind(run, "distill", ratio, variant)
     student = _losses(students)
     teacher = np.broadcast_to(_losses(teachers), student.shape)  # a loaded one is the same for every seed
     resamples = {"resamples": run.config.report.resamples}
     row: dict[str, Any] = {
         "ratio": ratio,
+        "variant": variant,
         "experts": run.config.teacher.ratios[ratio],
         "teacher_parameters": teachers[0].facts["parameters"],
         "student_parameters": students[0].facts["parameters"],
         "compression": 1 - students[0].facts["parameters"] / teachers[0].facts["parameters"],
         "teacher_quality": -float(teacher.mean()),
         "student_quality": -float(student.mean()),
+        **_seen(run, ratio, variant),
         "seeds": run.config.seeds,
         "teacher_run_id": teachers[0].run_id,
         "student_run_id": students[0].run_id,
@@ -172,30 +189,67 @@ def _row(run: StageRun, ratio: str, baselines: dict[str, np.ndarray]) -> dict[st
                 f"the teacher's gain is {row[f'gain{suffix}']:.4f} nats, and its interval "
                 f"[{interval[0]:.4f}, {interval[1]:.4f}] reaches 0"
             )
+        gains, kept = ((baselines[key] - losses).mean(axis=1) for losses in (teacher, student))
+        row[f"fraction_kept{suffix}_by_seed"] = None if fraction is None else (kept / gains).tolist()
     return row
 
 
+def _seen(run: StageRun, ratio: str, variant: str | None) -> dict[str, Any]:
+    """Tokens and operations of each model's training; for a student those of its own steps, its teacher's part too."""
+    teacher, student = _of_kind(run, "teacher", ratio)[0], _of_kind(run, "distill", ratio, variant)[0]
+    settings = run.config.of_variant(variant).distill
+    reads_teacher = settings.hard_fraction < 1 and not settings.reads_cached_labels
+    taught, learnt = run.config.teacher.training, settings.training
+    trained_here = ratio not in run.config.teacher.checkpoints
+    spent = _spent(run, teacher, taught) if trained_here else {"tokens": None, "flops": None}
+    own = _spent(run, student, learnt)
+    listens = _spent(run, teacher, learnt)["flops"] / 3 if reads_teacher else 0.0
+    return {
+        "teacher_steps": taught.steps,
+        "teacher_tokens": spent["tokens"],
+        "teacher_flops": spent["flops"],
+        "student_steps": learnt.steps,
+        "student_tokens": own["tokens"],
+        "student_flops": own["flops"] + listens,
+    }
+
+
+def _spent(run: StageRun, model: Finished, training: TrainingConfig, steps: int | None = None) -> dict[str, float]:
+    """Tokens, inputs and targets, and floating-point operations of a model's training."""
+    lengths = example_lengths(run.data, run.config.data)[1]
+    examples = (steps or training.steps) * training.batch_size
+    shape = json.loads((model.model / "config.json").read_text())
+    forward = forward_flops(shape, lengths.inputs, lengths.targets)
+    return {"tokens": examples * (lengths.inputs + lengths.targets), "flops": 3 * examples * forward}
+
+
 def _log_headlines(run: StageRun, report: dict[str, Any]) -> None:
-    """The figures by which the UI compares ratios stand on the students' runs, and as a curve over experts here."""
+    """The figures by which the UI compares students stand on their runs, and as a curve over experts here."""
     for number, row in enumerate(report["ratios"]):
         tags = {f"comparison.{run.stage.fingerprint[:12]}": "1", "mlflow.runColor": COLOURS[number % len(COLOURS)]}
         shared = {key: row[key] for key in ("experts", "compression")}
         for teacher in _of_kind(run, "teacher", row["ratio"]):
             run.tracked.set_tags(tags, teacher.run_id)
-        for student in _of_kind(run, "distill", row["ratio"]):
+        for place, student in enumerate(_of_kind(run, "distill", row["ratio"], row["variant"])):
             figures = {key: row[key] for key in ("gain", "fraction_kept", "fraction_kept_long")}
+            for suffix in ("", "_long"):
+                low, high = row[f"fraction{suffix}_interval"] or (None, None)
+                figures |= {f"fraction{suffix}_low": low, f"fraction{suffix}_high": high}
+                if by_seed := row[f"fraction_kept{suffix}_by_seed"]:
+                    figures[f"fraction_kept{suffix}_of_seed"] = by_seed[place]
             known = {key: value for key, value in figures.items() if value is not None}
             run.tracked.log_results({**shared, **known}, run_id=student.run_id, model_id=student.model_id)
             undefined = {key: "undefined" for key, value in figures.items() if value is None}
             run.tracked.set_tags({**tags, **undefined}, student.run_id)
         if row["fraction_kept"] is not None:
-            run.log_curve(row["experts"], {"kept_by_experts": row["fraction_kept"]})
+            name = "_".join(filter(None, ("kept_by_experts", row["variant"])))
+            run.log_curve(row["experts"], {name: row["fraction_kept"]})
 
 
-def _of_kind(run: StageRun, kind: str, ratio: str | None = None) -> list[Finished]:
-    """The finished runs of one kind and ratio, one per seed."""
-    stages = run.stage.inputs.items()
-    return [run.inputs[role] for role, stage in stages if stage.kind == kind and stage.ratio == ratio]
+def _of_kind(run: StageRun, kind: str, ratio: str | None = None, variant: str | None = None) -> list[Finished]:
+    """The finished runs of one kind, ratio and variant, one per seed."""
+    wanted, stages = (kind, ratio, variant), run.stage.inputs.items()
+    return [run.inputs[role] for role, stage in stages if (stage.kind, stage.ratio, stage.variant) == wanted]
 
 
 def _losses(finished: list[Finished], name: str = "validation_losses") -> np.ndarray:
@@ -211,11 +265,17 @@ def _bootstrap(
     if len(shapes) != 1:
         raise ValueError(f"losses must have the same seeds and examples, not shapes {sorted(shapes)}")
     seeds, examples = shapes.pop()
-    rng = np.random.default_rng(seed)
-    example_weights = rng.multinomial(examples, np.full(examples, 1 / examples), size=resamples) / examples
-    seed_weights = rng.multinomial(seeds, np.full(seeds, 1 / seeds), size=resamples) / seeds
+    example_weights, seed_weights = _weights(examples, seeds, resamples, seed)
     sampled = {name: -((example_weights @ values.T) * seed_weights).sum(axis=1) for name, values in arrays.items()}
     return {name: -float(values.mean()) for name, values in arrays.items()}, sampled
+
+
+@lru_cache(maxsize=1)
+def _weights(examples: int, seeds: int, resamples: int, seed: int) -> tuple[np.ndarray, np.ndarray]:
+    """What each example [resamples, examples] and each seed [resamples, seeds] counts in each resample."""
+    rng = np.random.default_rng(seed)
+    of_examples = rng.multinomial(examples, np.full(examples, 1 / examples), size=resamples) / examples
+    return of_examples, rng.multinomial(seeds, np.full(seeds, 1 / seeds), size=resamples) / seeds
 
 
 def _interval(samples: np.ndarray, confidence: float) -> Interval:

@@ -50,14 +50,16 @@ class Pipeline:
 
     def __init__(self, config: RunConfig, source: str, workdir: Path, console: Console):
         self.config, self.source, self.workdir, self.console = config, source, workdir, console
-        for training in (config.teacher.training, config.distill.training):
+        students = [config.of_variant(name).distill for name in config.variants or [None]]
+        for training in (config.teacher.training, *(student.training for student in students)):
             training.examples_per_pass(int(os.environ.get("WORLD_SIZE", "1")))
         self.data = self._prepare()
         example_lengths(self.data, config.data)  # whatever does not fit is said before anything is computed
         self.stages = plan(config, self.data.fingerprint)
-        if self.select("label") and config.distill.labels.words > self.data.vocab_size:
+        words = max((student.labels.words for student in students if student.reads_cached_labels), default=0)
+        if words > self.data.vocab_size:
             raise UserError(
-                f"distill.labels.words is {config.distill.labels.words}, but the vocabulary has only "
+                f"distill.labels.words is {words}, but the vocabulary has only "
                 f"{self.data.vocab_size} words; ask for fewer"
             )
 
@@ -159,9 +161,10 @@ class StageRun:
             if tracked:
                 tracked.close(status)
 
-    @property
+    @cached_property
     def config(self) -> RunConfig:
-        return self.pipeline.config
+        """That of the variant which this is a stage of."""
+        return self.pipeline.config.of_variant(self.stage.variant)
 
     @property
     def data(self) -> PreparedData:
@@ -171,15 +174,15 @@ class StageRun:
     def accelerator(self) -> "Accelerator":
         return self.pipeline.accelerator
 
-    def hooks(self, evaluate: Callable[[], float] | None = None, prefix: str = "") -> "Hooks":
-        """For the training loop: the bar, the curves, and quality in between where ``evaluate`` is given."""
+    def hooks(self, evaluate: Callable[[], dict[str, float]], prefix: str = "") -> "Hooks":
+        """For the training loop: the bar and the curves, those of ``evaluate`` (``eval/quality``, ...) in between."""
         from distill.training import Hooks
 
         def on_metrics(step: int, metrics: dict[str, float]) -> None:
             self.log_curve(step, {f"{prefix}train/{name}": value for name, value in metrics.items()})
 
         def on_evaluation(step: int) -> None:
-            self.log_curve(step, {f"{prefix}eval/quality": evaluate()} if evaluate else {})
+            self.log_curve(step, {f"{prefix}{name}": value for name, value in evaluate().items()})
 
         return Hooks(on_step=self.bar.update, on_metrics=on_metrics, evaluate=on_evaluation)
 
@@ -208,7 +211,7 @@ class StageRun:
         stage, model_id, uri = self.stage, None, None
         if self.tracked and outcome.model:
             made = {"distill": "student", "label": "labels"}.get(stage.kind, stage.kind)
-            name = "-".join(filter(None, (made, stage.ratio)))
+            name = "-".join(filter(None, (made, stage.ratio, stage.variant)))
             facts = {"ratio": stage.ratio, "seed": stage.seed, "fingerprint": stage.fingerprint}
             student, form = made == "student", "soft-labels" if made == "labels" else "seq2seq"
             model_id, uri = self.tracked.log_model_output(name, outcome.model, facts, upload=student, form=form)
@@ -242,17 +245,17 @@ def _track(pipeline: Pipeline, stage: Stage, inputs: dict[str, Finished], direct
     if stage.ratio:
         number = list(config.teacher.ratios).index(stage.ratio)
         tags |= {"ratio": stage.ratio, "mlflow.runColor": COLOURS[number % len(COLOURS)]}
-    if stage.seed is not None:
-        tags["seed"] = str(stage.seed)
+    tags |= {key: str(value) for key, value in (("seed", stage.seed), ("variant", stage.variant)) if value is not None}
     tracked = TrackedRun(pipeline.store, directory, stage.title, tags)
-    tracked.log_params({"ratio": stage.ratio, **stage.settings})
+    tracked.log_params({**{key: tags[key] for key in ("ratio", "variant") if key in tags}, **stage.settings})
     tracked.log_text("config.yaml", yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False))
     if stage.kind not in ("init", "report"):
         training = {"documents": data.train_documents, "tokens": data.train_tokens, "digest": data.train_digest}
         tracked.log_data(data.name, data.digest, "training", training)
     if stage.kind not in ("init", "label"):
-        held_out = {"documents": data.validation_documents, "tokens": data.validation_tokens}
-        tracked.log_data(f"{data.name}-validation", data.validation_digest, "validation", held_out)
+        part = config.data.measured
+        held_out = {unit: getattr(data, f"{part}_{unit}") for unit in ("documents", "tokens")}
+        tracked.log_data(f"{data.name}-{part}", getattr(data, f"{part}_digest"), "validation", held_out)
     tracked.log_model_inputs({role: done.model_id for role, done in inputs.items() if done.model_id})
     return tracked
 

@@ -1,4 +1,4 @@
-"""Chains of stages that do not read one another, in processes of their own: the baseline, and each ratio.
+"""Chains of stages that do not read one another, in processes of their own: of each seed the baseline and each ratio.
 
 A small model leaves most of a machine's cores idle; two of them side by side do not. Each process is a command that a
 user could give, so that stopping, resuming and reusing are those of that command.
@@ -52,11 +52,21 @@ def run_side_by_side(pipeline: Pipeline, arguments: list[str]) -> bool:
 
 
 def _commands(pipeline: Pipeline) -> list[list[str]]:
-    """One for the baseline and one for each ratio, of those that have something left to do; the longest first."""
-    unfinished = {stage.ratio for stage in pipeline.stages[:-1] if not find_finished(stage, pipeline.workdir)}
-    by_size = sorted(pipeline.config.teacher.ratios.items(), key=lambda item: -item[1])
-    chains = [["run", pipeline.source, "--ratio", ratio] for ratio, _ in by_size if ratio in unfinished]
-    return [*([["baseline", pipeline.source]] if None in unfinished else []), *chains]
+    """One per seed for the baseline and each ratio, of those that have something left to do; the longest first.
+
+    A loaded teacher is the same for every seed, and so one command computes all of its students.
+    """
+    config, source = pipeline.config, pipeline.source
+    stages = [stage for stage in pipeline.stages[:-1] if not find_finished(stage, pipeline.workdir)]
+    unfinished = {(stage.ratio, stage.seed) for stage in stages}
+    commands = [["baseline", source, "--seed", str(seed)] for seed in config.seeds if (None, seed) in unfinished]
+    for ratio, _ in sorted(config.teacher.ratios.items(), key=lambda item: -item[1]):
+        chain = ["run", source, "--ratio", ratio]
+        if ratio not in config.teacher.checkpoints:
+            commands += [[*chain, "--seed", str(seed)] for seed in config.seeds if (ratio, seed) in unfinished]
+        elif any(stage.ratio == ratio for stage in stages):
+            commands.append(chain)
+    return commands
 
 
 def _start(command: list[str], environment: dict[str, str], pipeline: Pipeline) -> tuple[subprocess.Popen, Thread]:

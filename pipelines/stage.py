@@ -20,7 +20,7 @@ class Stage:
     data: str = ""  # fingerprint of the prepared data
     ratio: str | None = None
     seed: int | None = None
-    show_seed: bool = False  # several seeds are being compared
+    variant: str | None = None  # which of the config's students this is a stage of; the first, if of several
 
     @cached_property
     def fingerprint(self) -> str:
@@ -30,9 +30,9 @@ class Stage:
 
     @property
     def title(self) -> str:
-        """``teacher e8``, and the seed where there are several."""
-        seed = f"seed {self.seed}" if self.show_seed and self.seed is not None else ""
-        return " ".join(filter(None, (self.kind, self.ratio, seed)))
+        """``teacher e8``, ``distill e8 hard-labels seed 1``; seed 0 is not named."""
+        seed = f"seed {self.seed}" if self.seed else ""
+        return " ".join(filter(None, (self.kind, self.ratio, self.variant, seed)))
 
     def directory(self, workdir: Path) -> Path:
         return workdir / "stages" / "-".join(filter(None, (self.kind, self.ratio, self.fingerprint[:12])))

@@ -6,6 +6,8 @@ from typing import Any
 from rich import box
 from rich.table import Table
 
+from pipelines.paper import kept_in_paper
+
 
 def markdown(report: dict[str, Any]) -> str:
     """report.md: the table of the terminal, and what its columns mean."""
@@ -19,13 +21,16 @@ def markdown(report: dict[str, Any]) -> str:
         f"Quality Q is the negative log perplexity on {data['validation_examples']:,} held-out examples, in nats per "
         "target token; higher is better. Gain is Q teacher - Q baseline; kept is (Q student - Q baseline) / gain. "
         f"Intervals are 95 % paired bootstrap intervals over examples{seeds}.\n\n"
+        f"## What each model has seen\n\n{_seen(report)}\n\nA student's figures are of its own steps, its teacher's "
+        "forward passes among the operations; before them it has what its teacher's training left in the weights that "
+        "it was given. The long baseline has the tokens of both.\n\n"
         f"Data: {data['name']}, {data['train_tokens']:,} training tokens, digest `{data['digest']}`. "
         f"Report: `{report['fingerprint']}`.\n"
     )
 
 
 def table(report: dict[str, Any]) -> Table:
-    """The report for a terminal of 80 columns: an interval stands under its figure."""
+    """The report for a terminal of 80 columns (without variants): an interval stands under its figure."""
     header, rows = _cells(report)
     drawn = Table(
         title="Fraction of the teacher's gain that the student keeps",
@@ -36,14 +41,14 @@ def table(report: dict[str, Any]) -> Table:
     )
     for name in header:
         broken = name.replace("compression", "com-\npression").replace("Q ", "Q\n").replace(", ", ",\n")
-        drawn.add_column(broken, justify="left" if name == "ratio" else "right", no_wrap=True)
+        drawn.add_column(broken, justify="left" if name in ("ratio", "variant") else "right", no_wrap=True)
     for row in rows:
         drawn.add_row(*(cell.replace(" [", "\n[") for cell in row))
     return drawn
 
 
 def _cells(report: dict[str, Any]) -> tuple[list[str], list[list[str]]]:
-    header = ["ratio", "size", "compression", "Q teacher", "Q student", "gain", "kept", "kept, long"]
+    header = ["ratio", "size", "compression", "Q teacher", "Q student", "gain", "kept", "kept, long", "paper"]
     rows = [
         [
             row["ratio"],
@@ -54,10 +59,34 @@ def _cells(report: dict[str, Any]) -> tuple[list[str], list[list[str]]]:
             f"{row['gain']:.3f} [{row['gain_interval'][0]:.3f}, {row['gain_interval'][1]:.3f}]",
             _percent(row["fraction_kept"], row["fraction_interval"]),
             _percent(row["fraction_kept_long"], row["fraction_long_interval"]),
+            kept_in_paper(row["variant"], row["experts"]),
         ]
         for row in report["ratios"]
     ]
+    if report["ratios"][0]["variant"] is not None:
+        header.insert(1, "variant")
+        for cells, row in zip(rows, report["ratios"], strict=True):
+            cells.insert(1, row["variant"])
     return header, rows
+
+
+def _seen(report: dict[str, Any]) -> str:
+    """What every model has seen, so that more training is not taken for a better method."""
+    rows = [
+        ("baseline", report["baseline"]["steps"], report["baseline"]["tokens"], report["baseline"]["flops"]),
+        ("long baseline", *(report["long_baseline"][key] for key in ("steps", "tokens", "flops"))),
+    ]
+    for row in report["ratios"]:
+        name = " ".join(filter(None, (row["ratio"], row["variant"])))
+        teacher = (f"teacher {row['ratio']}", row["teacher_steps"], row["teacher_tokens"], row["teacher_flops"])
+        if teacher not in rows:
+            rows.append(teacher)
+        rows.append((f"student {name}", row["student_steps"], row["student_tokens"], row["student_flops"]))
+    lines = ["| model | steps | tokens | floating-point operations |", "| :--- | ---: | ---: | ---: |"]
+    for name, steps, tokens, flops in rows:
+        known = ("elsewhere",) * 3 if tokens is None else (f"{steps:,}", f"{tokens:,}", f"{flops:.2e}")
+        lines.append(f"| {name} | {' | '.join(known)} |")
+    return "\n".join(lines)
 
 
 def _caption(report: dict[str, Any]) -> str:
@@ -66,10 +95,11 @@ def _caption(report: dict[str, Any]) -> str:
     text = (
         f"Size is the teacher's; student and baseline have {_millions(short['parameters'])}. The baseline stands at "
         f"{short['quality']:.3f} after {short['steps']:,} steps, as many as the student takes; the long baseline at "
-        f"{long['quality']:.3f} after {long['steps']:,}, as many as teacher and student take together."
+        f"{long['quality']:.3f} after {long['steps']:,}, as many as teacher and student take together. "
+        "Paper: what tables 6 and 7 keep with that technique, or with a teacher of as many experts."
     )
     for name, key in (("baseline", "fraction_kept"), ("long baseline", "fraction_kept_long")):
-        if ratios := [row["ratio"] for row in report["ratios"] if row[key] is None]:
+        if ratios := list(dict.fromkeys(row["ratio"] for row in report["ratios"] if row[key] is None)):
             text += f" Undefined for {', '.join(ratios)}: the gain over the {name} has an interval that reaches 0."
     return text
 

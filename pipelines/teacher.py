@@ -1,5 +1,6 @@
 """Stage 1: train a Switch teacher on hard labels and load balance, or load one; measure its quality."""
 
+import numpy as np
 import torch
 from transformers import SwitchTransformersForConditionalGeneration
 
@@ -8,10 +9,11 @@ from distill.errors import UserError
 from distill.evaluation import evaluate
 from distill.seq2seq import count_parameters, freeze, place
 from distill.training import train
+from pipelines.plot import plot_routing
 from pipelines.run import Outcome, StageRun
 from teachers.model import build_teacher, load_teacher, save_teacher
 from teachers.objective import HardLabelsAndLoadBalance
-from teachers.routing import measured_routing
+from teachers.routing import MeasuredRouting, measured_routing
 
 
 def compute(run: StageRun) -> Outcome:
@@ -21,8 +23,15 @@ def compute(run: StageRun) -> Outcome:
     source = settings.checkpoints.get(stage.ratio)
     model = place(_load(run, source) if source else _build(run), run.accelerator.device)
 
-    def measure():
-        return evaluate(model, held_out, batch_size=settings.evaluation_batch_size, accelerator=run.accelerator)
+    def measure() -> tuple[float, np.ndarray, MeasuredRouting]:
+        with measured_routing(model) as routing:
+            batch_size = settings.evaluation_batch_size
+            quality, losses = evaluate(model, held_out, batch_size=batch_size, accelerator=run.accelerator)
+        return quality, losses, routing(run.accelerator)
+
+    def curves() -> dict[str, float]:
+        quality, _, routing = measure()
+        return {"eval/quality": quality, **routing.curves()}
 
     if not source:
         train(
@@ -32,11 +41,13 @@ def compute(run: StageRun) -> Outcome:
             accelerator=run.accelerator,
             directory=run.directory / "checkpoints",
             seed=stage.seed,
-            hooks=run.hooks(lambda: measure()[0]),
+            hooks=run.hooks(curves),
         )
-    with measured_routing(model) as routing:
-        quality, losses = measure()
+    quality, losses, routing = measure()
     run.save_losses(losses)
+    if run.tracked:
+        plot_routing(routing.layers, routing.load.numpy(), run.directory / "routing.png")
+        run.tracked.log_file(run.directory / "routing.png")
     if run.accelerator.is_main_process:
         save_teacher(model, run.directory / "model", run.data.tokenizer)
     run.accelerator.wait_for_everyone()
@@ -46,7 +57,7 @@ def compute(run: StageRun) -> Outcome:
         "quality": quality,
         "parameters": parameters,
         "experts": model.config.num_experts,
-        **routing(run.accelerator),
+        **routing.headlines(),
     }
     return Outcome(metrics, facts, run.directory / "model")
 

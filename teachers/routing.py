@@ -1,7 +1,8 @@
-"""How a teacher routes held-out text: load, dropped tokens and entropy, averaged over forward passes."""
+"""How a teacher routes held-out text: load, dropped tokens and entropy of each Switch layer."""
 
 import contextlib
 from collections.abc import Callable, Iterator
+from typing import NamedTuple
 
 import torch
 from accelerate import Accelerator
@@ -11,40 +12,68 @@ from teachers.model import switch_layers
 from teachers.switch_layer import RoutingStatistics
 
 
+class MeasuredRouting(NamedTuple):
+    """Means over forward passes, by layer; L Switch layers, E experts."""
+
+    layers: list[str]  # "encoder.1", "decoder.3"
+    load: torch.Tensor  # [L, E], share of the tokens before dropping; rows add up to 1
+    dropped_fraction: torch.Tensor  # [L]
+    entropy: torch.Tensor  # [L], nats
+
+    def headlines(self) -> dict[str, float]:
+        """Over all layers; ``load_max`` is the busiest expert's share as a multiple of an equal one."""
+        return {
+            "dropped_fraction": float(self.dropped_fraction.mean()),
+            "router_entropy": float(self.entropy.mean()),
+            "load_max": float(self.load.max()) * self.load.shape[1],
+        }
+
+    def curves(self) -> dict[str, float]:
+        """Every figure by layer, and each expert's load as a multiple of an equal share."""
+        found: dict[str, float] = {}
+        for number, layer in enumerate(self.layers):
+            found[f"routing/{layer}/dropped_fraction"] = float(self.dropped_fraction[number])
+            found[f"routing/{layer}/router_entropy"] = float(self.entropy[number])
+            loads = (self.load[number] * self.load.shape[1]).tolist()
+            found |= {f"routing/{layer}/load/expert{expert:03d}": load for expert, load in enumerate(loads)}
+        return found
+
+
 @contextlib.contextmanager
-def measured_routing(model: nn.Module) -> Iterator[Callable[[Accelerator], dict[str, float]]]:
+def measured_routing(model: nn.Module) -> Iterator[Callable[[Accelerator], MeasuredRouting]]:
     """Collect the statistics of every Switch layer while the block runs; the yielded function averages them.
 
-    It takes the accelerator, whose processes have each seen a part. Keys: ``dropped_fraction`` and
-    ``router_entropy`` (nats), over all layers; ``load_max``, the share of tokens that the busiest expert of any
-    layer gets, as a multiple of an equal share.
+    It takes the accelerator, whose processes have each seen a part.
     """
     layers = switch_layers(model)
-    sums = torch.zeros(3)  # dropped fraction, entropy, forward passes
+    names = [_short_name(name) for name, _ in layers]
+    sums = torch.zeros(len(layers), 3)  # dropped fraction, entropy, forward passes
     loads = torch.zeros(len(layers), layers[0][1].mlp.num_experts)
 
     def collect(number: int):
         def hook(module: nn.Module, args: tuple, output: tuple[torch.Tensor, RoutingStatistics]) -> None:
             statistics = output[1]
-            sums.add_(
-                torch.stack(
-                    [statistics.dropped_fraction, statistics.entropy, torch.ones_like(statistics.entropy)]
-                ).cpu()
-            )
+            one = torch.ones_like(statistics.entropy)
+            sums[number] += torch.stack([statistics.dropped_fraction, statistics.entropy, one]).cpu()
             loads[number].add_(statistics.load.cpu())
 
         return hook
 
     handles = [layer.mlp.register_forward_hook(collect(number)) for number, (_, layer) in enumerate(layers)]
 
-    def means(accelerator: Accelerator) -> dict[str, float]:
-        dropped, entropy, passes = accelerator.reduce(sums.to(accelerator.device), "sum").tolist()
+    def means(accelerator: Accelerator) -> MeasuredRouting:
+        dropped, entropy, passes = accelerator.reduce(sums.to(accelerator.device), "sum").cpu().unbind(-1)
         load = accelerator.reduce(loads.to(accelerator.device), "sum").cpu()
-        busiest = float((load / load.sum(-1, keepdim=True)).max()) * load.shape[1]
-        return {"dropped_fraction": dropped / passes, "router_entropy": entropy / passes, "load_max": busiest}
+        return MeasuredRouting(names, load / load.sum(-1, keepdim=True), dropped / passes, entropy / passes)
 
     try:
         yield means
     finally:
         for handle in handles:
             handle.remove()
+
+
+def _short_name(module: str) -> str:
+    """``encoder.block.3.layer.1`` -> ``encoder.3``."""
+    stack, _, block, *_ = module.split(".")
+    return f"{stack}.{block}"

@@ -4,7 +4,7 @@ import json
 import datasets
 import pytest
 
-from distill.corpus import Digest, corpus_files, is_validation, read_documents
+from distill.corpus import Digest, corpus_files, read_documents, split_of
 from distill.errors import UserError
 
 TEXTS = ["first text", "second\ntext", "  ", "dritter Text mit ü"]
@@ -81,10 +81,17 @@ def test_a_corpus_that_cannot_be_used_is_named(tmp_path, corpus, message):
 
 def test_the_split_depends_on_the_text_alone():
     texts = [f"document {number}" for number in range(4000)]
-    held_out = [text for text in texts if is_validation(text, 0.1)]
+    held_out = [text for text in texts if split_of(text, 0.1) == "validation"]
     assert 320 < len(held_out) < 480
-    assert set(held_out) == {text for text in reversed(texts) if is_validation(text, 0.1)}
-    assert set(held_out) <= {text for text in texts if is_validation(text, 0.2)}
+    assert set(held_out) == {text for text in reversed(texts) if split_of(text, 0.1) == "validation"}
+    assert set(held_out) <= {text for text in texts if split_of(text, 0.2) == "validation"}
+
+
+def test_a_tuning_part_is_taken_from_the_training_part_alone():
+    texts = [f"document {number}" for number in range(4000)]
+    parts = {text: split_of(text, 0.1, 0.2) for text in texts}
+    assert {t for t in texts if parts[t] == "validation"} == {t for t in texts if split_of(t, 0.1) == "validation"}
+    assert 700 < sum(part == "tuning" for part in parts.values()) < 900
 
 
 def test_the_digest_sees_every_byte_and_every_border():

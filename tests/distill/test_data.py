@@ -5,7 +5,7 @@ import pytest
 import torch
 
 from distill.config import DataConfig
-from distill.corpus import is_validation, read_documents
+from distill.corpus import read_documents, split_of
 from distill.data import Examples
 from distill.errors import UserError
 from distill.prepare import example_lengths, prepare_data
@@ -26,11 +26,26 @@ def rebuild(data, inputs, targets):
 
 def test_the_two_sides_hold_the_documents_of_the_split(data, data_config):
     documents = list(read_documents(data_config.corpus))
-    for split, wanted in (("train", False), ("validation", True)):
-        texts = [text for text in documents if is_validation(text, data_config.validation_fraction) == wanted]
+    for split in ("train", "validation"):
+        texts = [text for text in documents if split_of(text, data_config.validation_fraction) == split]
         expected = [token for ids in encode(data.tokenizer, texts) for token in ids]
         assert data.tokens(split).tolist() == expected
     assert data.train_documents + data.validation_documents == len(documents)
+
+
+def test_models_can_be_measured_on_a_tuning_part_of_its_own(data_config, tmp_path):
+    config = data_config.model_copy(update={"tuning_fraction": 0.2})
+    tuned = config.model_copy(update={"measured": "tuning", "validation_examples": 8})
+    data = prepare_data(config, tmp_path)
+    documents = list(read_documents(config.corpus))
+    texts = [text for text in documents if split_of(text, 0.2, 0.2) == "tuning"]
+    assert data.tuning_documents == len(texts) > 0
+    assert data.tokens("tuning").tolist() == [token for ids in encode(data.tokenizer, texts) for token in ids]
+    assert data.train_documents + data.validation_documents + data.tuning_documents == len(documents)
+    shown = Examples(data, tuned, seed=None)._raw(0)
+    assert shown.tolist() == data.tokens("tuning")[: len(shown)].tolist()
+    with pytest.raises(UserError, match="the tuning part of .* raise data.tuning_fraction"):
+        example_lengths(data, tuned.model_copy(update={"validation_examples": 10_000}))
 
 
 def test_examples_hold_the_text_in_fixed_lengths(data, data_config):

@@ -199,13 +199,32 @@ class TestPlan:
         alone = plan(load_config("smoke", overrides, 1), "data")
         shared = {stage.title: stage.fingerprint for stage in several}
         for stage in alone[:-1]:
-            title = stage.title if stage.kind in ("teacher", "label") else f"{stage.title} seed 1"
-            assert shared[title] == stage.fingerprint
+            assert shared[stage.title] == stage.fingerprint
 
     def test_seeds_multiply_the_stages(self):
         stages = plan(load_config("smoke", ["seeds=[0, 1]"]), "data")
         assert len(stages) == 2 * 7 + 1 and len({stage.fingerprint for stage in stages}) == len(stages)
         assert "distill e4 seed 1" in stages[-1].inputs
+
+    def test_variants_share_teacher_and_baseline_and_what_else_they_have_in_common(self):
+        variants = "variants={mix: {}, hard: {distill: {hard_fraction: 1.0}}, again: {distill: {hard_fraction: 0.75}}}"
+        stages = plan(load_config("smoke", ["teacher.experts=[4]", variants]), "data")
+        titles = [stage.title for stage in stages]
+        assert titles == ["baseline", "teacher e4", "init e4 mix", "distill e4 mix", "distill e4 hard", "report"]
+        without = self.fingerprints("teacher.experts=[4]")
+        shared = {stage.title: stage.fingerprint for stage in stages}
+        assert shared["distill e4 mix"] == without["distill e4"] and shared["teacher e4"] == without["teacher e4"]
+        assert shared["distill e4 hard"] == self.fingerprints("distill.hard_fraction=1.0")["distill e4"]
+        assert set(stages[-1].inputs) == {
+            "baseline",
+            "teacher e4",
+            *(f"distill e4 {v}" for v in ("mix", "hard", "again")),
+        }
+
+    def test_a_tuning_part_changes_nothing_until_models_are_measured_on_it(self):
+        assert self.changed("data.tuning_fraction=0.1") == set()
+        measured = self.changed("data.tuning_fraction=0.1", "data.measured=tuning")
+        assert {"baseline", "teacher e4", "distill e4"} <= measured
 
     def test_the_long_baseline_takes_the_steps_of_teacher_and_student(self):
         config = load_config("smoke")

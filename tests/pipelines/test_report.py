@@ -1,6 +1,7 @@
 import numpy as np
 import pytest
 
+from pipelines.plot import plot_report
 from pipelines.report import fraction_kept, gain
 from pipelines.table import markdown
 
@@ -73,28 +74,72 @@ def test_models_measured_on_different_examples_are_refused(losses):
         fraction_kept(baseline, teacher, student[:-1])
 
 
-def test_an_undefined_fraction_is_said_to_be_undefined():
-    row = {
+def row(**changes) -> dict:
+    return {
         "ratio": "e4",
+        "variant": None,
+        "experts": 4,
         "seeds": [0],
         "teacher_parameters": 2_000_000,
         "compression": 0.5,
         "teacher_quality": -1.0,
         "student_quality": -1.1,
+        "teacher_steps": 20,
+        "teacher_tokens": 2000,
+        "teacher_flops": 3e9,
+        "student_steps": 10,
+        "student_tokens": 1000,
+        "student_flops": 1e9,
         "gain": 0.1,
         "gain_interval": [0.05, 0.15],
         "fraction_kept": 0.5,
         "fraction_interval": [0.4, 0.6],
         "fraction_kept_long": None,
         "fraction_long_interval": None,
+        **changes,
     }
-    report = {
-        "baseline": {"quality": -1.2, "parameters": 1_000_000, "steps": 10},
-        "long_baseline": {"quality": -0.9, "steps": 30},
-        "ratios": [row],
+
+
+def report(*rows: dict) -> dict:
+    return {
+        "baseline": {"quality": -1.2, "parameters": 1_000_000, "steps": 10, "tokens": 1000, "flops": 8e8},
+        "long_baseline": {"quality": -0.9, "steps": 30, "tokens": 3000, "flops": 2.4e9},
+        "ratios": list(rows),
         "data": {"name": "x", "digest": "d", "train_tokens": 5, "validation_examples": 3},
         "fingerprint": "f",
     }
-    text = markdown(report)
-    assert "| e4 | 2.00M | 50% | -1.000 | -1.100 | 0.100 [0.050, 0.150] | 50% [40%, 60%] | undefined |" in text
+
+
+def test_an_undefined_fraction_is_said_to_be_undefined():
+    text = markdown(report(row()))
+    assert "| e4 | 2.00M | 50% | -1.000 | -1.100 | 0.100 [0.050, 0.150] | 50% [40%, 60%] | undefined | – |" in text
     assert "Undefined for e4: the gain over the long baseline has an interval that reaches 0." in text
+
+
+def test_the_papers_figures_stand_beside_ours():
+    assert markdown(report(row(ratio="e16", experts=16))).count("| 37% |") == 1
+    ladder = markdown(report(*(row(variant=name) for name in ("soft-labels", "hard-labels", "mine"))))
+    assert "| e4 | soft-labels |" in ladder and "| undefined | 3% |" in ladder and "| undefined | <0 |" in ladder
+    assert "| undefined | – |" in ladder
+
+
+def test_the_report_says_what_every_model_has_seen():
+    text = markdown(report(row(variant="a"), row(variant="b", student_tokens=5000)))
+    assert "| long baseline | 30 | 3,000 | 2.40e+09 |" in text and text.count("| teacher e4 |") == 1
+    assert "| student e4 a | 10 | 1,000 |" in text and "| student e4 b | 10 | 5,000 |" in text
+    loaded = markdown(report(row(teacher_tokens=None, teacher_flops=None)))
+    assert "| teacher e4 | elsewhere | elsewhere | elsewhere |" in loaded
+
+
+@pytest.mark.parametrize(
+    "rows",
+    [
+        [row()],
+        [row(), row(ratio="e8", experts=8, fraction_kept=None, fraction_interval=None)],
+        [row(variant=name) for name in ("soft-labels", "mine")],
+        [row(ratio=f"e{n}", experts=n, variant=name) for n in (4, 8) for name in ("a", "b")],
+    ],
+)
+def test_every_kind_of_report_is_drawn(rows, tmp_path):
+    plot_report(report(*rows), tmp_path / "report.png")
+    assert (tmp_path / "report.png").read_bytes().startswith(b"\x89PNG")

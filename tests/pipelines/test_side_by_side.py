@@ -12,6 +12,7 @@ import pytest
 from distill.errors import UserError
 from pipelines import side_by_side
 from pipelines.config import load_config
+from pipelines.plan import plan
 from pipelines.stage import Stage
 
 ROOT = Path(__file__).parents[2]
@@ -81,15 +82,32 @@ class Planned:
 
     def __init__(self, workdir: Path):
         self.config, self.source, self.workdir = load_config("demo", []), "demo", workdir
-        self.stages = [Stage("baseline", {}), *(Stage("teacher", {}, ratio=r) for r in ("e4", "e8", "e16"))]
+        ratios = (None, "e4", "e8", "e16")
+        self.stages = [Stage("teacher" if r else "baseline", {"ratio": r}, ratio=r, seed=0) for r in ratios]
         self.stages.append(Stage("report", {}))
 
 
 def test_the_longest_chains_come_first_and_finished_ones_not_at_all(tmp_path, monkeypatch):
-    names = [command[-1] for command in side_by_side._commands(Planned(tmp_path))]
-    assert names == ["demo", "e16", "e8", "e4"]
+    commands = side_by_side._commands(Planned(tmp_path))
+    assert commands[0] == ["baseline", "demo", "--seed", "0"]
+    assert commands[1] == ["run", "demo", "--ratio", "e16", "--seed", "0"]
+    assert [command[3] for command in commands[1:]] == ["e16", "e8", "e4"]
     monkeypatch.setattr(side_by_side, "find_finished", lambda stage, workdir: stage.ratio in (None, "e8"))
-    assert [command[-1] for command in side_by_side._commands(Planned(tmp_path))] == ["e16", "e4"]
+    assert [command[3] for command in side_by_side._commands(Planned(tmp_path))] == ["e16", "e4"]
+
+
+def test_each_seed_has_chains_of_its_own_unless_the_teacher_is_loaded(tmp_path):
+    planned = Planned(tmp_path)
+    loaded = ["teacher.experts=[4]", "teacher.checkpoints={e8: somewhere}", "data.tokenizer=t5"]
+    planned.config = load_config("demo", [*loaded, "seeds=[0, 1]"])
+    planned.stages = plan(planned.config, "data")
+    assert side_by_side._commands(planned) == [
+        ["baseline", "demo", "--seed", "0"],
+        ["baseline", "demo", "--seed", "1"],
+        ["run", "demo", "--ratio", "e8"],
+        ["run", "demo", "--ratio", "e4", "--seed", "0"],
+        ["run", "demo", "--ratio", "e4", "--seed", "1"],
+    ]
 
 
 def test_jobs_are_counted_from_one():

@@ -145,10 +145,15 @@ def test_measured_routing_averages_layers_and_batches(shape, batch):
         model(**batch)
         model(**batch)
     layers = [layer.statistics for _, layer in switch_layers(model)]
-    values = routing(make_accelerator("float32"))
+    measured = routing(make_accelerator("float32"))
+    values, curves = measured.headlines(), measured.curves()
     assert values["router_entropy"] == pytest.approx(sum(float(s.entropy) for s in layers) / 2, rel=1e-5)
     assert values["load_max"] == pytest.approx(max(float(s.load.max()) for s in layers) * 4, rel=1e-5)
     assert values["dropped_fraction"] == 0
+    assert measured.layers == ["encoder.1", "decoder.1"]
+    assert curves["routing/decoder.1/router_entropy"] == pytest.approx(float(layers[1].entropy), rel=1e-5)
+    loads = [curves[f"routing/encoder.1/load/expert{expert:03d}"] for expert in range(4)]
+    assert loads == pytest.approx((layers[0].load * 4).tolist(), rel=1e-5) and sum(loads) == pytest.approx(4)
 
 
 class TestBadCheckpoints:

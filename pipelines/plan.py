@@ -70,7 +70,7 @@ def _one_ratio(config: RunConfig, data: str, ratio: str, experts: int, seed: int
         }
     common = _common(config)
     teacher = Stage("teacher", {**common, **layer, **made, "experts": experts}, **of_teacher)
-    init = Stage("init", {"seed": seed, "student": _values(config.student)}, {"teacher": teacher}, **where)
+    init = Stage("init", {"seed": seed, "student": _student_settings(config)}, {"teacher": teacher}, **where)
     # Without soft labels the teacher is not read: its only trace is in the initial weights.
     soft = {"teacher": teacher} if config.distill.hard_fraction < 1 else {}
     settings, labelling = config.distill.model_dump(mode="json", exclude={"soft_labels", "labels"}), []
@@ -79,6 +79,15 @@ def _one_ratio(config: RunConfig, data: str, ratio: str, experts: int, seed: int
         soft, settings = {"label": labelling[0]}, _values(config.distill)
     settings = {**common, "seed": seed, **layer, "distill": settings}
     return [teacher, init, *labelling, Stage("distill", settings, {**soft, "init": init}, **where)]
+
+
+def _student_settings(config: RunConfig) -> dict[str, Any]:
+    """What the initial weights depend on besides seed, data and teacher, whose settings hold how examples are made."""
+    unused = set() if config.student.is_calibrated else {"calibration_examples"}
+    copied = (
+        {"non_expert_init"} if config.student.non_expert_init == "teacher" else set()
+    )  # the only way there once was
+    return config.student.model_dump(mode="json", exclude=unused | copied)
 
 
 def _label_settings(config: RunConfig) -> dict[str, Any]:

@@ -17,7 +17,8 @@ from students.calibration import Activations
 # Two neurons are one where their input weights differ by less than this part of the longer one's length.
 _DUPLICATE = 0.3
 _RIDGE = 1e-4  # times the mean power of a hidden neuron
-_STEPS, _BATCH, _LEARNING_RATE = 400, 2048, 0.02  # of regress; the rate is relative to a weight's root mean square
+_CANDIDATES = 4  # of fit, for every neuron that is chosen
+_STEPS, _BATCH, _LEARNING_RATE = 400, 2048, 0.05  # of regress; the rate is relative to a weight's root mean square
 
 
 class FFN(NamedTuple):
@@ -107,22 +108,25 @@ def select(layer: SwitchExperts, seed: int) -> FFN:
     the others is added to its own. In the dense FFN a neuron sees every token: ``wo`` is scaled by what makes the
     neuron closest to what it did, ``sum p h^2`` over its expert's tokens divided by ``sum h^2`` over all tokens.
     """
-    (inputs, expert, gate, _), (wi, wo) = layer.seen, layer.experts
-    score, overlap = torch.zeros(2, *wi.shape[:2], device=wi.device)
-    for number, own in enumerate(torch.arange(len(wi), device=expert.device)[:, None] == expert):
-        hidden, p = layer.hidden(wi[number], inputs[own]), gate[own, None]
-        overlap[number] = (p * hidden.square()).sum(0)
-        score[number] = (p * hidden).square().sum(0) * wo[number].square().sum(-1)
-    wi, wo = wi.flatten(0, 1), (wo * overlap[..., None]).flatten(0, 1)
-    chosen, same = _distinct(wi, score.flatten(), layer.experts.wi.shape[1])
-    power = layer.hidden(wi[chosen], inputs).square().sum(0)
+    contribution, overlap = _contributions(layer)
+    wi, wo = (weight.flatten(0, 1) for weight in layer.experts)
+    chosen, same = _distinct(wi, contribution, layer.experts.wi.shape[1])
+    wo = wo * overlap[:, None]
+    power = layer.hidden(wi[chosen], layer.seen.inputs).square().sum(0)
     merged = torch.zeros_like(wo[chosen]).index_add(0, same[same >= 0], wo[same >= 0])
     return FFN(wi[chosen], merged / power.clamp(min=torch.finfo(power.dtype).tiny)[:, None])
 
 
 def fit(layer: SwitchExperts, seed: int) -> FFN:
-    """The neurons of ``select``, and the ``wo`` that is closest to the layer's measured output (ridge regression)."""
-    wi = select(layer, seed).wi
+    """Neurons of all experts, one by one the one that most lowers the error of the best ``wo`` for those chosen so far.
+
+    Orthogonal least squares (Chen, Cowan and Grant 1991, doi:10.1109/72.80341) towards the layer's measured output,
+    gates and dropped tokens included, among the 4F neurons that add most to it; ``wo`` is the ridge solution.
+    """
+    neurons = layer.experts.wi.shape[1]
+    most = _contributions(layer)[0].argsort(descending=True)[: _CANDIDATES * neurons]
+    candidates = layer.experts.wi.flatten(0, 1)[most]
+    wi = candidates[_orthogonal_least_squares(*_normal_equations(layer, candidates), neurons)]
     return FFN(wi, _least_squares(layer, wi))
 
 
@@ -167,6 +171,18 @@ def _strongest(weight: torch.Tensor) -> torch.Tensor:
     return (u[..., :kept] * s[:, None, :kept] @ v[:, :kept]).sum(0)
 
 
+def _contributions(layer: SwitchExperts) -> tuple[torch.Tensor, torch.Tensor]:
+    """[E * F] each, over the tokens of a neuron's own expert: ``sum |p h wo|^2`` and ``sum p h^2``."""
+    (inputs, expert, gate, _), (wi, wo) = layer.seen, layer.experts
+    contribution, overlap = torch.zeros(2, *wi.shape[:2], device=wi.device)
+    for number in range(len(wi)):
+        own = expert == number
+        hidden, p = layer.hidden(wi[number], inputs[own]), gate[own, None]
+        contribution[number] = (p * hidden).square().sum(0) * wo[number].square().sum(-1)
+        overlap[number] = (p * hidden.square()).sum(0)
+    return contribution.flatten(), overlap.flatten()
+
+
 def _distinct(wi: torch.Tensor, score: torch.Tensor, wanted: int) -> tuple[torch.Tensor, torch.Tensor]:
     """The ``wanted`` rows of highest score that are no duplicates of one another; of duplicates if there are too few.
 
@@ -204,10 +220,33 @@ def _nearest(rows: torch.Tensor, kept: torch.Tensor) -> torch.Tensor:
 
 
 def _least_squares(layer: SwitchExperts, wi: torch.Tensor) -> torch.Tensor:
-    """[F, D], the ridge solution of ``hidden(wi, inputs) @ wo = outputs``, in float64."""
-    gram, cross = 0, 0
+    """[F, D], the ridge solution of ``hidden(wi, inputs) @ wo = outputs``."""
+    return torch.linalg.solve(*_normal_equations(layer, wi)).to(wi)
+
+
+def _normal_equations(layer: SwitchExperts, wi: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """``H^T H`` plus the ridge [K, K] and ``H^T y`` [K, D] of K neurons, in float64 on the CPU."""
+    gram, cross = torch.zeros(len(wi), len(wi)).double(), torch.zeros(len(wi), layer.seen.outputs.shape[1]).double()
     for inputs, outputs in zip(layer.seen.inputs.split(8192), layer.seen.outputs.split(8192), strict=True):
-        hidden = layer.hidden(wi, inputs).double()
-        gram, cross = gram + hidden.mT @ hidden, cross + hidden.mT @ outputs.double()
+        hidden = layer.hidden(wi, inputs)
+        gram += (hidden.mT @ hidden).cpu()
+        cross += (hidden.mT @ outputs).cpu()
     gram.diagonal().add_(_RIDGE * gram.diagonal().mean().clamp(min=torch.finfo(torch.float32).tiny))
-    return torch.linalg.solve(gram, cross).to(wi.dtype)
+    return gram, cross
+
+
+def _orthogonal_least_squares(gram: torch.Tensor, cross: torch.Tensor, wanted: int) -> list[int]:
+    """Greedy choice of ``wanted`` of K regressors, by a Cholesky decomposition of ``gram`` that pivots on the gain."""
+    factor = gram.new_zeros(wanted, len(gram))  # row i: every regressor's part along the i-th chosen direction
+    left, power, chosen = cross.clone(), gram.diagonal().clone(), []  # of what is orthogonal to the chosen ones
+    floor = power.mean() * 1e-12
+    for step in range(wanted):
+        gain = left.square().sum(-1) / power.clamp(min=floor)
+        gain[chosen] = -1
+        pick = int(gain.argmax())
+        row = gram[pick] - factor[:step, pick] @ factor[:step]
+        factor[step] = row / power[pick].clamp(min=floor).sqrt()
+        left -= factor[step, :, None] * (left[pick] / power[pick].clamp(min=floor).sqrt())
+        power -= factor[step].square()
+        chosen.append(pick)
+    return chosen

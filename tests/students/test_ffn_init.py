@@ -96,7 +96,7 @@ def permuted_copies(feed_forward: str) -> tuple[FFN, FFN]:
 
 
 @pytest.mark.parametrize("feed_forward", ACTIVATIONS)
-@pytest.mark.parametrize("method", ["aligned", "select"])
+@pytest.mark.parametrize("method", ["aligned", "select", "fit"])
 def test_permuted_copies_of_one_ffn_give_that_ffn_back(feed_forward, method):
     one, experts = permuted_copies(feed_forward)
     layer = sparse_layer(feed_forward, experts)
@@ -106,7 +106,7 @@ def test_permuted_copies_of_one_ffn_give_that_ffn_back(feed_forward, method):
     torch.testing.assert_close(built.wi, one.wi[order])
     if method == "aligned":
         torch.testing.assert_close(built.wo, one.wo[order] * layer.seen.gate.mean())
-    else:  # the gate of each neuron, weighted by how strongly it is active
+    if method == "select":  # the gate of each neuron, weighted by how strongly it is active
         ratio = built.wo / one.wo[order]
         torch.testing.assert_close(ratio, ratio[:, :1].expand_as(ratio))
         assert ((ratio > 0) & (ratio < 1)).all()
@@ -142,6 +142,27 @@ def test_fit_is_the_ridge_solution_and_nothing_near_it_is_better(feed_forward):
     for seed in range(5):
         noise = 0.05 * torch.randn(F, D, generator=torch.Generator().manual_seed(seed))
         assert error(feed_forward, FFN(built.wi, built.wo + noise), layer.seen) > least
+
+
+@pytest.mark.parametrize("feed_forward", ACTIVATIONS)
+def test_fit_chooses_greedily_what_leaves_the_least_error(feed_forward):
+    """Brute force: every neuron of every expert is tried at every step, with a least-squares solution of its own."""
+    layer = sparse_layer(feed_forward)
+    rows, y = layer.experts.wi.flatten(0, 1), layer.seen.outputs.double().numpy()
+    h = hidden(feed_forward, rows, layer.seen.inputs)
+    ridge = np.sqrt(1e-4 * (h * h).sum(0).mean())
+    chosen: list[int] = []
+    for _ in range(F):
+        left = []
+        for neuron in range(len(rows)):
+            tried = [*chosen, neuron]
+            a = np.concatenate([h[:, tried], ridge * np.eye(len(tried))])
+            b = np.concatenate([y, np.zeros((len(tried), D))])
+            left.append(
+                np.square(a @ np.linalg.lstsq(a, b, rcond=None)[0] - b).sum() if neuron not in chosen else np.inf
+            )
+        chosen.append(int(np.argmin(left)))
+    assert torch.equal(METHODS["fit"](layer, 0).wi, rows[chosen])
 
 
 @pytest.mark.parametrize("feed_forward", ACTIVATIONS)
@@ -181,7 +202,7 @@ def test_an_expert_that_no_token_chooses_counts_for_nothing():
     layer = layer._replace(seen=layer.seen._replace(expert=expert))
     changed = layer._replace(experts=FFN(*(weight.clone() for weight in layer.experts)))
     changed.experts.wi[2], changed.experts.wo[2] = 1.0, -1.0
-    for method in set(METHODS) - WITHOUT_CALIBRATION:
+    for method in ("usage", "best", "aligned", "select"):
         for one, other in zip(METHODS[method](layer, 0), METHODS[method](changed, 0), strict=True):
             assert one.isfinite().all() and torch.equal(one, other), method
 

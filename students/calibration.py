@@ -7,6 +7,7 @@ from collections.abc import Iterable
 from typing import NamedTuple
 
 import torch
+import torch.nn.functional as F
 from torch import nn
 from transformers import SwitchTransformersForConditionalGeneration, T5ForConditionalGeneration
 
@@ -39,7 +40,7 @@ def record(teacher: SwitchTransformersForConditionalGeneration, batches: Iterabl
     def collect(name: str):
         def hook(layer: nn.Module, args: tuple, output: tuple) -> None:
             inputs, outputs = (tensor.flatten(0, -2).float() for tensor in (args[0], output[0]))
-            gate, expert = layer.router(inputs).softmax(-1).max(-1)
+            gate, expert = F.linear(inputs, layer.router.weight.float()).softmax(-1).max(-1)
             dropped = ~outputs.any(-1)  # a dropped token's output is exactly zero
             seen[name].append(Activations(inputs, expert, gate.masked_fill(dropped, 0), outputs))
 

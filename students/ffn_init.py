@@ -141,7 +141,7 @@ def regress(layer: SwitchExperts, seed: int) -> FFN:
     generator = torch.Generator().manual_seed(seed)
     scale = outputs.square().mean()
     for _ in range(_STEPS):
-        tokens = torch.randint(len(inputs), (_BATCH,), generator=generator).to(inputs.device)
+        tokens = torch.randint(len(inputs), (min(_BATCH, len(inputs)),), generator=generator).to(inputs.device)
         with torch.enable_grad():
             error = layer.hidden(weights[0], inputs[tokens]) @ weights[1] - outputs[tokens]
             loss = error.square().mean() / scale

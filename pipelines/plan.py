@@ -75,7 +75,7 @@ def _teacher(config: RunConfig, data: str, ratio: str, experts: int, seed: int |
 def _student(config: RunConfig, teacher: Stage, seed: int, variant: str | None) -> list[Stage]:
     """Init, label where labels are cached, and distill."""
     where: dict[str, Any] = {"data": teacher.data, "ratio": teacher.ratio, "seed": seed, "variant": variant}
-    init = Stage("init", {"seed": seed, "student": _values(config.student)}, {"teacher": teacher}, **where)
+    init = Stage("init", {"seed": seed, "student": _student_settings(config)}, {"teacher": teacher}, **where)
     # Without soft labels the teacher is not read: its only trace is in the initial weights.
     soft = {"teacher": teacher} if config.distill.hard_fraction < 1 else {}
     settings, labelling = config.distill.model_dump(mode="json", exclude={"soft_labels", "labels"}), []
@@ -89,6 +89,15 @@ def _student(config: RunConfig, teacher: Stage, seed: int, variant: str | None) 
 
 def _switch_layer(config: RunConfig) -> dict[str, Any]:
     return config.teacher.model_dump(exclude={"experts", "checkpoints", "training", "load_balancing_weight"})
+
+
+def _student_settings(config: RunConfig) -> dict[str, Any]:
+    """What the initial weights depend on besides seed, data and teacher, whose settings hold how examples are made."""
+    unused = set() if config.student.is_calibrated else {"calibration_examples"}
+    copied = (
+        {"non_expert_init"} if config.student.non_expert_init == "teacher" else set()
+    )  # the only way there once was
+    return config.student.model_dump(mode="json", exclude=unused | copied)
 
 
 def _label_settings(config: RunConfig) -> dict[str, Any]:

@@ -249,7 +249,7 @@ def _track(pipeline: Pipeline, stage: Stage, inputs: dict[str, Finished], direct
     tracked = TrackedRun(pipeline.store, directory, stage.title, tags)
     tracked.log_params({**{key: tags[key] for key in ("ratio", "variant") if key in tags}, **stage.settings})
     tracked.log_text("config.yaml", yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False))
-    if stage.kind not in ("init", "report"):
+    if stage.kind not in ("init", "report") or (stage.kind == "init" and config.student.is_calibrated):
         training = {"documents": data.train_documents, "tokens": data.train_tokens, "digest": data.train_digest}
         tracked.log_data(data.name, data.digest, "training", training)
     if stage.kind not in ("init", "label"):

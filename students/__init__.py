@@ -2,7 +2,9 @@
 
 config      what a run may set about its students
 weight_map  the name of every teacher tensor in the student, or the reason why it has none
-initialise  build the student, copy what has a counterpart, leave the rest fresh
+calibration what passes through the Switch layers on some text
+ffn_init    one dense FFN from the experts of a Switch layer
+initialise  build the student, copy what has a counterpart, build or leave fresh the rest
 """
 
 __all__ = ["init_student"]

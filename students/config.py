@@ -2,12 +2,30 @@
 
 from typing import Literal
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
-from distill.config import Section
+from distill.config import Positive, Section
 
 
 class StudentConfig(Section):
     """How a student is made from its teacher."""
 
-    ffn_init: Literal["random"] = Field("random", description="the FFNs that replace Switch layers: the paper's way")
+    ffn_init: Literal["random", "mean", "usage", "best", "svd", "aligned", "select", "fit", "regress"] = Field(
+        "random", description="the FFNs that replace Switch layers; random is the paper's way"
+    )
+    calibration_examples: Positive = Field(256, description="training examples that all but ffn_init random look at")
+    non_expert_init: Literal["teacher", "random"] = Field("teacher", description="everything else")
+
+    @model_validator(mode="after")
+    def _fits_together(self) -> "StudentConfig":
+        if self.non_expert_init == "random" and self.ffn_init != "random":
+            raise ValueError(
+                "non_expert_init random takes nothing from the teacher, so ffn_init must be random too, "
+                f"not {self.ffn_init}"
+            )
+        return self
+
+    @property
+    def is_calibrated(self) -> bool:
+        """Whether the student's weights depend on training text."""
+        return self.ffn_init != "random"

@@ -1,6 +1,7 @@
-"""A dense T5 from a Switch teacher: non-expert weights copied, the FFNs of Switch layers fresh (section 4.2)."""
+"""A dense T5 from a Switch teacher: non-expert weights copied (section 4.2), FFNs of Switch layers fresh or built."""
 
 from collections import Counter
+from collections.abc import Iterable
 from pathlib import Path
 
 import torch
@@ -12,10 +13,13 @@ from transformers import (
     T5ForConditionalGeneration,
 )
 
+from distill.data import Batch
 from distill.errors import UserError
 from distill.seq2seq import count_parameters, embeddings, new_t5
+from students.calibration import record
+from students.ffn_init import FFN, METHODS, WITHOUT_CALIBRATION, SwitchExperts
 from students.weight_map import Skip, student_name
-from teachers.model import load_teacher, plain_state_dict
+from teachers.model import load_teacher, plain_state_dict, switch_layers
 
 
 def init_student(
@@ -23,35 +27,52 @@ def init_student(
     *,
     ffn_init: str = "random",
     seed: int = 0,
+    calibration: Iterable[Batch] | None = None,
 ) -> T5ForConditionalGeneration:
     """The student of a teacher: T5-Base (222.9M parameters) for a Switch-Base of any number of experts.
 
     Args:
         teacher_or_directory: a model of ``teachers.load_teacher``, or a directory that it reads.
-        ffn_init: "random", T5's own initialisation, for the FFNs that replace Switch layers.
-        seed: of that initialisation.
+        ffn_init: how the FFNs that replace Switch layers are made: "random", T5's own initialisation, or a method of
+            ``students.ffn_init``.
+        seed: of what is drawn at random.
+        calibration: batches of training text, ``input_ids`` [B, S] and ``labels`` [B, T], to measure the experts on;
+            "mean" and "svd" also do without, and then leave out the gate.
 
     Raises:
         UserError: the teacher has a tensor of unknown name, or of another shape than the student's.
-        ValueError: an unknown ``ffn_init``.
+        ValueError: an unknown ``ffn_init``, or one that needs ``calibration`` without it.
     """
-    return init_student_with_counts(teacher_or_directory, ffn_init=ffn_init, seed=seed)[0]
+    return init_student_with_counts(teacher_or_directory, ffn_init=ffn_init, seed=seed, calibration=calibration)[0]
 
 
 def init_student_with_counts(
-    teacher_or_directory: SwitchTransformersForConditionalGeneration | str | Path, *, ffn_init: str, seed: int
+    teacher_or_directory: SwitchTransformersForConditionalGeneration | str | Path,
+    *,
+    ffn_init: str,
+    seed: int,
+    calibration: Iterable[Batch] | None = None,
+    copy: bool = True,
 ) -> tuple[T5ForConditionalGeneration, dict[str, dict[str, int]]]:
-    """``init_student``, and how many tensors and parameters were copied, renamed, skipped and left fresh.
+    """``init_student``, and how many tensors and parameters were copied, renamed, skipped, built and left fresh.
 
-    A tied tensor is counted once; the counts of the student's side add up to its parameters.
+    A tied tensor is counted once; the counts of the student's side add up to its parameters. Without ``copy`` all of
+    it is fresh: the student of the rung "distillation" of table 6.
     """
-    if ffn_init != "random":
-        raise ValueError(f"ffn_init is {ffn_init!r}; use 'random'")
+    if ffn_init not in ("random", *METHODS):
+        raise ValueError(f"ffn_init is {ffn_init!r}; use one of 'random', {', '.join(map(repr, METHODS))}")
+    if calibration is None and ffn_init not in WITHOUT_CALIBRATION:
+        raise ValueError(f"ffn_init {ffn_init!r} needs calibration: batches of training text to measure the experts on")
     teacher = teacher_or_directory
     if isinstance(teacher, str | Path):
         teacher = load_teacher(teacher)
     student = new_t5(student_config(teacher.config), seed=seed)
-    counts = _copy(plain_state_dict(teacher), student)
+    counts = _copy(plain_state_dict(teacher) if copy else {}, student)
+    if ffn_init != "random":
+        built = _build_ffns(teacher, student, ffn_init, seed, calibration)
+        for kind, number in built.items():
+            counts[kind]["fresh"] -= number
+            counts[kind]["built"] = number
     return student, counts
 
 
@@ -82,7 +103,7 @@ def student_config(teacher: SwitchTransformersConfig) -> T5Config:
 
 @torch.no_grad()
 def _copy(teacher_state: dict[str, torch.Tensor], student: nn.Module) -> dict[str, dict[str, int]]:
-    for name, module in embeddings(student).items():
+    for name, module in embeddings(student).items() if teacher_state else ():
         if teacher_state[f"{name}.weight"].data_ptr() != teacher_state["shared.weight"].data_ptr():
             module.weight = nn.Parameter(module.weight.clone())  # untied in the teacher, so untied in the student
     targets = student.state_dict()
@@ -113,3 +134,28 @@ def _copy(teacher_state: dict[str, torch.Tensor], student: nn.Module) -> dict[st
     tensors["fresh"], parameters["fresh"] = len(fresh), sum(fresh.values())
     assert parameters["copied"] + parameters["renamed"] + parameters["fresh"] == count_parameters(student)
     return {"tensors": dict(tensors), "parameters": dict(parameters)}
+
+
+@torch.no_grad()
+def _build_ffns(
+    teacher: SwitchTransformersForConditionalGeneration,
+    student: T5ForConditionalGeneration,
+    ffn_init: str,
+    seed: int,
+    calibration: Iterable[Batch] | None,
+) -> dict[str, int]:
+    """Fill the FFNs that replace Switch layers; how many tensors and parameters that were."""
+    recorded = {} if calibration is None else record(teacher, calibration)
+    tensors = parameters = 0
+    for name, block in switch_layers(teacher):
+        layer, target = block.mlp, student.get_submodule(name).DenseReluDense
+        gated = layer.wi_gate is not None
+        rows = torch.cat([layer.wi, layer.wi_gate], -1) if gated else layer.wi
+        experts = FFN(rows.detach().float(), layer.wo.detach().mT.float())
+        wi, wo = METHODS[ffn_init](SwitchExperts(experts, layer.activation, recorded.get(name)), seed)
+        inner, *gate = wi.split(wo.shape[-1], -1)
+        weights = {"wi_1": inner, "wi_0": gate[0]} if gated else {"wi": inner}
+        for weight, value in {**weights, "wo": wo.mT}.items():
+            target.get_submodule(weight).weight.copy_(value)
+            tensors, parameters = tensors + 1, parameters + value.numel()
+    return {"tensors": tensors, "parameters": parameters}

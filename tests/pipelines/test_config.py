@@ -78,6 +78,9 @@ def test_the_resolved_config_is_a_config(tmp_path):
         ("distill.labels.form=topk", "distill.labels.form is 'topk'; input should be 'top_k' or 'sampled'"),
         ("distill.labels.words=0", "distill.labels.words is 0"),
         ("distill.training.schedule=linear", "input should be 'inverse_sqrt' or 'cosine'"),
+        ("student.ffn_init=worst", "student.ffn_init is 'worst'; input should be 'random', 'mean'"),
+        ("student.calibration_examples=0", "student.calibration_examples is 0"),
+        ("student={ffn_init: fit, non_expert_init: random}", "ffn_init must be random too, not fit"),
         ("teacher.experts=8", "teacher.experts is 8; input should be a valid list"),
         ("teacher.experts=[8, 8]", r"experts \[8, 8\] names a size twice"),
         ("teacher.experts=[]", "name at least one teacher"),
@@ -149,6 +152,20 @@ class TestPlan:
         assert self.changed("teacher.load_balancing_weight=0.1") == set(self.fingerprints()) - {"baseline"}
         assert self.changed(data="other") == set(self.fingerprints())
         assert self.changed() == set()
+
+    def test_how_the_student_starts_concerns_init_and_what_comes_after_it(self):
+        later = {"init e2", "init e4", "distill e2", "distill e4", "report"}
+        assert self.changed("student.ffn_init=fit") == self.changed("student.non_expert_init=random") == later
+        assert self.changed("student.calibration_examples=8") == set()
+        fitted = self.fingerprints("student.ffn_init=fit")
+        assert (
+            self.fingerprints("student.ffn_init=fit", "student.calibration_examples=8")["init e2"] != fitted["init e2"]
+        )
+
+    def test_the_papers_student_keeps_its_fingerprint(self):
+        """Settings that came later and do not concern it stand nowhere in its stage."""
+        init = next(stage for stage in plan(load_config("smoke"), "data") if stage.kind == "init")
+        assert init.settings == {"seed": 0, "student": {"ffn_init": "random"}}
 
     def test_another_teacher_leaves_the_first_alone(self):
         assert self.changed("teacher.experts=[2, 4, 8]") == {"report"}

@@ -177,6 +177,7 @@ def test_init_says_where_every_parameter_came_from(smoke, runs):
     parts = [metrics[f"parameters_{fate}"] for fate in ("copied", "renamed", "fresh")]
     assert sum(parts) == metrics["parameters"] and all(parts)
     assert metrics["tensors_skipped_expert"] == 2 * 4 * 2 and metrics["tensors_skipped_router"] == 2
+    assert metrics["ffn_error/encoder.1"] > 0 and metrics["ffn_error/decoder.1"] > 0
 
 
 def test_a_second_run_reuses_everything(smoke, cli):

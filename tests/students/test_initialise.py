@@ -92,8 +92,8 @@ def test_an_unknown_tensor_is_an_error(name):
 
 
 def test_an_unknown_ffn_init_is_an_error(shape):
-    with pytest.raises(ValueError, match="ffn_init is 'best'"):
-        init_student(teacher_of(shape), ffn_init="best")
+    with pytest.raises(ValueError, match="ffn_init is 'worst'; use one of 'random', 'mean'"):
+        init_student(teacher_of(shape), ffn_init="worst")
 
 
 @pytest.mark.parametrize("tied", [True, False])

@@ -1,0 +1,54 @@
+"""How a student starts, through the command line."""
+
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+from mlflow import MlflowClient
+
+LAYERS = {"ffn_error/encoder.1", "ffn_error/decoder.1"}
+
+
+@pytest.fixture(scope="module")
+def work(smoke, tmp_path_factory):
+    work = tmp_path_factory.mktemp("init") / "work"
+    shutil.copytree(smoke[0], work)
+    return work
+
+
+def init(cli, work: Path, *settings: str) -> dict:
+    overrides = [argument for setting in settings for argument in ("--set", f"student.{setting}")]
+    done = cli("init", "smoke", "--ratio", "e4", *overrides, "--workdir", str(work), "--json")
+    assert done.returncode == 0, done.stderr
+    return json.loads(done.stdout)[0]
+
+
+def ffn_errors(facts: dict) -> float:
+    return sum(facts["metrics"][layer] for layer in LAYERS)
+
+
+def test_a_fitted_student_is_made_of_the_experts_and_is_closer_to_them(work, cli):
+    random, fitted = init(cli, work), init(cli, work, "ffn_init=fit", "calibration_examples=64")
+    assert set(random["metrics"]) >= LAYERS and ffn_errors(fitted) < ffn_errors(random)
+    parts = fitted["facts"]["parameters"]
+    assert parts["built"] == random["facts"]["parameters"]["fresh"] and parts["fresh"] == 0
+    client = MlflowClient(f"sqlite:///{work}/mlflow.db")
+    read = {
+        name: {tag.value for used in client.get_run(facts["run_id"]).inputs.dataset_inputs for tag in used.tags}
+        for name, facts in {"random": random, "fitted": fitted}.items()
+    }
+    assert "training" in read["fitted"] and "training" not in read["random"]
+
+
+def test_a_student_may_start_from_nothing(work, cli):
+    facts = init(cli, work, "non_expert_init=random")
+    assert facts["facts"]["parameters"] == {"fresh": facts["metrics"]["parameters"]}
+    assert facts["fingerprint"] != init(cli, work)["fingerprint"]
+
+
+def test_more_calibration_text_than_there_is_is_refused(work, cli):
+    settings = ["--set", "student.ffn_init=fit", "--set", "student.calibration_examples=100000"]
+    done = cli("init", "smoke", "--ratio", "e4", *settings, "--workdir", str(work))
+    assert done.returncode == 2 and len(done.stderr.splitlines()) == 1
+    assert "student.calibration_examples is 100000" in done.stderr and "ask for at most" in done.stderr

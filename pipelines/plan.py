@@ -3,9 +3,11 @@
 from pathlib import Path
 from typing import Any
 
-from distill.config import Section, TrainingConfig
+from distill.config import DistillConfig, Section, TrainingConfig
 from pipelines.config import RunConfig
 from pipelines.stage import Stage
+
+_OPTIONS = ("soft_start", "teacher_routing", "draws", "match", "match_weight", "match_steps")
 
 
 def plan(config: RunConfig, data: str) -> list[Stage]:
@@ -71,14 +73,21 @@ def _one_ratio(config: RunConfig, data: str, ratio: str, experts: int, seed: int
     common = _common(config)
     teacher = Stage("teacher", {**common, **layer, **made, "experts": experts}, **of_teacher)
     init = Stage("init", {"seed": seed, "student": _values(config.student)}, {"teacher": teacher}, **where)
-    # Without soft labels the teacher is not read: its only trace is in the initial weights.
-    soft = {"teacher": teacher} if config.distill.hard_fraction < 1 else {}
-    settings, labelling = config.distill.model_dump(mode="json", exclude={"soft_labels", "labels"}), []
+    # A student without soft labels or states to match does not read the teacher, whose only trace is in its weights.
+    soft = {"teacher": teacher} if config.distill.runs_teacher else {}
+    labelling: list[Stage] = []
     if config.distill.reads_cached_labels:
         labelling = [Stage("label", _label_settings(config), {"teacher": teacher}, **of_teacher)]
-        soft, settings = {"label": labelling[0]}, _values(config.distill)
-    settings = {**common, "seed": seed, **layer, "distill": settings}
+        soft = {"label": labelling[0]}
+    settings = {**common, "seed": seed, **layer, "distill": _distill_settings(config.distill)}
     return [teacher, init, *labelling, Stage("distill", settings, {**soft, "init": init}, **where)]
+
+
+def _distill_settings(distill: DistillConfig) -> dict[str, Any]:
+    """Options that are off are left out: a student without them is the same stage, whatever options there are."""
+    off = {name for name in _OPTIONS if getattr(distill, name) == DistillConfig.model_fields[name].default}
+    unread = set() if distill.reads_cached_labels else {"soft_labels", "labels"}
+    return distill.model_dump(mode="json", exclude=off | unread)
 
 
 def _label_settings(config: RunConfig) -> dict[str, Any]:
@@ -91,6 +100,7 @@ def _label_settings(config: RunConfig) -> dict[str, Any]:
         "capacity_factor_eval": config.teacher.capacity_factor_eval,
         "temperature": config.distill.temperature,
         "labels": {**_values(config.distill.labels), "examples": config.distill.labelled_examples},
+        **config.distill.model_dump(include={"teacher_routing"}, exclude_defaults=True),
     }
 
 

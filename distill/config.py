@@ -118,7 +118,7 @@ class DistillConfig(Section):
     temperature: PositiveFloat = 1.0
     soft_start: Count = Field(0, description="step at which soft labels start; before it, hard labels alone")
     teacher_routing: Literal["top_1", "mixture", "sampled"] = Field(
-        "top_1", description="which experts the soft labels come from: the router's, all by its weights, or drawn"
+        "top_1", description="experts that answer the student: the router's choice, all by its weights, or drawn ones"
     )
     draws: Positive = Field(1, description="experts that sampled draws for each token, anew at each step")
     match: list[Literal["hidden", "ffn"]] = Field(

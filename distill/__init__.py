@@ -12,6 +12,7 @@ seq2seq          a dense T5 from a shape; the decoder's hidden states and head o
 loss             0.75 hard + 0.25 soft labels
 soft_labels      the teacher's distribution in a few words per token
 cached_labels    those on disk: made once by the teacher, read by students
+matching         states inside the student against the teacher's, layer by layer
 objectives       a model and its loss as one module: hard labels, or hard and soft labels
 training         the one training loop
 checkpoint       everything that a killed run needs, in safetensors and JSON

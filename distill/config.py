@@ -79,7 +79,9 @@ class TrainingConfig(Section):
     weight_decay: Annotated[float, Field(ge=0, allow_inf_nan=False)] = 0.0
     schedule: Literal["inverse_sqrt", "cosine"] = "inverse_sqrt"
     warmup_steps: Count = 100
-    cooldown: Fraction = Field(0.0, description="last part of the steps in which inverse_sqrt falls to zero")
+    cooldown: Fraction = Field(
+        0.0, description="last part of the steps in which inverse_sqrt falls to zero; 1: all after the warm-up"
+    )
     gradient_clip: PositiveFloat = 1.0
     log_every: Positive = 10
     evaluate_every: Positive | None = Field(None, description="steps between evaluations; null: at the end only")
@@ -122,13 +124,49 @@ class LabelsConfig(Section):
 
 
 class DistillConfig(Section):
-    """Hard and soft labels (section 4.2 and table 6 of the paper) and the student's training."""
+    """Hard and soft labels (section 4.2 and table 6 of the paper), what else of the teacher, and the training.
+
+    With ``hard_fraction`` 1 and nothing to match, the teacher is not read at all, and what concerns it has no effect.
+    """
 
     hard_fraction: Fraction = Field(0.75, description="weight of the hard labels; the rest goes to the soft ones")
     temperature: PositiveFloat = 1.0
+    soft_start: Count = Field(0, description="step at which soft labels start; before it, hard labels alone")
+    teacher_routing: Literal["top_1", "mixture", "sampled"] = Field(
+        "top_1", description="experts that answer the student: the router's choice, all by its weights, or drawn ones"
+    )
+    draws: Positive = Field(1, description="experts that sampled draws for each token, anew at each step")
+    match: list[Literal["hidden", "ffn"]] = Field(
+        [], description="besides logits: hidden states of all blocks, outputs of the FFNs in place of Switch layers"
+    )
+    match_weight: PositiveFloat = Field(1.0, description="of what is matched, beside the loss of a target token")
+    match_steps: Positive | None = Field(None, description="in which match_weight falls to zero; null: it stays")
     soft_labels: Literal["online", "cached"] = Field("online", description="from the teacher at each step, or stored")
     labels: LabelsConfig = Field(LabelsConfig(), description="what is stored")
     training: TrainingConfig = TrainingConfig()
+
+    @model_validator(mode="after")
+    def _fits_together(self) -> "DistillConfig":
+        if self.soft_start >= self.training.steps:
+            raise ValueError(
+                f"soft_start ({self.soft_start}) must be smaller than training.steps ({self.training.steps}); "
+                "for hard labels alone set hard_fraction to 1"
+            )
+        if self.draws > 1 and self.teacher_routing != "sampled":
+            raise ValueError(f"draws belongs to teacher_routing sampled; {self.teacher_routing} draws nothing")
+        if self.soft_labels == "cached" and self.match:
+            raise ValueError("match needs the teacher at every step; set soft_labels to online or match to []")
+        if self.soft_labels == "cached" and self.teacher_routing == "sampled":
+            raise ValueError(
+                "teacher_routing sampled draws anew at every step, but cached labels are made once; "
+                "set soft_labels to online or teacher_routing to mixture"
+            )
+        return self
+
+    @property
+    def runs_teacher(self) -> bool:
+        """Whether the teacher runs while the student is trained."""
+        return bool(self.match) or (self.hard_fraction < 1 and self.soft_labels == "online")
 
     @property
     def reads_cached_labels(self) -> bool:

@@ -7,14 +7,28 @@ one operation each way. Residuals and normalisation stay in float32. Inputs have
 B examples, S input tokens, T target tokens, D d_model, H heads, K d_kv.
 """
 
+from typing import NamedTuple
+
 import torch
 import torch.nn.functional as F
 from torch import nn
 from transformers import PreTrainedModel
 
 
+class BlockStates(NamedTuple):
+    """What one block made of its S or T tokens."""
+
+    hidden: torch.Tensor  # [B, S or T, D] float32, what goes on to the next block or to the last normalisation
+    ffn: torch.Tensor  # [B, S or T, D], output of the block's FFN or Switch layer, before the residual connection
+    sparse: bool  # whether that is a Switch layer
+    in_decoder: bool
+
+
 def hidden_states(
-    model: PreTrainedModel, input_ids: torch.Tensor, labels: torch.Tensor
+    model: PreTrainedModel,
+    input_ids: torch.Tensor,
+    labels: torch.Tensor,
+    states: list[BlockStates] | None = None,
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Run encoder and decoder; stop before the head.
 
@@ -22,6 +36,7 @@ def hidden_states(
         model: a T5 or Switch model for conditional generation, in training or eval mode.
         input_ids: [B, S], without padding.
         labels: [B, T]; the decoder reads them shifted right. -100 at the end of a row is read as padding.
+        states: where a list is given, the states of every block are appended to it, encoder first.
 
     Returns:
         hidden [B * T, D], already scaled by D**-0.5 where the model does that, and head [vocabulary, D], so that
@@ -29,9 +44,9 @@ def hidden_states(
     """
     dtype = compute_dtype(model.lm_head.weight)
     with torch.autocast(input_ids.device.type, enabled=False):
-        encoded = _stack(model.encoder, input_ids, None, dtype)
+        encoded = _stack(model.encoder, input_ids, None, dtype, states)
         decoder_ids = model.prepare_decoder_input_ids_from_labels(labels)
-        hidden = _stack(model.decoder, decoder_ids, encoded, dtype)
+        hidden = _stack(model.decoder, decoder_ids, encoded, dtype, states)
         # T5 says so in one key; Switch models scale exactly when the head is tied.
         if getattr(model.config, "scale_decoder_outputs", model.config.tie_word_embeddings):
             hidden = hidden * model.config.d_model**-0.5
@@ -50,7 +65,11 @@ def rms_norm(x: torch.Tensor, layer_norm: nn.Module, dtype: torch.dtype) -> torc
 
 
 def _stack(
-    stack: nn.Module, ids_BS: torch.Tensor, encoded_BSD: torch.Tensor | None, dtype: torch.dtype
+    stack: nn.Module,
+    ids_BS: torch.Tensor,
+    encoded_BSD: torch.Tensor | None,
+    dtype: torch.dtype,
+    states: list[BlockStates] | None,
 ) -> torch.Tensor:
     """Encoder, or decoder where ``encoded_BSD`` is given: ids -> normalised hidden states [B, S, D]."""
     x = F.embedding(ids_BS, stack.embed_tokens.weight).float()
@@ -67,7 +86,11 @@ def _stack(
             x = x + F.dropout(_attention(attention.EncDecAttention, normed, encoded_BSD, None, drop), drop, drop > 0)
         last = block.layer[-1]
         normed = rms_norm(x, last.layer_norm, dtype)
-        x = x + (last.experts(normed) if hasattr(last, "experts") else _dense_ffn(last, normed, drop))
+        sparse = hasattr(last, "experts")
+        ffn = last.experts(normed) if sparse else _dense_ffn(last, normed, drop)
+        x = x + ffn
+        if states is not None:
+            states.append(BlockStates(x, ffn, sparse, encoded_BSD is not None))
     return F.dropout(rms_norm(x, stack.final_layer_norm, dtype), drop, drop > 0)
 
 

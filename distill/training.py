@@ -111,6 +111,7 @@ def train(
     begin, saved = 0, checkpoints(directory)
     if saved or start:
         begin = load_checkpoint(saved[-1] if saved else start, model, optimizer)
+    bare = objective  # accelerate may wrap it
     objective, optimizer = accelerator.prepare(objective, optimizer)
     objective.train()
 
@@ -121,6 +122,7 @@ def train(
             group["lr"] = learning_rate(config, step, steps)
         batches = [batch.to(accelerator.device) for batch in next(batches_of_steps)]
         _seed_step(seed, step, accelerator.process_index)
+        bare.step = step
         sums, tokens = optimizer_step(objective, optimizer, batches, config, accelerator, step)
         processed = sum(batch.input_ids.numel() + batch.labels.numel() for batch in batches)
         metrics = window.add(sums, tokens, processed, began)
@@ -175,16 +177,18 @@ class _Window:
     """Sums since the last logged step."""
 
     def __init__(self) -> None:
-        self.sums: dict[str, torch.Tensor] = {}
-        self.tokens, self.processed, self.seconds = 0, 0, 0.0
+        self.sums: dict[str, tuple[torch.Tensor, torch.Tensor]] = {}  # and the tokens of the steps that had a value
+        self.processed, self.seconds = 0, 0.0
 
     def add(
         self, sums: dict[str, torch.Tensor], tokens: torch.Tensor, processed: int, began: float
     ) -> dict[str, float]:
         """Means per target token, and the tokens (inputs and targets of this process) per second of the steps alone."""
-        self.sums = {name: self.sums.get(name, 0) + value for name, value in sums.items()}
-        self.tokens, self.processed = self.tokens + tokens, self.processed + processed
-        means = {name: float(value / self.tokens) for name, value in self.sums.items()}
+        for name, value in sums.items():
+            total, count = self.sums.get(name, (0, 0))
+            self.sums[name] = total + value, count + tokens
+        self.processed += processed
+        means = {name: float(total / count) for name, (total, count) in self.sums.items()}
         self.seconds += time.perf_counter() - began  # after float(), which waits for the device
         return {**means, "tokens_per_second": self.processed / self.seconds}
 

@@ -1,4 +1,4 @@
-"""Stage 3: train the student on 0.75 hard and 0.25 soft labels (section 4.2 of the paper)."""
+"""Stage 3: train the student on 0.75 hard and 0.25 soft labels (section 4.2 of the paper), or as configured."""
 
 from torch import nn
 from transformers import T5ForConditionalGeneration
@@ -6,6 +6,7 @@ from transformers import T5ForConditionalGeneration
 from distill.cached_labels import CachedLabels, LabelledExamples
 from distill.data import Examples
 from distill.evaluation import evaluate
+from distill.matching import Matching
 from distill.objectives import HardAndCachedLabels, HardAndSoftLabels, HardLabels
 from distill.seq2seq import count_parameters, place
 from distill.training import train
@@ -41,14 +42,15 @@ def compute(run: StageRun) -> Outcome:
 def _objective_and_examples(
     run: StageRun, student: T5ForConditionalGeneration
 ) -> tuple[nn.Module, Examples | LabelledExamples]:
-    """Hard and soft labels; with hard labels alone, or cached soft ones, no teacher is even loaded."""
+    """Where neither soft labels nor states are asked of it, or soft labels are cached, no teacher is even loaded."""
     config, settings = run.config, run.config.distill
     examples = Examples(run.data, config.data, seed=run.stage.seed)
-    mix = {"hard_fraction": settings.hard_fraction, "temperature": settings.temperature}
-    if settings.hard_fraction == 1:
-        return HardLabels(student), examples
+    mix = settings.model_dump(include={"hard_fraction", "temperature", "soft_start"})
     if settings.reads_cached_labels:
         labels = CachedLabels(run.inputs["label"].directory / "labels")
         labelled = LabelledExamples(Examples(run.data, config.data, seed=settings.labels.seed), labels)
         return HardAndCachedLabels(student, **mix), labelled
-    return HardAndSoftLabels(student, frozen_teacher(run), **mix), examples
+    if not settings.runs_teacher:
+        return HardLabels(student), examples
+    matching = Matching(settings.match, settings.match_weight, settings.match_steps) if settings.match else None
+    return HardAndSoftLabels(student, frozen_teacher(run), **mix, matching=matching), examples

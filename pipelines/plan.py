@@ -3,9 +3,11 @@
 from pathlib import Path
 from typing import Any
 
-from distill.config import Section, TrainingConfig
+from distill.config import DistillConfig, Section, TrainingConfig
 from pipelines.config import RunConfig
 from pipelines.stage import Stage
+
+_OPTIONS = ("soft_start", "teacher_routing", "draws", "match", "match_weight", "match_steps")
 
 
 def plan(config: RunConfig, data: str) -> list[Stage]:
@@ -76,14 +78,15 @@ def _student(config: RunConfig, teacher: Stage, seed: int, variant: str | None) 
     """Init, label where labels are cached, and distill."""
     where: dict[str, Any] = {"data": teacher.data, "ratio": teacher.ratio, "seed": seed, "variant": variant}
     init = Stage("init", {"seed": seed, "student": _student_settings(config)}, {"teacher": teacher}, **where)
-    # Without soft labels the teacher is not read: its only trace is in the initial weights.
-    soft = {"teacher": teacher} if config.distill.hard_fraction < 1 else {}
-    settings, labelling = config.distill.model_dump(mode="json", exclude={"soft_labels", "labels"}), []
+    # A student without soft labels or states to match does not read the teacher, whose only trace is in its weights.
+    soft = {"teacher": teacher} if config.distill.runs_teacher else {}
+    labelling: list[Stage] = []
     if config.distill.reads_cached_labels:
         of_teacher = {**where, "seed": teacher.seed}
         labelling = [Stage("label", _label_settings(config), {"teacher": teacher}, **of_teacher)]
-        soft, settings = {"label": labelling[0]}, _values(config.distill)
-    settings = {**_common(config), "seed": seed, **_switch_layer(config), "distill": settings}
+        soft = {"label": labelling[0]}
+    distill = _distill_settings(config.distill)
+    settings = {**_common(config), "seed": seed, **_switch_layer(config), "distill": distill}
     return [init, *labelling, Stage("distill", settings, {**soft, "init": init}, **where)]
 
 
@@ -93,11 +96,17 @@ def _switch_layer(config: RunConfig) -> dict[str, Any]:
 
 def _student_settings(config: RunConfig) -> dict[str, Any]:
     """What the initial weights depend on besides seed, data and teacher, whose settings hold how examples are made."""
-    unused = set() if config.student.is_calibrated else {"calibration_examples"}
-    copied = (
-        {"non_expert_init"} if config.student.non_expert_init == "teacher" else set()
-    )  # the only way there once was
-    return config.student.model_dump(mode="json", exclude=unused | copied)
+    unread = set() if config.student.is_calibrated else {"calibration_examples"}
+    if config.student.non_expert_init == "teacher":
+        unread.add("non_expert_init")  # its default is left out, as in _distill_settings
+    return config.student.model_dump(mode="json", exclude=unread)
+
+
+def _distill_settings(distill: DistillConfig) -> dict[str, Any]:
+    """Options that are off are left out: a student without them is the same stage, whatever options there are."""
+    off = {name for name in _OPTIONS if getattr(distill, name) == DistillConfig.model_fields[name].default}
+    unread = set() if distill.reads_cached_labels else {"soft_labels", "labels"}
+    return distill.model_dump(mode="json", exclude=off | unread)
 
 
 def _label_settings(config: RunConfig) -> dict[str, Any]:
@@ -111,6 +120,7 @@ def _label_settings(config: RunConfig) -> dict[str, Any]:
         "capacity_factor_eval": config.teacher.capacity_factor_eval,
         "temperature": config.distill.temperature,
         "labels": {**_values(config.distill.labels), "examples": config.distill.labelled_examples},
+        **config.distill.model_dump(include={"teacher_routing"}, exclude_defaults=True),
     }
 
 

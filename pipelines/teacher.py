@@ -11,7 +11,7 @@ from distill.seq2seq import count_parameters, freeze, place
 from distill.training import train
 from pipelines.plot import plot_routing
 from pipelines.run import Outcome, StageRun
-from teachers.model import build_teacher, load_teacher, save_teacher
+from teachers.model import build_teacher, load_teacher, save_teacher, switch_layers
 from teachers.objective import HardLabelsAndLoadBalance
 from teachers.routing import MeasuredRouting, measured_routing
 
@@ -63,8 +63,10 @@ def compute(run: StageRun) -> Outcome:
 
 
 def frozen_teacher(run: StageRun) -> SwitchTransformersForConditionalGeneration:
-    """The teacher of a later stage, which only reads its soft labels: matrices in the precision of the run."""
+    """The teacher of a later stage, which only reads it: matrices in the precision of the run, its own routing."""
     model = load_teacher(run.inputs["teacher"].model, run.config.teacher)
+    for _, layer in switch_layers(model):
+        layer.mlp.routing, layer.mlp.draws = run.config.distill.teacher_routing, run.config.distill.draws
     precision = torch.bfloat16 if run.accelerator.mixed_precision == "bf16" else torch.float32
     return place(freeze(model, precision), run.accelerator.device)
 

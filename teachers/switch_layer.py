@@ -1,16 +1,16 @@
 """The Switch feed-forward layer (section 2 of the paper) and its routing statistics.
 
-N tokens of the batch, D d_model, E experts.
+N tokens of the batch, D d_model, E experts, K experts of a token.
 """
 
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 import torch
 import torch.nn.functional as F
 from torch import nn
 from transformers.activations import ACT2FN
 
-from teachers.experts import run_experts, sort_by_expert
+from teachers.experts import run_all_experts, run_experts, sort_by_expert
 
 MINIMUM_CAPACITY = 4
 
@@ -19,7 +19,7 @@ class RoutingStatistics(NamedTuple):
     """What one forward pass of one layer did with its unpadded tokens."""
 
     load_balancing_loss: torch.Tensor  # scalar, before alpha; 1.0 when uniform (equation 4); has a gradient
-    load: torch.Tensor  # [E], fraction of tokens whose argmax is the expert, before dropping (equation 5)
+    load: torch.Tensor  # [E], fraction of tokens that choose the expert, before dropping (equation 5)
     dropped_fraction: torch.Tensor  # scalar, fraction of tokens beyond their expert's capacity
     entropy: torch.Tensor  # scalar, mean entropy of the router's probabilities, in nats
 
@@ -38,6 +38,13 @@ class SwitchLayer(nn.Module):
         activation: a name that transformers knows, or ``gated-gelu`` (T5's gated GELU; adds ``wi_gate``).
         dropout: on the output, in training.
         expert_dropout: on the hidden activation inside the experts, in training (section 2.4, table 4).
+
+    Attributes:
+        routing: ``top_1`` as above. A frozen teacher may be asked for more of what its experts know ("Every Expert
+            Matters", arXiv:2502.12947): ``mixture`` is ``sum_i p_i(x) * E_i(x)`` over all experts, and none is
+            dropped; ``sampled`` is that sum over ``draws`` experts of each token, drawn from p without replacement
+            (all of them where there are fewer), whose capacity is ``draws`` times as large.
+        draws: K of ``sampled``.
     """
 
     def __init__(
@@ -57,6 +64,8 @@ class SwitchLayer(nn.Module):
         self.num_experts = num_experts
         self.capacity_factor_train, self.capacity_factor_eval = capacity_factor_train, capacity_factor_eval
         self.jitter, self.dropout, self.expert_dropout = jitter, dropout, expert_dropout
+        self.routing: Literal["top_1", "mixture", "sampled"] = "top_1"
+        self.draws = 1
         gated = activation.startswith("gated-")
         self.activation = ACT2FN["gelu_new" if activation == "gated-gelu" else activation.removeprefix("gated-")]
         self.router = nn.Linear(d_model, num_experts, bias=False)
@@ -88,20 +97,39 @@ class SwitchLayer(nn.Module):
         """
         tokens_ND = hidden.flatten(0, -2)
         counted_N = None if padding_mask is None else padding_mask.flatten() != 0
-        tokens = len(tokens_ND) if counted_N is None else int(counted_N.sum())
-        capacity = self.capacity(tokens)
+        tokens = max(len(tokens_ND) if counted_N is None else int(counted_N.sum()), 1)
 
         probs_NE = self._router_probabilities(tokens_ND)
-        gate_N, expert_N = probs_NE.max(-1)
+        gates_NE = probs_NE if counted_N is None else probs_NE * counted_N[:, None]
+        if self.routing == "mixture":
+            output_ND = run_all_experts(tokens_ND, gates_NE, self._inner, self.wi, self.wi_gate, self.wo)
+            load_E, dropped = gates_NE.detach().sum(0) / tokens, gates_NE.new_zeros(())
+        else:
+            output_ND, load_E, dropped = self._run_chosen(tokens_ND, probs_NE, counted_N, tokens)
+        output_ND = F.dropout(output_ND, self.dropout, self.training).to(hidden.dtype)
+        return output_ND.view_as(hidden), self._statistics(gates_NE, load_E, dropped, tokens)
+
+    def _run_chosen(
+        self, tokens_ND: torch.Tensor, probs_NE: torch.Tensor, counted_N: torch.Tensor | None, tokens: int
+    ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        """Of the K experts of each token: their weighted sum [N, D], their load [E] and the dropped fraction."""
+        if self.routing == "sampled":
+            expert_NK = torch.multinomial(probs_NE, min(self.draws, self.num_experts))
+            gate_NK = probs_NE.gather(-1, expert_NK)
+        else:
+            gate_NK, expert_NK = probs_NE.max(-1, keepdim=True)
+        draws = expert_NK.shape[1]
+        gate, expert = gate_NK.T.flatten(), expert_NK.T.flatten()  # [K * N], all tokens once for each draw
         if counted_N is not None:
-            expert_N = expert_N.where(counted_N, self.num_experts)  # an expert that does not exist
-        routing = sort_by_expert(expert_N, self.num_experts)
-        taken_N = (routing.position < capacity) & (expert_N < self.num_experts)
-        output_ND = run_experts(tokens_ND, routing, capacity, self._inner, self.wi, self.wi_gate, self.wo)
-        mixed_ND = (output_ND * gate_N[:, None].to(output_ND.dtype)).where(taken_N[:, None], 0)
-        mixed_ND = F.dropout(mixed_ND, self.dropout, self.training).to(hidden.dtype)
-        statistics = self._statistics(probs_NE, counted_N, routing.load, taken_N, max(tokens, 1))
-        return mixed_ND.view_as(hidden), statistics
+            expert = expert.where(counted_N.repeat(draws), self.num_experts)  # an expert that does not exist
+        capacity, routing = self.capacity(tokens * draws), sort_by_expert(expert, self.num_experts)
+        taken = (routing.position < capacity) & (expert < self.num_experts)
+        copies = tokens_ND.expand(draws, *tokens_ND.shape).flatten(0, 1)
+        output = run_experts(copies, routing, capacity, self._inner, self.wi, self.wi_gate, self.wo)
+        output = (output * gate[:, None].to(output.dtype)).where(taken[:, None], 0)
+        dropped = (routing.load.sum() - taken.sum()) / (tokens * draws)
+        output = output.view(draws, *tokens_ND.shape).sum(0) if draws > 1 else output
+        return output, routing.load.float() / (tokens * draws), dropped
 
     def _router_probabilities(self, tokens_ND: torch.Tensor) -> torch.Tensor:
         with torch.autocast(tokens_ND.device.type, enabled=False):
@@ -116,20 +144,12 @@ class SwitchLayer(nn.Module):
         return F.dropout(inner, self.expert_dropout, self.training)
 
     def _statistics(
-        self,
-        probs_NE: torch.Tensor,
-        counted_N: torch.Tensor | None,
-        load_E: torch.Tensor,
-        taken_N: torch.Tensor,
-        tokens: int,
+        self, gates_NE: torch.Tensor, load_E: torch.Tensor, dropped: torch.Tensor, tokens: int
     ) -> RoutingStatistics:
-        if counted_N is not None:
-            probs_NE = probs_NE * counted_N[:, None]
-        load = load_E.float() / tokens
-        probs = probs_NE.detach()
+        probs = gates_NE.detach()
         return RoutingStatistics(
-            load_balancing_loss=self.num_experts * (load * (probs_NE.sum(0) / tokens)).sum(),
-            load=load,
-            dropped_fraction=(load_E.sum() - taken_N.sum()) / tokens,
+            load_balancing_loss=self.num_experts * (load_E * (gates_NE.sum(0) / tokens)).sum(),
+            load=load_E,
+            dropped_fraction=dropped,
             entropy=-(probs * probs.clamp(min=1e-20).log()).sum() / tokens,
         )

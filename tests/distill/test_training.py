@@ -1,5 +1,6 @@
 import math
 
+import numpy as np
 import pytest
 import torch
 
@@ -152,6 +153,10 @@ def test_learning_rates():
     assert last == sorted(last, reverse=True) and 0 < last[-1] < 0.02
     steps = [last[i] - last[i + 1] for i in range(1, 20)]
     assert max(steps) == pytest.approx(min(steps))
+    straight = config.model_copy(update={"cooldown": 1.0})
+    assert trunk_steps(straight, 100) == 10
+    falling = [learning_rate(straight, s, 100) for s in range(9, 100)] + [0.0]
+    assert np.diff(falling) == pytest.approx(-1 / 91)
     cosine = config.model_copy(update={"schedule": "cosine"})
     assert learning_rate(cosine, 55, 100) == pytest.approx(0.5 * (1 + math.cos(math.pi * 0.5)))
     assert trunk_steps(cosine, 100) == 10

@@ -26,6 +26,7 @@ def test_what_a_preset_reads_gives_the_validation_examples_that_it_asks_for(name
 def test_defaults_are_the_papers():
     config = RunConfig.model_validate({"teacher": {"experts": [8]}})
     assert config.distill.hard_fraction == 0.75 and config.distill.temperature == 1.0
+    assert config.distill.soft_start == 0 and config.distill.teacher_routing == "top_1" and not config.distill.match
     assert config.teacher.capacity_factor_train == 1.25 and config.teacher.capacity_factor_eval == 2.0
     assert config.teacher.load_balancing_weight == 0.01 and config.teacher.jitter == 0.01
     assert (config.data.noise_density, config.data.mean_span_length, config.data.input_length) == (0.15, 3.0, 512)
@@ -67,7 +68,7 @@ def test_the_resolved_config_is_a_config(tmp_path):
     [
         ("distil.training.steps=3", "no key distil; did you mean distill?"),
         ("distill.hard_fracton=1", "no key distill.hard_fracton; did you mean hard_fraction?"),
-        ("distill.zzz=1", "no key distill.zzz; allowed are hard_fraction, temperature, soft_labels"),
+        ("distill.zzz=1", "no key distill.zzz; allowed are hard_fraction, temperature, soft_start"),
         ("distill.hard_fraction=2", "distill.hard_fraction is 2; input should be less than or equal to 1"),
         ("distill.temperature=.nan", "distill.temperature is nan"),
         ("distill.training.steps=1.5", "distill.training.steps is 1.5"),
@@ -75,6 +76,18 @@ def test_the_resolved_config_is_a_config(tmp_path):
         ("distill.training.batch_size=null", "distill.training.batch_size is None"),
         ("distill.training.micro_batch_size=7", "must be a multiple of micro_batch_size"),
         ("distill.soft_labels=offline", "input should be 'online' or 'cached'"),
+        ("distill.soft_start=200", r"distill: soft_start \(200\) must be smaller than training.steps \(200\)"),
+        ("distill.teacher_routing=top1", "input should be 'top_1', 'mixture' or 'sampled'"),
+        ("distill.draws=2", "draws belongs to teacher_routing sampled; top_1 draws nothing"),
+        ("distill.match=hidden", "distill.match is 'hidden'; input should be a valid list"),
+        ("distill.match=[logits]", "input should be 'hidden' or 'ffn'"),
+        ("distill.match_weight=0", "distill.match_weight is 0"),
+        ("distill.match_steps=0", "distill.match_steps is 0"),
+        ("distill={soft_labels: cached, match: [ffn]}", "match needs the teacher at every step"),
+        (
+            "distill={soft_labels: cached, teacher_routing: sampled}",
+            "sampled draws anew at every step, but cached labels are made once",
+        ),
         ("distill.labels.form=topk", "distill.labels.form is 'topk'; input should be 'top_k' or 'sampled'"),
         ("distill.labels.words=0", "distill.labels.words is 0"),
         ("distill.training.schedule=linear", "input should be 'inverse_sqrt' or 'cosine'"),
@@ -174,6 +187,21 @@ class TestPlan:
         stages = {stage.title: stage for stage in plan(load_config("smoke", ["distill.hard_fraction=1.0"]), "data")}
         assert set(stages["distill e2"].inputs) == {"init"}
 
+    def test_the_teacher_is_an_input_of_a_student_that_matches_its_states(self):
+        overrides = ["distill.hard_fraction=1.0", "distill.match=[ffn]"]
+        stages = {stage.title: stage for stage in plan(load_config("smoke", overrides), "data")}
+        assert set(stages["distill e2"].inputs) == {"teacher", "init"}
+
+    @pytest.mark.parametrize(
+        "option", ["teacher_routing=mixture", "teacher_routing=sampled", "soft_start=1", "match=[hidden]"]
+    )
+    def test_an_option_of_the_student_changes_the_student_alone(self, option):
+        assert self.changed(f"distill.{option}") == {"distill e2", "distill e4", "report"}
+
+    def test_an_option_that_is_off_is_no_setting_of_a_stage(self):
+        stages = {stage.title: stage for stage in plan(load_config("smoke"), "data")}
+        assert set(stages["distill e2"].settings["distill"]) == {"hard_fraction", "temperature", "training"}
+
     def test_cached_labels_are_made_between_teacher_and_student(self):
         stages = plan(load_config("smoke", ["distill.soft_labels=cached"]), "data")
         titles = [stage.title for stage in stages]
@@ -189,10 +217,14 @@ class TestPlan:
             return next(stage.fingerprint for stage in plan(config, data) if stage.kind == "label")
 
         before = labels()
-        for same in ("training.learning_rate=0.1", "hard_fraction=0.5", "labels.examples=64", "training.log_every=1"):
+        for same in (
+            *("training.learning_rate=0.1", "training.log_every=1"),
+            *("hard_fraction=0.5", "soft_start=3", "labels.examples=64"),
+        ):
             assert labels(f"distill.{same}") == before, same
         assert labels("data.validation_examples=16", "teacher.checkpoints={}") != before  # that changes the teacher
         for other in (
+            "distill.teacher_routing=mixture",
             *("distill.temperature=2.0", "distill.labels.words=8", "distill.labels.form=top_k"),
             *("distill.labels.seed=1", "distill.labels.examples=65", "distill.training.steps=9"),
             *("teacher.training.steps=17", "teacher.capacity_factor_eval=1.0", "teacher.evaluation_batch_size=8"),

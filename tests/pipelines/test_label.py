@@ -8,6 +8,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 from mlflow import MlflowClient
 
@@ -42,6 +43,18 @@ def test_labels_are_files_that_mlflow_knows(labelled):
     sha256 = json.loads(labels_in(work)["labels.json"])["sha256"]
     assert run.data.params["sha256.words.npy"] == sha256["words.npy"]
     assert [file.path for file in client.list_artifacts(facts["run_id"])] == ["config.yaml", "labels.json"]
+
+
+def test_labels_of_a_mixture_are_labels_of_their_own(labelled, cli, tmp_path):
+    work = tmp_path / "work"
+    shutil.copytree(labelled[0], work)
+    mixture = ["--set", "distill.teacher_routing=mixture", "--set", "distill.labels.examples=64"]
+    done = cli("label", "smoke", "--ratio", "e4", *mixture, "--workdir", str(work), "--json")
+    assert done.returncode == 0, done.stderr
+    made = {path.parent.parent: np.load(path)[:64] for path in work.glob("stages/label-e4-*/labels/entropy.npy")}
+    assert len(made) == 2
+    one, other = made.values()
+    assert one.shape == other.shape and not np.array_equal(one, other)
 
 
 def test_a_student_needs_the_labels_and_not_the_teacher(smoke, labelled, cli):
@@ -88,6 +101,10 @@ def test_missing_labels_are_named_with_the_command_that_makes_them(smoke, cli):
     "override,message",
     [
         ("distill.hard_fraction=1.0", "nothing to label: distill.hard_fraction is 1"),
+        (
+            "distill.teacher_routing=sampled",
+            "cached labels are made once; set soft_labels",
+        ),
         ("distill.labels.words=513", "distill.labels.words is 513, but the vocabulary has only 512 words"),
     ],
 )

@@ -65,6 +65,21 @@ def test_equals_transformers_both_ways(tmp_path, batch, activation, tied):
     torch.testing.assert_close(again(**batch).logits, ours(**batch).logits, rtol=0, atol=0)
 
 
+def test_states_of_sparse_layers_are_those_of_transformers(tmp_path, batch):
+    theirs, expected = plain(tmp_path), []
+    for stack in (theirs.encoder, theirs.decoder):
+        for block in stack.block:
+            if block.layer[-1].is_sparse:
+                block.layer[-1].mlp.register_forward_hook(lambda module, args, output: expected.append(output))
+    theirs(**batch)
+    states = []
+    hidden_states(load_teacher(tmp_path / "plain", NO_DROPPING), **batch, states=states)
+    assert [state.sparse for state in states] == [False, True] * 4
+    found = [state.ffn for state in states if state.sparse]
+    for mine, other in zip(found, expected, strict=True):
+        torch.testing.assert_close(mine, other[0] if isinstance(other, tuple) else other, rtol=1e-4, atol=1e-4)
+
+
 def test_every_layer_sparse_as_in_switch_c(tmp_path, batch):
     config = {"num_layers": 2, "num_decoder_layers": 2, "num_sparse_encoder_layers": 2, "num_sparse_decoder_layers": 2}
     base = SwitchTransformersConfig(vocab_size=64, d_model=16, d_kv=8, d_ff=32, num_heads=2, num_experts=4, **config)

@@ -1,0 +1,61 @@
+"""A student that learns more of its teacher than top-1 soft labels, through the command line."""
+
+import json
+import shutil
+
+import pytest
+from mlflow import MlflowClient
+
+OPTIONS = {
+    "hard_fraction": "0.5",
+    "soft_start": "2",
+    "teacher_routing": "sampled",
+    "draws": "2",
+    "match": "[hidden, ffn]",
+    "match_weight": "0.5",
+    "match_steps": "4",
+}
+
+
+@pytest.fixture
+def work(smoke, tmp_path):
+    shutil.copytree(smoke[0], tmp_path / "work")
+    return tmp_path / "work"
+
+
+def distill(cli, work, options):
+    overrides = [part for name, value in options.items() for part in ("--set", f"distill.{name}={value}")]
+    done = cli("distill", "smoke", "--ratio", "e4", *overrides, "--workdir", str(work), "--json")
+    assert done.returncode == 0, done.stderr
+    return json.loads(done.stdout)[0]
+
+
+def test_every_part_of_the_loss_is_a_curve(cli, work):
+    facts = distill(cli, work, OPTIONS)
+    client = MlflowClient(f"sqlite:///{work}/mlflow.db")
+
+    def steps(name):
+        return [point.step for point in client.get_metric_history(facts["run_id"], f"train/{name}")]
+
+    assert steps("loss") == steps("hard_loss") == [2, 4, 6, 8]
+    assert steps("soft_loss") == steps("kl") == [4, 6, 8]
+    assert steps("match_loss") == [2, 4]
+    params = client.get_run(facts["run_id"]).data.params
+    assert params["distill.teacher_routing"] == "sampled" and params["distill.match_weight"] == "0.5"
+
+
+def test_the_teachers_own_quality_is_that_of_top_1(cli, work):
+    """Other routing makes another student of the same, finished teacher."""
+    before = {path.name for path in (work / "stages").iterdir()}
+    facts = distill(cli, work, {"teacher_routing": "mixture"})
+    made = {path.name for path in (work / "stages").iterdir()} - before
+    assert len(made) == 1 and made.pop().startswith("distill-e4-")
+    assert facts["fingerprint"] not in {name.rsplit("-", 1)[-1] for name in before}
+
+
+def test_a_student_may_match_states_with_hard_labels_alone(cli, work):
+    facts = distill(cli, work, {"hard_fraction": "1.0", "match": "[ffn]"})
+    curves = MlflowClient(f"sqlite:///{work}/mlflow.db").get_run(facts["run_id"]).data.metrics
+    assert "train/match_loss" in curves and "train/soft_loss" not in curves
+    tree = json.loads(cli("lineage", facts["model_uri"], "--workdir", str(work), "--json").stdout)
+    assert {node["stage"] for node in tree["inputs"]} == {"teacher", "init"}

@@ -198,12 +198,11 @@ def _seen(run: StageRun, ratio: str, variant: str | None) -> dict[str, Any]:
     """Tokens and operations of each model's training; for a student those of its own steps, its teacher's part too."""
     teacher, student = _of_kind(run, "teacher", ratio)[0], _of_kind(run, "distill", ratio, variant)[0]
     settings = run.config.of_variant(variant).distill
-    reads_teacher = settings.hard_fraction < 1 and not settings.reads_cached_labels
     taught, learnt = run.config.teacher.training, settings.training
     trained_here = ratio not in run.config.teacher.checkpoints
     spent = _spent(run, teacher, taught) if trained_here else {"tokens": None, "flops": None}
     own = _spent(run, student, learnt)
-    listens = _spent(run, teacher, learnt)["flops"] / 3 if reads_teacher else 0.0
+    listens = _spent(run, teacher, learnt)["flops"] / 3 if settings.runs_teacher else 0.0
     return {
         "teacher_steps": taught.steps,
         "teacher_tokens": spent["tokens"],

@@ -58,7 +58,7 @@ def mean(layer: SwitchExperts, seed: int) -> FFN:
 
 
 def svd(layer: SwitchExperts, seed: int) -> FFN:
-    """Each weight's strongest singular directions, its share of the rank, added up (OneS, "SVD knowledge gathering").
+    """Each weight's strongest singular directions, its share of the rank, added up (after the SVD gathering of OneS).
 
     ``W = sum_i U_i S_i V_i^T`` with ``max(1, rank // E)`` directions of each expert; ``wo`` times the mean gate where
     measured.

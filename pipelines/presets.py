@@ -104,6 +104,43 @@ def table7() -> dict[str, Any]:
     return {**_levelled(), "name": "table7"}
 
 
+def study() -> dict[str, Any]:
+    """What a student can learn beyond the paper's recipe, one change at a time and then together, on the tuning part.
+
+    All students take the same steps on the same examples. The variant "paper" is what each other one differs from.
+    """
+    regress = {"ffn_init": "regress", "calibration_examples": 1024}
+    gentle = {"training": {"learning_rate": 0.005}}
+    variants: dict[str, dict[str, Any]] = {
+        "paper": {},
+        "hard-labels": {"distill": {"hard_fraction": 1.0}},
+        **{f"ffn-{name}": {"student": {"ffn_init": name}} for name in ("mean", "usage", "best", "svd", "aligned")},
+        **{f"ffn-{name}": {"student": {**regress, "ffn_init": name}} for name in ("select", "fit", "regress")},
+        "mixture": {"distill": {"teacher_routing": "mixture"}},
+        "two-draws": {"distill": {"teacher_routing": "sampled", "draws": 2}},
+        "match-hidden": {"distill": {"match": ["hidden"]}},
+        "match-ffn": {"distill": {"match": ["ffn"]}},
+        "match-ffn-fading": {"distill": {"match": ["ffn"], "match_steps": 1000}},
+        "half-soft": {"distill": {"hard_fraction": 0.5}},
+        "soft-only": {"distill": {"hard_fraction": 0.0}},
+        "temperature-2": {"distill": {"temperature": 2.0}},
+        "soft-from-half": {"distill": {"soft_start": 1000}},
+        "gentle": {"distill": gentle},
+        "gentle-hard-labels": {"distill": {**gentle, "hard_fraction": 1.0}},
+        "gentle-regress": {"student": regress, "distill": gentle},
+        "gentle-regress-soft": {"student": regress, "distill": {**gentle, "hard_fraction": 0.25}},
+    }
+    base = _levelled()
+    return {
+        **base,
+        "name": "study",
+        "seeds": [0, 1],
+        "data": {**base["data"], "measured": "tuning"},
+        "teacher": {**base["teacher"], "experts": [16]},
+        "variants": variants,
+    }
+
+
 def switch_base() -> dict[str, Any]:
     """The public Switch-Base checkpoints on C4, as in section 4.2; made for a node with GPUs."""
     return {
@@ -138,5 +175,6 @@ PRESETS: dict[str, Callable[[], dict[str, Any]]] = {
     "demo": demo,
     "table6": table6,
     "table7": table7,
+    "study": study,
     "switch-base": switch_base,
 }

@@ -108,6 +108,16 @@ def test_a_sample_follows_the_distribution_and_a_seed_repeats_it(exported, forma
     assert (found > 0).sum() > 20  # the whole vocabulary is sampled, not the likeliest words
 
 
+def test_an_empty_text_has_an_answer_or_is_refused(exported, format):
+    eos = exported.plain.config.eos_token_id
+    if format == "ctranslate2":  # which would skip it without a word
+        with pytest.raises(UserError, match="gives no answer to an empty text"):
+            exported.runner(format).generate([[5, eos], [eos]], [4, 4])
+    else:
+        expected = [generated(exported.plain, row, 4) for row in ([5, eos], [eos])]
+        assert exported.runner(format).generate([[5, eos], [eos]], [4, 4]) == expected
+
+
 def test_an_hf_export_is_read_by_transformers_with_the_same_weights_and_a_length(exported, student):
     directory = exported.directory("hf")
     before, after = load_file(student / "model.safetensors"), load_file(directory / "model.safetensors")

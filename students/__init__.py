@@ -5,6 +5,8 @@ weight_map  the name of every teacher tensor in the student, or the reason why i
 calibration what passes through the Switch layers on some text
 ffn_init    one dense FFN from the experts of a Switch layer
 initialise  build the student, copy what has a counterpart, build or leave fresh the rest
+export      write it in the format of a runtime, and verify it there
+runtime     run what was exported, without torch where the format needs none
 """
 
 __all__ = ["init_student"]

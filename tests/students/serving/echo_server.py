@@ -1,0 +1,50 @@
+"""A server of this project whose model repeats its prompt: everything but the model is real. Run as a script.
+
+While the file HOLD exists, the model does not answer; a prompt with the word "crash" makes it fail.
+"""
+
+import json
+import sys
+import time
+from pathlib import Path
+
+from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers, processors
+
+from students.serving.app import Model
+from students.serving.limits import Limits
+from students.serving.server import serve
+
+
+def make_tokenizer() -> Tokenizer:
+    """One token per byte, </s> at the end."""
+    alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
+    words = ["<pad>", "</s>", "<unk>", *alphabet]
+    tokenizer = Tokenizer(models.BPE({word: index for index, word in enumerate(words)}, []))
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    tokenizer.add_tokens([AddedToken(word, special=True) for word in ("<pad>", "</s>", "<unk>", "<extra_id_0>")])
+    tokenizer.post_processor = processors.TemplateProcessing(single="$A </s>", special_tokens=[("</s>", 1)])
+    return tokenizer
+
+
+class Echo:
+    format, compute_type = "echo", "none"
+
+    def __init__(self, hold: Path, seconds: float):
+        self.tokenizer = make_tokenizer()
+        self.hold, self.seconds = hold, seconds
+
+    def generate(self, inputs, max_tokens, *, temperature=0.0, seed=None):
+        time.sleep(self.seconds)
+        while self.hold.exists():
+            time.sleep(0.005)
+        if any("crash" in self.tokenizer.decode(ids) for ids in inputs):
+            raise RuntimeError("the echo crashed")
+        return [ids[:limit] for ids, limit in zip(inputs, max_tokens, strict=True)]
+
+
+if __name__ == "__main__":
+    settings = json.loads(sys.argv[1])
+    hold, seconds = Path(settings.pop("hold")), settings.pop("seconds", 0.0)
+    echo = Model("echo", lambda: Echo(hold, seconds), Limits(**settings))
+    serve([echo], "127.0.0.1", 0, say=lambda text: print(text, flush=True))

@@ -1,0 +1,56 @@
+"""Plain transformers: what every other runtime is compared with."""
+
+import contextlib
+from pathlib import Path
+
+import torch
+from tokenizers import Tokenizer
+from transformers import T5ForConditionalGeneration
+
+from students.runtime.batches import cut, pad, special_ids
+
+
+class HfRunner:
+    """A directory that ``save_pretrained`` wrote, in float32 on the CPU. See ``students.runtime.Runner``."""
+
+    format = "hf"
+    compute_type = "float32"
+
+    def __init__(self, directory: Path, threads: int | None = None):
+        if threads:
+            torch.set_num_threads(threads)
+        self.tokenizer = Tokenizer.from_file(str(directory / "tokenizer.json"))
+        self.model = T5ForConditionalGeneration.from_pretrained(
+            directory, dtype=torch.float32, local_files_only=True, use_safetensors=True
+        ).eval()
+        self._ids = special_ids(directory)
+
+    @torch.inference_mode()
+    def generate(
+        self, inputs: list[list[int]], max_tokens: list[int], *, temperature: float = 0.0, seed: int | None = None
+    ) -> list[list[int]]:
+        sampling = {"do_sample": True, "temperature": temperature, "top_k": 0, "top_p": 1.0} if temperature else {}
+        ids, mask = (torch.from_numpy(array) for array in pad(inputs, self._ids.pad))
+        with torch.random.fork_rng() if seed is not None else contextlib.nullcontext():
+            if seed is not None:
+                torch.manual_seed(seed)
+            answers = self.model.generate(
+                input_ids=ids,
+                attention_mask=mask,
+                max_new_tokens=max(max_tokens),
+                num_beams=1,
+                **(sampling or {"do_sample": False}),
+            )
+        rows = answers[:, 1:].tolist()  # without the start token
+        return [cut(row, self._ids.eos, most) for row, most in zip(rows, max_tokens, strict=True)]
+
+    @torch.inference_mode()
+    def score(self, inputs: list[list[int]], targets: list[list[int]]) -> list[list[float]]:
+        ids, mask = (torch.from_numpy(array) for array in pad(inputs, self._ids.pad))
+        words = torch.from_numpy(pad(targets, self._ids.pad)[0])
+        start = torch.full((len(targets), 1), self._ids.start)
+        logits = self.model(
+            input_ids=ids, attention_mask=mask, decoder_input_ids=torch.cat([start, words[:, :-1]], dim=1)
+        ).logits
+        scores = logits.log_softmax(-1).gather(-1, words[..., None]).squeeze(-1).tolist()
+        return [row[: len(target)] for row, target in zip(scores, targets, strict=True)]

@@ -16,7 +16,8 @@ from prometheus_client import CONTENT_TYPE_LATEST
 from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect
 
-from students.runtime import Runner
+from distill.errors import UserError
+from students.runtime import Runner, decode
 from students.serving.batching import Batcher, QueueFull
 from students.serving.limits import Limits
 from students.serving.metrics import Metrics
@@ -45,7 +46,9 @@ class Model:
 
     def facts(self) -> dict[str, Any]:
         made = {"id": self.name, "object": "model", "created": _started(), "owned_by": "switch-distill"}
-        ready = {"format": self.runner.format, "compute_type": self.runner.compute_type} if self.batcher is not None else {}
+        ready = (
+            {"format": self.runner.format, "compute_type": self.runner.compute_type} if self.batcher is not None else {}
+        )
         return {**made, "role": self.role, "ready": self.batcher is not None, **ready, "max_tokens": self.max_tokens}
 
 
@@ -183,17 +186,15 @@ async def _answer(model: Model, batcher: Batcher, wanted: CompletionRequest, met
     max_tokens = min(wanted.max_tokens or model.max_tokens, model.limits.max_output)
     try:
         outputs = await batcher.generate(inputs, max_tokens, wanted.temperature, wanted.seed)
+    except UserError as error:  # what this format's runtime cannot do
+        raise RequestError(400, str(error), code="unsupported_parameter") from None
     except QueueFull:
         raise RequestError(
             429, f"{batcher.waiting} prompts are waiting already; try again later", code="queue_full"
         ) from None
     end = tokenizer.token_to_id("</s>")
     ended = [bool(ids) and ids[-1] == end for ids in outputs]
-    # The masks' names stay in the text: they say which mask a part of the answer fills.
-    texts = [
-        tokenizer.decode(ids[:-1] if stop else ids, skip_special_tokens=False)
-        for ids, stop in zip(outputs, ended, strict=True)
-    ]
+    texts = [decode(tokenizer, ids) for ids in outputs]
     prompt_tokens = sum(map(len, inputs))
     answers = list(zip(texts, map(len, outputs), ended, strict=True))
     metrics.prompt_tokens.labels(model.name).inc(prompt_tokens)

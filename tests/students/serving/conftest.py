@@ -4,6 +4,7 @@ import contextlib
 import json
 import os
 import re
+import socket
 import subprocess
 import sys
 import time
@@ -79,16 +80,34 @@ def serving():
     return started
 
 
+def _echo_command(hold: Path, settings: dict) -> list[str]:
+    script = Path(__file__).with_name("echo_server.py")
+    return [str(script), json.dumps({"hold": str(hold), **settings})]
+
+
 @pytest.fixture(scope="session")
 def echo_server(tmp_path_factory):
     """Start an echo server with these settings and limits."""
 
     def start(**settings) -> contextlib.AbstractContextManager[Server]:
         hold = tmp_path_factory.mktemp("echo") / "hold"
-        script = str(Path(__file__).with_name("echo_server.py"))
-        return started([script, json.dumps({"hold": str(hold), **settings})], hold)
+        return started(_echo_command(hold, settings), hold)
 
     return start
+
+
+@pytest.fixture
+def held_echo(tmp_path):
+    """A process whose model does not even load while the file exists, the file, and its address."""
+    with socket.create_server(("127.0.0.1", 0)) as free:
+        port = free.getsockname()[1]
+    hold = tmp_path / "hold"
+    hold.touch()
+    command = [sys.executable, *_echo_command(hold, {"port": port})]
+    with subprocess.Popen(command, cwd=ROOT, env={**os.environ, "PYTHONPATH": str(ROOT)}) as process:
+        yield process, hold, f"http://127.0.0.1:{port}"
+        hold.unlink(missing_ok=True)
+        process.terminate()
 
 
 @pytest.fixture(scope="module")

@@ -45,6 +45,6 @@ class Echo:
 
 if __name__ == "__main__":
     settings = json.loads(sys.argv[1])
-    hold, seconds = Path(settings.pop("hold")), settings.pop("seconds", 0.0)
+    hold, seconds, port = Path(settings.pop("hold")), settings.pop("seconds", 0.0), settings.pop("port", 0)
     echo = Model("echo", lambda: Echo(hold, seconds), Limits(**settings))
-    serve([echo], "127.0.0.1", 0, say=lambda text: print(text, flush=True))
+    serve([echo], "127.0.0.1", port, say=lambda text: print(text, flush=True))

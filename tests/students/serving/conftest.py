@@ -116,6 +116,13 @@ def echo(echo_server):
         yield server
 
 
+@pytest.fixture(scope="module")
+def page_server(echo_server):
+    """A student and a teacher."""
+    with echo_server(teacher=True, seconds=0.1) as server:
+        yield server
+
+
 @pytest.fixture
 def pool():
     with ThreadPoolExecutor(64) as threads:

@@ -5,6 +5,7 @@ import contextlib
 import logging
 import time
 from collections.abc import AsyncIterator, Callable, Coroutine
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from functools import cache
 from pathlib import Path
@@ -125,11 +126,12 @@ def make_app(models: list[Model], *, on_ready: Callable[[], None], on_failure: C
 async def _load_and_run(
     models: list[Model], metrics: Metrics, on_ready: Callable[[], None], on_failure: Callable[[Exception], None]
 ) -> None:
-    running = []
+    # One thread for all: a runtime uses all cores that it is given, and torch's generator is one for the process.
+    running, worker = [], ThreadPoolExecutor(1, thread_name_prefix="model")
     try:
         for model in models:
             runner = await asyncio.to_thread(_load, model)
-            model.batcher = Batcher(runner, model.limits, metrics.batch_size.labels(model.name).observe)
+            model.batcher = Batcher(runner, model.limits, worker, metrics.batch_size.labels(model.name).observe)
             running.append(asyncio.create_task(model.batcher.run()))
         on_ready()
         await asyncio.gather(*running)

@@ -30,13 +30,11 @@ class _Job:
 class Batcher:
     """The waiting prompts of one model. Prompts of other temperatures take turns; a seed has batches of its own."""
 
-    def __init__(self, runner: Runner, limits: Limits, on_batch: Callable[[int], None] = lambda size: None):
-        """``on_batch`` is told the size of each batch that was computed."""
-        self.runner, self.limits, self._on_batch = runner, limits, on_batch
+    def __init__(self, runner: Runner, limits: Limits, worker: ThreadPoolExecutor, on_batch: Callable[[int], None]):
+        """``worker`` has one thread; ``on_batch`` is told the size of each batch that was computed."""
+        self.runner, self.limits, self._worker, self._on_batch = runner, limits, worker, on_batch
         self._queue: deque[_Job] = deque()
         self._arrived = asyncio.Event()
-        # One thread: the runtimes use all cores that they are given, and two batches at once would share them.
-        self._worker = ThreadPoolExecutor(1, thread_name_prefix="model")
 
     @property
     def waiting(self) -> int:

@@ -2,6 +2,7 @@
 
 import asyncio
 import threading
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
@@ -29,7 +30,7 @@ def run(scenario, **limits):
     """``scenario(batcher, runner)`` on a running batcher; what it returns, and the runner."""
 
     async def main():
-        batcher = Batcher(runner, Limits(**limits))
+        batcher = Batcher(runner, Limits(**limits), worker, sizes.append)
         running = asyncio.create_task(batcher.run())
         try:
             return await asyncio.wait_for(scenario(batcher, runner), 10)
@@ -37,8 +38,11 @@ def run(scenario, **limits):
             runner.gate.set()
             running.cancel()
 
-    runner = Recorder()
-    return asyncio.run(main()), runner
+    runner, sizes = Recorder(), []
+    with ThreadPoolExecutor(1, thread_name_prefix="model") as worker:
+        result = asyncio.run(main())
+    assert sizes == [len(batch) for batch in runner.batches if 13 not in batch]
+    return result, runner
 
 
 async def behind_a_closed_gate(batcher, runner, *requests):

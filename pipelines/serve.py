@@ -1,0 +1,121 @@
+"""What ``switch-distill serve`` serves: an exported student, exported first where need be, and its teacher beside it.
+
+Imports no torch: the process of an onnx or ctranslate2 server stays small.
+"""
+
+import contextlib
+import importlib.util
+import json
+import re
+import subprocess
+import sys
+import tempfile
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+from pathlib import Path
+
+from distill.errors import UserError
+from students.runtime import Runner, load_runner, read_manifest
+from students.serving.limits import Limits
+
+
+def serve_model(
+    model: str,
+    teacher: Path | None,
+    host: str,
+    port: int,
+    *,
+    format: str | None,
+    workdir: Path,
+    limits: Limits,
+    threads: int | None,
+    say: Callable[[str], None],
+) -> None:
+    """Serve ``model`` until it is stopped.
+
+    Args:
+        model: an exported directory, or anything that ``switch-distill export`` takes.
+        teacher: the directory of a Switch teacher, for the page to compare with.
+        format: of the export; an exported directory's own, or hf, if None.
+        threads: for each model; the runtime's default if None.
+
+    Raises:
+        UserError: the model cannot be found, exported or served, or the address is taken.
+    """
+    check_installed()
+    from students.serving.app import Model
+    from students.serving.server import serve
+
+    with exported(model, format, workdir, say) as directory:
+        longest = _answer_length(directory)
+        name = served_name(model)
+        models = [
+            Model(
+                name,
+                lambda: load_runner(directory, threads=threads),
+                limits,
+                max_tokens=min(longest, limits.max_output),
+            )
+        ]
+        if teacher is not None:
+            # One prompt at a time: experts have a capacity per batch, so that company would change an answer.
+            alone = replace(limits, max_batch=1)
+            beside = name + "-teacher"
+            models.append(
+                Model(beside, lambda: _load_teacher(teacher, threads), alone, "teacher", models[0].max_tokens)
+            )
+        serve(models, host, port, say=say)
+
+
+def check_installed() -> None:
+    """Raises:
+    UserError: the libraries of the server are not installed.
+    """
+    if missing := [name for name in ("fastapi", "uvicorn", "prometheus_client") if not importlib.util.find_spec(name)]:
+        raise UserError(f'serving needs {", ".join(missing)}; install it with: pip install "switch-distill[serve]"')
+
+
+@contextlib.contextmanager
+def exported(model: str, format: str | None, workdir: Path, say: Callable[[str], None]) -> Iterator[Path]:
+    """The directory of ``model`` exported: itself if it is an export, else a temporary one, verified as all are.
+
+    Raises:
+        UserError: it is an export of another format.
+        SystemExit: it cannot be exported; the export has said why.
+    """
+    if (Path(model) / "manifest.json").is_file():
+        if format not in (None, own := read_manifest(model)["format"]):
+            raise UserError(f"{model} is an export of format {own}; leave out --format, or name the model itself")
+        yield Path(model)
+        return
+    with tempfile.TemporaryDirectory(prefix="switch-distill-") as beside:
+        directory = Path(beside) / "export"
+        say(f"{model} is no export; exporting it (to serve at once: switch-distill export {model} --output DIR)")
+        if code := export_in_process(model, format or "hf", None, directory, workdir):
+            raise SystemExit(code)
+        yield directory
+
+
+def export_in_process(model: str, format: str, precision: str | None, directory: Path, workdir: Path) -> int:
+    """``switch-distill export`` in a process of its own, which takes its memory with it; its exit code."""
+    command = ["export", model, "--format", format, "--output", str(directory), "--workdir", str(workdir)]
+    options = ["--precision", precision] if precision else []
+    return subprocess.run([sys.executable, "-m", "pipelines.cli", *command, *options], stdout=sys.stderr).returncode
+
+
+def served_name(model: str) -> str:
+    """What clients call it: the registered name, else the directory's."""
+    if found := re.fullmatch(r"models:/([^/@]+)[/@].*", model):
+        return found[1]
+    return Path(model).resolve().name
+
+
+def _answer_length(directory: Path) -> int:
+    path = directory / "generation_config.json"
+    return json.loads(path.read_text(encoding="utf-8")).get("max_new_tokens", 64) if path.is_file() else 64
+
+
+def _load_teacher(directory: Path, threads: int | None) -> Runner:
+    from pipelines.teacher_runner import TeacherRunner
+
+    return TeacherRunner(directory, threads)

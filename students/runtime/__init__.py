@@ -23,7 +23,7 @@ _RUNNERS = {
 
 
 class Runner(Protocol):
-    """A loaded student: ids in, ids or log-probabilities out. A call is one batch; calls do not depend on each other."""
+    """A loaded student: ids in, ids or log-probabilities out. A call is one batch."""
 
     format: str
     compute_type: str  # what the runtime really computes in, which may differ from what was asked for

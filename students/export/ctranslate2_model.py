@@ -1,0 +1,43 @@
+"""``ctranslate2``: the weights in CTranslate2's binary format."""
+
+from pathlib import Path
+
+import torch
+from ctranslate2.converters.converter import Converter
+from ctranslate2.converters.transformers import T5Loader
+from ctranslate2.specs.model_spec import ModelSpec
+from transformers import AutoTokenizer, PreTrainedTokenizerFast, T5ForConditionalGeneration
+
+from students.export.student import write_shared_files
+
+
+class _Loader(T5Loader):
+    """T5Loader reads from ``tie_word_embeddings`` whether outputs are scaled; transformers 5 sets that for every T5."""
+
+    def get_model_spec(self, model: T5ForConditionalGeneration) -> ModelSpec:
+        spec = super().get_model_spec(model)
+        config = model.config
+        spec.decoder.scale_outputs = config.d_model**-0.5 if config.scale_decoder_outputs else 1.0
+        return spec
+
+    def get_vocabulary(self, model: T5ForConditionalGeneration, tokenizer: PreTrainedTokenizerFast) -> list[str]:
+        """One name per id: T5Loader calls unused ids by the names of sentinels, which names them twice."""
+        words = {id_: word for word, id_ in tokenizer.get_vocab().items()}
+        return [words.get(id_, f"<unused_{id_}>") for id_ in range(model.config.vocab_size)]
+
+
+class _Converter(Converter):
+    def __init__(self, student: T5ForConditionalGeneration, tokenizer: PreTrainedTokenizerFast):
+        self._student, self._tokenizer = student, tokenizer
+
+    @torch.no_grad()
+    def _load(self) -> ModelSpec:
+        return _Loader()(self._student, self._tokenizer)
+
+
+def write(student: T5ForConditionalGeneration, source: Path, directory: Path, precision: str) -> None:
+    """model.bin, config.json and shared_vocabulary.json of CTranslate2, and the tokenizer."""
+    tokenizer = AutoTokenizer.from_pretrained(source, local_files_only=True, trust_remote_code=False)
+    quantization = None if precision == "float32" else precision
+    _Converter(student, tokenizer).convert(str(directory), quantization=quantization, force=True)
+    write_shared_files(student, source, directory, config=False)

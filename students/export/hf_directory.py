@@ -1,0 +1,13 @@
+"""``hf``: the directory that transformers, TensorRT-LLM and everything that builds on them read."""
+
+from pathlib import Path
+
+from transformers import T5ForConditionalGeneration
+
+from students.export.student import write_shared_files
+
+
+def write(student: T5ForConditionalGeneration, source: Path, directory: Path, precision: str) -> None:
+    """config.json, generation_config.json, model.safetensors and the tokenizer."""
+    student.save_pretrained(directory)
+    write_shared_files(student, source, directory, config=False)  # save_pretrained wrote both configs

@@ -1,0 +1,48 @@
+"""Read the student that is exported, and write what every format has: tokenizer, config, generation config."""
+
+import json
+import shutil
+from pathlib import Path
+
+import torch
+from transformers import T5ForConditionalGeneration
+
+from distill.errors import UserError
+
+# The targets of an input of 512 tokens are 114; transformers would stop at 20.
+MAX_NEW_TOKENS = 128
+_TOKENIZER = ("tokenizer.json", "tokenizer_config.json", "spiece.model")  # the last where there is one, for llama.cpp
+
+
+def load_student(directory: Path) -> T5ForConditionalGeneration:
+    """A dense T5 in float32 and eval mode, with a length in its generation config.
+
+    Raises:
+        UserError: the directory holds no dense T5 with weights in safetensors and a tokenizer.json.
+    """
+    config = directory / "config.json"
+    kind = json.loads(config.read_text(encoding="utf-8")).get("model_type") if config.is_file() else None
+    if kind != "t5":
+        found = f"a {kind} model" if kind else "no model"
+        raise UserError(f"{directory} holds {found}, and only a dense T5 can be exported; name a student")
+    for name in ("model.safetensors", "tokenizer.json"):
+        if not (directory / name).is_file() and not (directory / f"{name}.index.json").is_file():
+            raise UserError(f"{directory} has no {name}; save model and tokenizer there with save_pretrained")
+    student = T5ForConditionalGeneration.from_pretrained(
+        directory, dtype=torch.float32, local_files_only=True, use_safetensors=True
+    ).eval()
+    for name in ("decoder_start_token_id", "pad_token_id", "eos_token_id"):
+        if getattr(student.config, name) is None:
+            raise UserError(f"{config} has no {name}, without which nothing can be generated; set it as T5 does")
+    student.generation_config.max_new_tokens = MAX_NEW_TOKENS
+    return student
+
+
+def write_shared_files(student: T5ForConditionalGeneration, source: Path, directory: Path, *, config: bool) -> None:
+    """The tokenizer as it stands in ``source``, and transformers' configs where the format has no config of its own."""
+    for name in _TOKENIZER:
+        if (source / name).is_file():
+            shutil.copyfile(source / name, directory / name)
+    if config:
+        student.config.save_pretrained(directory)
+        student.generation_config.save_pretrained(directory)

@@ -1,0 +1,54 @@
+"""ctranslate2 and tokenizers alone."""
+
+import json
+from pathlib import Path
+
+import ctranslate2
+from tokenizers import Tokenizer
+
+from distill.errors import UserError
+from students.runtime.batches import cut
+
+
+class CTranslate2Runner:
+    """CTranslate2 reads and writes words, not ids; the vocabulary is one to one. See ``students.runtime.Runner``."""
+
+    format = "ctranslate2"
+
+    def __init__(self, directory: Path, threads: int | None = None):
+        self.tokenizer = Tokenizer.from_file(str(directory / "tokenizer.json"))
+        self._model = ctranslate2.Translator(str(directory), device="cpu", intra_threads=threads or 0)
+        self.compute_type = self._model.compute_type
+        self._words = json.loads((directory / "shared_vocabulary.json").read_text(encoding="utf-8"))
+        self._ids = {word: id_ for id_, word in enumerate(self._words)}
+        self._eos = json.loads((directory / "config.json").read_text(encoding="utf-8"))["eos_token"]
+
+    def generate(
+        self, inputs: list[list[int]], max_tokens: list[int], *, temperature: float = 0.0, seed: int | None = None
+    ) -> list[list[int]]:
+        if temperature and seed is not None:
+            raise UserError("ctranslate2 cannot repeat a sample; leave out the seed, or serve another format")
+        sampling = {"sampling_topk": 0, "sampling_temperature": temperature} if temperature else {"sampling_topk": 1}
+        # The defaults forbid an empty answer and cut an input at 1024 words without saying so.
+        results = self._model.translate_batch(
+            [[self._words[id_] for id_ in row] for row in inputs],
+            beam_size=1,
+            min_decoding_length=0,
+            max_decoding_length=max(max_tokens),
+            max_input_length=0,
+            return_end_token=True,
+            **sampling,
+        )
+        rows = [[self._ids[word] for word in result.hypotheses[0]] for result in results]
+        return [cut(row, self._ids[self._eos], most) for row, most in zip(rows, max_tokens, strict=True)]
+
+    def score(self, inputs: list[list[int]], targets: list[list[int]]) -> list[list[float]]:
+        eos = self._ids[self._eos]
+        # It puts </s> at the end of every target by itself.
+        plain = [target[:-1] if target[-1] == eos else target for target in targets]
+        results = self._model.score_batch(
+            [[self._words[id_] for id_ in row] for row in inputs],
+            [[self._words[id_] for id_ in row] for row in plain],
+            max_input_length=0,
+        )
+        return [list(result.log_probs)[: len(target)] for result, target in zip(results, targets, strict=True)]

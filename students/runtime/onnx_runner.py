@@ -1,0 +1,86 @@
+"""onnxruntime, numpy and tokenizers alone. B rows, S the longest input, V words, H heads, K d_kv."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import onnxruntime
+from onnxruntime import OrtValue
+from tokenizers import Tokenizer
+
+from students.runtime.batches import cut, log_softmax, pad, special_ids
+
+
+class OnnxRunner:
+    """Encoder once, then one decoder step per token. See ``students.runtime.Runner``."""
+
+    format = "onnx"
+
+    def __init__(self, directory: Path, threads: int | None = None):
+        options = onnxruntime.SessionOptions()
+        options.log_severity_level = 3
+        if threads:
+            options.intra_op_num_threads = threads
+        self.tokenizer = Tokenizer.from_file(str(directory / "tokenizer.json"))
+        self._encoder, self._decoder = (
+            onnxruntime.InferenceSession(directory / f"{name}.onnx", options, providers=["CPUExecutionProvider"])
+            for name in ("encoder", "decoder")
+        )
+        self._ids = special_ids(directory)
+        config = json.loads((directory / "config.json").read_text(encoding="utf-8"))
+        self._cache_shape = (config["num_heads"], 0, config["d_kv"])
+        self._cross = [output.name for output in self._encoder.get_outputs()]
+        self._present = [output.name for output in self._decoder.get_outputs()][1:]
+        self._past = [name.replace("present", "past") for name in self._present]
+        self.compute_type = json.loads((directory / "manifest.json").read_text(encoding="utf-8"))["precision"]
+
+    def generate(
+        self, inputs: list[list[int]], max_tokens: list[int], *, temperature: float = 0.0, seed: int | None = None
+    ) -> list[list[int]]:
+        generator, limits = np.random.default_rng(seed), np.array(max_tokens)
+        answers = np.empty((len(inputs), 0), dtype=np.int64)
+        words, open_ = np.full(len(inputs), self._ids.start), np.ones(len(inputs), dtype=bool)
+        decoder = _Decoding(self, inputs)
+        while open_.any():
+            words = _choose(decoder.step(words), temperature, generator)
+            words[~open_] = self._ids.pad
+            answers = np.concatenate([answers, words[:, None]], axis=1)
+            open_ &= (words != self._ids.eos) & (answers.shape[1] < limits)
+        return [cut(row, self._ids.eos, most) for row, most in zip(answers.tolist(), max_tokens, strict=True)]
+
+    def score(self, inputs: list[list[int]], targets: list[list[int]]) -> list[list[float]]:
+        words, _ = pad(targets, self._ids.pad)
+        before = np.concatenate([np.full((len(words), 1), self._ids.start), words[:, :-1]], axis=1)
+        decoder, scores = _Decoding(self, inputs), np.empty(words.shape)
+        for position in range(words.shape[1]):
+            log_probabilities = log_softmax(decoder.step(before[:, position]))
+            scores[:, position] = np.take_along_axis(log_probabilities, words[:, position, None], axis=1)[:, 0]
+        return [row[: len(target)] for row, target in zip(scores.tolist(), targets, strict=True)]
+
+
+class _Decoding:
+    """A batch that is being decoded: cross and past keys and values, which never leave onnxruntime."""
+
+    def __init__(self, runner: OnnxRunner, inputs: list[list[int]]):
+        self._runner = runner
+        ids, mask = pad(inputs, runner._ids.pad)
+        values = {"input_ids": OrtValue.ortvalue_from_numpy(ids), "attention_mask": OrtValue.ortvalue_from_numpy(mask)}
+        cross = runner._encoder.run_with_ort_values(runner._cross, values)
+        nothing = OrtValue.ortvalue_from_numpy(np.zeros((len(inputs), *runner._cache_shape), dtype=np.float32))
+        self._feed = dict(zip(runner._cross, cross, strict=True))
+        self._feed |= {name: nothing for name in runner._past}
+        self._feed["encoder_attention_mask"] = values["attention_mask"]
+
+    def step(self, words: np.ndarray) -> np.ndarray:
+        """The next word [B] of each row -> logits [B, V] of the one after it."""
+        self._feed["input_ids"] = OrtValue.ortvalue_from_numpy(words.astype(np.int64)[:, None])
+        logits, *present = self._runner._decoder.run_with_ort_values(["logits", *self._runner._present], self._feed)
+        self._feed.update(zip(self._runner._past, present, strict=True))
+        return logits.numpy()
+
+
+def _choose(logits: np.ndarray, temperature: float, generator: np.random.Generator) -> np.ndarray:
+    """The likeliest word [B], or a sample: the largest of log-probability plus Gumbel noise is one."""
+    if not temperature:
+        return logits.argmax(-1)
+    return (logits / temperature + generator.gumbel(size=logits.shape)).argmax(-1)

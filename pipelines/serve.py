@@ -6,7 +6,6 @@ Imports no torch: the process of an onnx or ctranslate2 server stays small.
 import contextlib
 import importlib.util
 import json
-import re
 import subprocess
 import sys
 import tempfile
@@ -27,6 +26,7 @@ def serve_model(
     *,
     format: str | None,
     workdir: Path,
+    text: str | None,
     limits: Limits,
     threads: int | None,
     say: Callable[[str], None],
@@ -37,6 +37,7 @@ def serve_model(
         model: an exported directory, or anything that ``switch-distill export`` takes.
         teacher: the directory of a Switch teacher, for the page to compare with.
         format: of the export; an exported directory's own, or hf, if None.
+        text: files (a glob) to verify the export on, for a model that no store knows.
         threads: for each model; the runtime's default if None.
 
     Raises:
@@ -46,9 +47,9 @@ def serve_model(
     from students.serving.app import Model
     from students.serving.server import serve
 
-    with exported(model, format, workdir, say) as directory:
+    with exported(model, format, workdir, text, say) as directory:
         longest = _answer_length(directory)
-        name = served_name(model)
+        name = served_name(directory)
         models = [
             Model(
                 name,
@@ -76,7 +77,9 @@ def check_installed() -> None:
 
 
 @contextlib.contextmanager
-def exported(model: str, format: str | None, workdir: Path, say: Callable[[str], None]) -> Iterator[Path]:
+def exported(
+    model: str, format: str | None, workdir: Path, text: str | None, say: Callable[[str], None]
+) -> Iterator[Path]:
     """The directory of ``model`` exported: itself if it is an export, else a temporary one, verified as all are.
 
     Raises:
@@ -91,23 +94,24 @@ def exported(model: str, format: str | None, workdir: Path, say: Callable[[str],
     with tempfile.TemporaryDirectory(prefix="switch-distill-") as beside:
         directory = Path(beside) / "export"
         say(f"{model} is no export; exporting it (to serve at once: switch-distill export {model} --output DIR)")
-        if code := export_in_process(model, format or "hf", None, directory, workdir):
+        if code := export_in_process(model, format or "hf", "float32", directory, workdir, text):
             raise SystemExit(code)
         yield directory
 
 
-def export_in_process(model: str, format: str, precision: str | None, directory: Path, workdir: Path) -> int:
+def export_in_process(model: str, format: str, precision: str, directory: Path, workdir: Path, text: str | None) -> int:
     """``switch-distill export`` in a process of its own, which takes its memory with it; its exit code."""
-    command = ["export", model, "--format", format, "--output", str(directory), "--workdir", str(workdir)]
-    options = ["--precision", precision] if precision else []
+    command = ["export", model, f"--format={format}", f"--precision={precision}", f"--output={directory}"]
+    options = [f"--workdir={workdir}", *([f"--text={text}"] if text else [])]
     return subprocess.run([sys.executable, "-m", "pipelines.cli", *command, *options], stdout=sys.stderr).returncode
 
 
-def served_name(model: str) -> str:
-    """What clients call it: the registered name, else the directory's."""
-    if found := re.fullmatch(r"models:/([^/@]+)[/@].*", model):
-        return found[1]
-    return Path(model).resolve().name
+def served_name(directory: Path) -> str:
+    """What clients call it: the student's name in the lineage of its export."""
+    path = directory / "lineage.json"
+    if not path.is_file():
+        return directory.resolve().name
+    return json.loads(path.read_text(encoding="utf-8"))["inputs"][0]["model"]
 
 
 def _answer_length(directory: Path) -> int:

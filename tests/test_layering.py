@@ -45,7 +45,10 @@ def test_mlflow_is_imported_in_three_files_only():
     assert users == {"tracking.py", "feed.py", "lineage.py"}
 
 
-@pytest.mark.parametrize("module", ["pipelines.cli", "pipelines.config", "pipelines.plan", "pipelines.run"])
+QUICK = ["cli", "config", "plan", "run", "serve", "bench_serving"]
+
+
+@pytest.mark.parametrize("module", [f"pipelines.{name}" for name in QUICK] + ["students.serving.server"])
 def test_what_answers_quickly_does_not_import_torch(module):
-    code = f"import sys, {module}; sys.exit('torch' in sys.modules)"
+    code = f"import sys, {module}; sys.exit('torch' in sys.modules or 'transformers' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], cwd=ROOT).returncode == 0

@@ -125,8 +125,8 @@ def _arms(
     model: str, teacher: Path | None, text: str | None, directory: Path, workdir: Path, say: Callable[[str], None]
 ) -> list[Arm]:
     made = {}
-    for format, (_, _, precisions) in FORMATS.items():
-        for precision in precisions:
+    for format in ("hf", "onnx", "ctranslate2"):  # an mlflow export answers by transformers, as the first arm does
+        for precision in FORMATS[format][2]:
             target = directory / f"{format}-{precision}"
             if (target / "manifest.json").is_file():
                 say(f"{target}: reused")

@@ -10,13 +10,14 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from distill.errors import UserError
+from pipelines import cli_serving
+from pipelines.cli_options import WORK, Json, Workdir
 
 if TYPE_CHECKING:
     from rich.console import Console
 
     from pipelines.run import Pipeline
     from pipelines.stage import Finished, Stage
-    from pipelines.tracking import Store
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -24,14 +25,12 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     help="Distil a sparse Switch Transformer into a small dense T5 that you can serve.",
 )
+app.add_typer(cli_serving.commands)
 
 Config = Annotated[str, typer.Argument(metavar="CONFIG", help="A preset's name or a YAML file.")]
 Ratio = Annotated[str | None, typer.Option(help="One teacher size, for example e8; all of them if not given.")]
 Set = Annotated[list[str] | None, typer.Option("--set", metavar="a.b=c", help="Override one value; repeatable.")]
-Workdir = Annotated[Path, typer.Option(help="Where everything goes.")]
 Seed = Annotated[int | None, typer.Option(min=0, max=2**31 - 1, help="Run with this seed alone.")]
-Json = Annotated[bool, typer.Option("--json", help="Print JSON on stdout, and nothing else there.")]
-WORK = Path("work")
 
 
 @app.command()
@@ -133,9 +132,10 @@ def lineage(
     """From a model back to the bytes of its data, read from MLflow."""
     from rich.console import Console
 
-    from pipelines.lineage import draw, read_lineage
+    from pipelines.lineage import draw, read_export_lineage, read_lineage
+    from pipelines.tracking import existing_store
 
-    tree = read_lineage(_existing_store(workdir), model)
+    tree = read_export_lineage(model) or read_lineage(existing_store(workdir), model)
     if json_:
         print(json.dumps(tree, indent=2))
     else:
@@ -149,9 +149,10 @@ def ui(
     host: Annotated[str, typer.Option()] = "127.0.0.1",
 ) -> None:
     """The MLflow UI on this work directory's store."""
+    from pipelines.tracking import existing_store
     from pipelines.view import serve
 
-    serve(_existing_store(workdir), workdir, host, port, _stderr())
+    serve(existing_store(workdir), workdir, host, port, _stderr())
 
 
 @app.command()
@@ -189,7 +190,7 @@ def _main() -> int:
     except Exception as error:
         if hasattr(error, "format_message"):  # wrong usage, found by the parser
             return _complain(f"{error.format_message()} (see --help)", 2) if error.format_message() else 2
-        if type(error).__name__ == "TrainingDiverged":
+        if type(error).__name__ in ("TrainingDiverged", "ParityFailure"):
             return _complain(str(error), 1)
         if type(error).__name__ in ("MlflowException", "ConnectionError"):
             from pipelines.tracking import without_credentials
@@ -282,14 +283,6 @@ def _show_report(pipeline: "Pipeline", finished: "Finished", json_: bool) -> Non
     where = "" if pipeline.workdir == WORK else f" --workdir {pipeline.workdir}"
     pipeline.say(f"Compare in the MLflow UI: switch-distill ui{where}")
     pipeline.say(f"Back to the data: switch-distill lineage {values['ratios'][-1]['student_model_uri']}{where}")
-
-
-def _existing_store(workdir: Path) -> "Store":
-    from pipelines.tracking import ASKED_FOR, Store
-
-    if not ASKED_FOR and not (workdir / "tracking.json").exists():
-        raise UserError(f"{workdir} holds no MLflow store; run a stage first, or name another --workdir")
-    return Store(workdir, None)
 
 
 def _is_main_process() -> bool:

@@ -1,7 +1,9 @@
 """From a model back to the bytes of its data, read from MLflow alone."""
 
+import hashlib
 import json
 import re
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 from urllib.parse import unquote, urlsplit
@@ -10,6 +12,7 @@ from rich.tree import Tree
 
 from distill.errors import UserError
 from pipelines.tracking import Store
+from students.runtime import read_manifest
 
 
 def read_lineage(store: Store, model: str) -> dict[str, Any]:
@@ -17,7 +20,7 @@ def read_lineage(store: Store, model: str) -> dict[str, Any]:
 
     Args:
         model: a run id, ``models:/NAME/VERSION``, ``models:/NAME@ALIAS``, ``models:/<model id>``, a model id, or the
-            directory of a stage's model.
+            directory of a stage's model or of an export.
 
     Returns:
         A tree: model, model_id, run_id, run, stage, ratio, metrics, datasets (name, digest, context), and inputs,
@@ -26,7 +29,35 @@ def read_lineage(store: Store, model: str) -> dict[str, Any]:
     Raises:
         UserError: there is no such model in the store.
     """
-    return _node(store, _model_id(store, model), above=())
+    return _node(store, find_model(store, model), above=())
+
+
+def read_export_lineage(model: str) -> dict[str, Any] | None:
+    """The lineage that an exported directory carries with it, needing no store; None if ``model`` is anything else.
+
+    Raises:
+        UserError: a file of the export is missing or has changed since.
+    """
+    directory = Path(model)
+    if not (directory / "lineage.json").is_file():
+        return None
+    for name, digest in read_manifest(directory)["files"].items():
+        if not (directory / name).is_file() or file_digest(directory / name) != digest:
+            raise UserError(f"{directory / name} is missing or has changed since it was exported; export it again")
+    return json.loads((directory / "lineage.json").read_text(encoding="utf-8"))
+
+
+def nodes(node: dict[str, Any]) -> Iterator[dict[str, Any]]:
+    """A lineage and everything upstream of it."""
+    yield node
+    for upstream in node["inputs"]:
+        yield from nodes(upstream)
+
+
+def file_digest(path: Path) -> str:
+    """SHA-256 in hexadecimal."""
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def draw(node: dict[str, Any]) -> Tree:
@@ -66,7 +97,8 @@ def _node(store: Store, model_id: str, above: tuple[str, ...]) -> dict[str, Any]
     }
 
 
-def _model_id(store: Store, model: str) -> str:
+def find_model(store: Store, model: str) -> str:
+    """The id of the model that ``model`` names; see ``read_lineage``."""
     from mlflow.exceptions import MlflowException
 
     try:
@@ -92,8 +124,8 @@ def _model_id(store: Store, model: str) -> str:
 
 def _of_directory(model: str) -> str:
     path = Path(unquote(urlsplit(model).path) if model.startswith("file:") else model)
-    for candidate in (path, path.parent):
-        if (record := candidate / "stage.json").is_file() and (found := json.loads(record.read_text())["model_id"]):
+    for record in (path / "lineage.json", path / "stage.json", path.parent / "stage.json"):
+        if record.is_file() and (found := json.loads(record.read_text())["model_id"]):
             return found
     raise UserError(
         f"MODEL {model!r} is neither a run id, nor models:/NAME/VERSION or models:/NAME@ALIAS, "
@@ -103,7 +135,7 @@ def _of_directory(model: str) -> str:
 
 def _draw(node: dict[str, Any], parent: Tree | None) -> Tree:
     quality = node["metrics"].get("quality")
-    label = f"[bold]{node['model']}[/bold]  run '{node['run']}' {node['run_id'][:8]}"
+    label = f"[bold]{node['model']}[/bold]" + (f"  run '{node['run']}' {node['run_id'][:8]}" if node["run_id"] else "")
     label += f"  quality {quality:.4f}" if quality is not None else ""
     tree = parent.add(label) if parent else Tree(label)
     if node["sha256"]:

@@ -10,6 +10,7 @@ import numpy as np
 from distill.errors import UserError
 from distill.files import write_json, write_text
 from pipelines.plot import plot_report
+from pipelines.registry import tag_students
 from pipelines.run import Outcome, StageRun, read_losses
 from pipelines.stage import Finished
 from pipelines.table import markdown
@@ -78,6 +79,8 @@ def compute(run: StageRun) -> Outcome:
         for name in FILES:
             run.tracked.log_file(run.directory / name)
         _log_headlines(run, report)
+        students = {row["ratio"]: _of_kind(run, "distill", row["ratio"]) for row in report["ratios"]}
+        tag_students(run.tracked.store, report, students)
         try:
             publish_view(run.tracked.store, run.config.name, run.stage.fingerprint[:12])
         except Exception as error:  # the view is in the UI's own format, which a server may refuse

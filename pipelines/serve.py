@@ -87,7 +87,10 @@ def exported(
         SystemExit: it cannot be exported; the export has said why.
     """
     if (Path(model) / "manifest.json").is_file():
-        if format not in (None, own := read_manifest(model)["format"]):
+        own = read_manifest(model)["format"]
+        if own == "mlflow":
+            raise UserError(f"{model} is an mlflow export; serve it with: mlflow models serve -m {model}")
+        if format not in (None, own):
             raise UserError(f"{model} is an export of format {own}; leave out --format, or name the model itself")
         yield Path(model)
         return

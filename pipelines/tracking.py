@@ -81,6 +81,28 @@ class Store:
             )
         return found.experiment_id
 
+    def model_files(self, model_id: str) -> Path:
+        """A local directory with the files of a model, checked against the digest that was logged with them.
+
+        Raises:
+            UserError: they are not in the store and not where they were made, or they have changed since.
+        """
+        import mlflow
+
+        model = self.client.get_logged_model(model_id)
+        directory = Path(model.tags["directory"])
+        if self.client.list_logged_model_artifacts(model_id):
+            directory = Path(mlflow.artifacts.download_artifacts(f"models:/{model_id}"))
+        if not directory.is_dir():
+            raise UserError(
+                f"the files of model {model_id} are not in the store, and {directory} is gone; make it again"
+            )
+        if directory_digest(directory) != model.tags["sha256"]:
+            raise UserError(
+                f"the files of model {model_id} in {directory} have changed since it was made; make it again"
+            )
+        return directory
+
     def _check_same_store(self) -> None:
         record = self.workdir / "tracking.json"
         if record.exists() and (before := json.loads(record.read_text())["store"]) != self.label:
@@ -88,6 +110,17 @@ class Store:
                 f"the stages in {self.workdir} are tracked in {before}, not in {self.label}; "
                 "set MLFLOW_TRACKING_URI (or unset it) accordingly, or choose another --workdir"
             )
+
+
+def existing_store(workdir: Path) -> Store:
+    """The store of a work directory in which stages have run, or the server that MLFLOW_TRACKING_URI names.
+
+    Raises:
+        UserError: there is none.
+    """
+    if not ASKED_FOR and not (workdir / "tracking.json").exists():
+        raise UserError(f"{workdir} holds no MLflow store; run a stage first, or name another --workdir")
+    return Store(workdir, None)
 
 
 def redacted(uri: str) -> str:
@@ -231,9 +264,9 @@ def _uri(model_id: str, directory: Path, uploaded: bool) -> str:
 def directory_digest(directory: Path) -> str:
     """SHA-256 over names and bytes of the files of a model directory, cut to 32 hexadecimal digits."""
     total = hashlib.sha256()
-    for path in sorted(directory.iterdir()):
+    for path in sorted(path for path in directory.rglob("*") if path.is_file()):
         with open(path, "rb") as file:
-            total.update(path.name.encode() + hashlib.file_digest(file, "sha256").digest())
+            total.update(path.relative_to(directory).as_posix().encode() + hashlib.file_digest(file, "sha256").digest())
     return total.hexdigest()[:32]
 
 

@@ -18,6 +18,7 @@ FORMATS = {
         ("float32", "int8", "int8-except-head"),
     ),
     "ctranslate2": ("students.export.ctranslate2_model", ("ctranslate2",), ("float32", "int8")),
+    "mlflow": ("students.export.pyfunc", (), ("float32",)),
 }
 
 

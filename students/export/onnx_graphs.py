@@ -122,6 +122,7 @@ def _write_graphs(student: T5ForConditionalGeneration, directory: Path) -> None:
 
 
 def _export(module: nn.Module, inputs: tuple, path: Path, **names) -> None:
+    logging.getLogger("torch.onnx._internal.exporter._registration").setLevel(logging.ERROR)  # "no torchvision"
     with warnings.catch_warnings(), torch.no_grad():
         warnings.simplefilter("ignore")  # on things inside torch.onnx and transformers that nobody here can change
         torch.onnx.export(

@@ -19,6 +19,7 @@ _RUNNERS = {
     "hf": ("students.runtime.hf_runner", "HfRunner", "torch"),
     "onnx": ("students.runtime.onnx_runner", "OnnxRunner", "onnxruntime"),
     "ctranslate2": ("students.runtime.ctranslate2_runner", "CTranslate2Runner", "ctranslate2"),
+    "mlflow": ("students.runtime.mlflow_runner", "MlflowRunner", "mlflow"),
 }
 
 

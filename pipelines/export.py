@@ -1,0 +1,164 @@
+"""``switch-distill export``: find the student, write it in a format, let the gate judge it, and say what it is."""
+
+import contextlib
+import platform
+import tempfile
+from collections.abc import Callable, Iterator
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from distill.errors import UserError
+from distill.files import new_directory, write_json, write_text
+from pipelines.card import model_card, report_row
+from pipelines.export_source import Source, find_source, validation_text
+from pipelines.lineage import file_digest, read_lineage
+from pipelines.tracking import TrackedRun, directory_digest
+from students.export import check_format, write_export
+
+if TYPE_CHECKING:
+    from students.export.parity import Parity
+
+# Instructions that decide how fast, and int8 also how exact, a runtime is.
+_FLAGS = (
+    "avx2",
+    "avx512f",
+    "avx512_bf16",
+    "avx512_vnni",
+    "avx_vnni",
+    "amx_int8",
+    "amx_bf16",
+    "asimd",
+    "asimddp",
+    "i8mm",
+)
+
+
+def export(
+    model: str,
+    output: Path,
+    *,
+    format: str,
+    precision: str = "float32",
+    workdir: Path,
+    text: str | None = None,
+    say: Callable[[str], None] = lambda line: None,
+) -> dict[str, Any]:
+    """Write a student to ``output`` once its own runtime there has been shown to answer as the student does.
+
+    Args:
+        model: a run id, ``models:/NAME/VERSION``, ``models:/NAME@ALIAS``, or a directory.
+        format, precision: see ``students.export.FORMATS``.
+        workdir: whose store knows the model, and whose validation text the gate reads.
+        text: files (a glob) to compare on instead, for a model that no store knows.
+
+    Returns:
+        The manifest.
+
+    Raises:
+        UserError: the model, the format or the text cannot be used, or ``output`` exists.
+        students.export.parity.ParityFailure: the export differs from the student; nothing is left at ``output``.
+    """
+    check_format(format, precision)
+    if output.exists():
+        raise UserError(f"--output {output} exists already; remove it, or choose another directory")
+    source = find_source(model, workdir, text)
+    title = f"export {format}" + ("" if precision == "float32" else f" {precision}")
+    with _run(source, title, {"format": format, "precision": precision}) as tracked, new_directory(output) as beside:
+        write_export(source.directory, beside, format, precision)
+        write_json(beside / "manifest.json", {"format": format, "precision": precision})
+        say(f"{title}: comparing its answers in a fresh process with the student's")
+        parity, reply = _verify(source, workdir, text, beside, precision, tracked)
+        (beside / "manifest.json").unlink()  # until here it said how to load the files, from now on what they are
+        lineage = _lineage(source, title, beside, output, parity, tracked)
+        write_json(beside / "lineage.json", lineage)
+        row = report_row(source.store, lineage) if source.store else None
+        write_text(beside / "model_card.md", model_card(lineage, row, format, precision, parity))
+        manifest = {
+            "format": format,
+            "precision": precision,
+            "compute_type": reply["compute_type"],
+            "versions": reply["versions"],
+            "processor": _processor(),
+            "parity": asdict(parity),
+            "files": {name: file_digest(beside / name) for name in _names(beside)},
+        }
+        write_json(beside / "manifest.json", manifest)
+    return manifest
+
+
+def _verify(
+    source: Source, workdir: Path, text: str | None, directory: Path, precision: str, tracked: TrackedRun | None
+) -> tuple["Parity", dict[str, Any]]:
+    """The gate; its figures are logged whatever they are."""
+    from tokenizers import Tokenizer
+
+    from students.export.parity import ParityFailure, ask, compare, make_examples, student_reference, tolerance_of
+
+    validation = validation_text(source, workdir, text)
+    if tracked:
+        tracked.log_data(validation.name, validation.digest, "validation", {"tokens": len(validation.tokens)})
+    tokenizer = Tokenizer.from_file(str(source.directory / "tokenizer.json"))
+    examples = make_examples(validation.tokens, validation.words, tokenizer)
+    reference = student_reference(source.directory, examples)
+    reply = ask(directory, examples, reference.answers)
+    parity = compare(reference, reply)
+    if tracked:
+        tracked.log_results(asdict(parity))
+    if failures := parity.failures(tolerance_of(precision)):
+        raise ParityFailure(f"the export does not answer as the student does: {'; '.join(failures)}; nothing was kept")
+    return parity, reply
+
+
+@contextlib.contextmanager
+def _run(source: Source, title: str, settings: dict[str, str]) -> Iterator[TrackedRun | None]:
+    """The export's own MLflow run, with the student as its input; none for a model that no store knows."""
+    if source.store is None:
+        yield None
+        return
+    client = source.store.client
+    source.store.experiment = client.get_run(source.lineage["run_id"]).info.experiment_id
+    with tempfile.TemporaryDirectory() as directory:
+        tracked = TrackedRun(source.store, Path(directory), title, {"stage": "export", **settings})
+        status = "FAILED"
+        try:
+            tracked.log_params(settings)
+            tracked.log_model_inputs({"student": source.lineage["model_id"]})
+            yield tracked
+            status = "FINISHED"
+        except (KeyboardInterrupt, SystemExit):
+            status = "KILLED"
+            raise
+        finally:
+            tracked.close(status)
+
+
+def _lineage(
+    source: Source, title: str, directory: Path, output: Path, parity: "Parity", tracked: TrackedRun | None
+) -> dict[str, Any]:
+    """What lineage.json holds: the export at the root, then what MLflow knows of its student."""
+    if tracked is None:
+        unknown = {"model_id": None, "run_id": None, "run": None, "stage": None, "metrics": {}, "datasets": []}
+        student = {**unknown, "model": source.name, "sha256": directory_digest(source.directory), "inputs": []}
+        exported = {**unknown, "model": title, "sha256": directory_digest(directory), "stage": "export"}
+        return {**exported, "metrics": asdict(parity), "inputs": [student]}
+    name = f"{source.lineage['model']}-{title.removeprefix('export ').replace(' ', '-')}"
+    model_id, _ = tracked.log_model_output(name, directory, {"export": title}, upload=False, form="export")
+    tracked.client.set_logged_model_tags(model_id, {"directory": str(output.absolute())})
+    return read_lineage(source.store, model_id)
+
+
+def _names(directory: Path) -> list[str]:
+    return sorted(path.relative_to(directory).as_posix() for path in directory.rglob("*") if path.is_file())
+
+
+def _processor() -> dict[str, Any]:
+    """Name and the instructions that matter, as far as the system tells."""
+    facts = {"machine": platform.machine(), "name": platform.processor(), "flags": []}
+    with contextlib.suppress(OSError):
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+        values = {key.strip(): value.strip() for key, _, value in (line.partition(":") for line in lines)}
+        facts["name"] = values.get("model name", facts["name"])
+        known = values.get("flags", values.get("Features", "")).split()
+        facts["flags"] = [flag for flag in _FLAGS if flag in known]
+    return facts

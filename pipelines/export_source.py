@@ -1,0 +1,100 @@
+"""Which student is exported, and the validation text that its export is compared on."""
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from distill.errors import UserError
+from distill.prepare import PreparedData, WordIds
+from pipelines.lineage import find_model, nodes, read_lineage
+from pipelines.tracking import Store, existing_store
+
+
+@dataclass(frozen=True)
+class Source:
+    """A student on disk, and what the store knows of it."""
+
+    name: str
+    directory: Path
+    store: Store | None = None
+    lineage: dict[str, Any] | None = None
+
+
+class ValidationText(NamedTuple):
+    """Token ids [N] that the student was not trained on."""
+
+    name: str
+    digest: str
+    tokens: np.ndarray
+    words: WordIds
+
+
+def find_source(model: str, workdir: Path, text: str | None) -> Source:
+    """The student that MODEL names, with its lineage where a store knows it.
+
+    A directory whose text to compare on is given needs no store.
+
+    Raises:
+        UserError: there is no such model, or its files have changed since it was made.
+    """
+    local = next((path for path in (Path(model), Path(model) / "model") if (path / "config.json").is_file()), None)
+    if local and text:
+        return Source(local.absolute().name, local)
+    if local and not _is_recorded(local):
+        raise UserError(
+            f"no store knows {model}, so that there is no text to compare its export on; give some with --text FILES"
+        )
+    store = existing_store(workdir)
+    model_id = find_model(store, model)
+    lineage = read_lineage(store, model_id)
+    exported = local and (local / "manifest.json").is_file()
+    return Source(lineage["model"], local if exported else store.model_files(model_id), store, lineage)
+
+
+def validation_text(source: Source, workdir: Path, text: str | None) -> ValidationText:
+    """The validation part of the data that the student comes from, or ``text``, files that a glob names.
+
+    Raises:
+        UserError: the work directory has not that data, or the files cannot be used.
+    """
+    from tokenizers import Tokenizer
+
+    if text:
+        return _of_files(source, text)
+    vocabulary = Tokenizer.from_file(str(source.directory / "tokenizer.json")).get_vocab()
+    digests = {
+        entry["digest"]
+        for node in nodes(source.lineage)
+        for entry in node["datasets"]
+        if entry["context"] == "validation"
+    }
+    for path in sorted(workdir.glob("data/*/data.json")):
+        data = PreparedData(directory=str(path.parent), **json.loads(path.read_text()))
+        words = Tokenizer.from_file(str(path.parent / "tokenizer" / "tokenizer.json")).get_vocab()
+        if data.validation_digest in digests and words == vocabulary:
+            return ValidationText(
+                f"{data.name}-validation", data.validation_digest, data.tokens("validation"), data.words
+            )
+    raise UserError(
+        f"the validation text of {source.name} (digest {', '.join(sorted(digests)) or 'unknown'}) is not in "
+        f"{workdir / 'data'}; name the work directory that made it, or other text with --text FILES"
+    )
+
+
+def _of_files(source: Source, pattern: str) -> ValidationText:
+    from distill.corpus import Digest, read_documents
+    from distill.tokenizer import encode, load_tokenizer, word_ids
+
+    documents, digest = list(read_documents(f"text:{pattern}", "text")), Digest()
+    for document in documents:
+        digest.add(document)
+    tokenizer = load_tokenizer(source.directory)
+    ids = [id_ for row in encode(tokenizer, documents) for id_ in row]
+    return ValidationText(f"text:{pattern}", digest.hexdigest(), np.array(ids), word_ids(tokenizer))
+
+
+def _is_recorded(directory: Path) -> bool:
+    return (directory.parent / "stage.json").is_file() or (directory / "lineage.json").is_file()

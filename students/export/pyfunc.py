@@ -1,0 +1,54 @@
+"""``mlflow``: a pyfunc model from code, for ``mlflow models serve`` and everything else that loads MLflow models.
+
+MLflow's own flavour for transformers cannot store a T5 of transformers 5: it answers with the prompt.
+"""
+
+import tempfile
+import warnings
+from importlib.metadata import version
+from pathlib import Path
+
+import mlflow
+import yaml
+from mlflow.models import ModelSignature
+from mlflow.types import ColSpec, ParamSchema, ParamSpec, Schema
+from transformers import T5ForConditionalGeneration
+
+from students import runtime
+from students.export import hf_directory
+from students.export.student import MAX_NEW_TOKENS
+
+CODE = Path(runtime.__file__).with_name("pyfunc_model.py")
+
+
+def write(student: T5ForConditionalGeneration, source: Path, directory: Path, precision: str) -> None:
+    """MLmodel with its requirements, the code, and in ``artifacts/student`` what ``hf`` writes."""
+    signature = ModelSignature(
+        Schema([ColSpec("string", "text")]),
+        Schema([ColSpec("string")]),
+        ParamSchema([ParamSpec("max_tokens", "long", MAX_NEW_TOKENS)]),
+    )
+    libraries = ("mlflow", "pandas", "safetensors", "torch", "transformers")
+    with tempfile.TemporaryDirectory() as beside:
+        plain = Path(beside) / "student"
+        plain.mkdir()
+        hf_directory.write(student, source, plain, precision)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # on an input example, which the signature makes needless
+            mlflow.pyfunc.save_model(
+                path=str(directory),
+                python_model=str(CODE),
+                artifacts={"student": str(plain)},
+                signature=signature,
+                pip_requirements=[f"{name}=={version(name).partition('+')[0]}" for name in libraries],
+            )
+    _forget_local_paths(directory / "MLmodel")
+
+
+def _forget_local_paths(path: Path) -> None:
+    """MLflow notes where things lay before; it reads them from the model's directory all the same."""
+    model = yaml.safe_load(path.read_text(encoding="utf-8"))
+    flavour = model["flavors"]["python_function"]
+    flavour["model_code_path"] = CODE.name
+    flavour["artifacts"]["student"]["uri"] = flavour["artifacts"]["student"]["path"]
+    path.write_text(yaml.safe_dump(model, sort_keys=False), encoding="utf-8")

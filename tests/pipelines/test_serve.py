@@ -2,7 +2,9 @@
 
 import importlib.util
 import json
+import os
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -60,6 +62,12 @@ def export(smoke, student, cli, tmp_path_factory):
         return done[format, precision]
 
     return make
+
+
+@pytest.fixture
+def free_port() -> int:
+    with socket.create_server(("127.0.0.1", 0)) as found:
+        return found.getsockname()[1]
 
 
 @pytest.fixture(scope="module")
@@ -159,6 +167,55 @@ def test_wrong_input_is_one_sentence_and_exit_code_2(export, smoke, cli, argumen
     arguments = [argument.format(export=export("hf", "float32")) for argument in arguments]
     done = cli("serve", *arguments, "--port", "0", "--workdir", str(smoke[0]))
     assert done.returncode == 2 and words in done.stderr and "Traceback" not in done.stderr
+
+
+def test_mlflow_serves_its_export_with_the_same_answers(export, student, answers, cli, free_port, tmp_path):
+    tokenizer = AutoTokenizer.from_pretrained(student / "model")
+    directory = export("mlflow", "float32")
+    command = [
+        "models",
+        "serve",
+        "-m",
+        str(directory),
+        "--env-manager",
+        "local",
+        "-h",
+        "127.0.0.1",
+        "-p",
+        str(free_port),
+    ]
+    environment = {
+        **os.environ,
+        "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}",  # where uvicorn is
+        "MLFLOW_TRACKING_URI": f"sqlite:///{tmp_path}/mlflow.db",
+        "OMP_NUM_THREADS": "1",
+    }
+    url = f"http://127.0.0.1:{free_port}"
+    quiet = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
+    process = subprocess.Popen(
+        [sys.executable, "-m", "mlflow", *command], env=environment, cwd=tmp_path, start_new_session=True, **quiet
+    )
+    try:
+        end = time.monotonic() + 120
+        while not answers_ping(url):
+            assert process.poll() is None and time.monotonic() < end
+            time.sleep(0.2)
+        body = {"inputs": PROMPTS, "params": {"max_tokens": 12}}
+        predictions = requests.post(f"{url}/invocations", json=body, timeout=60).json()["predictions"]
+        assert predictions == [tokenizer.decode([id_ for id_ in ids if id_ > 1]) for ids in answers]
+        assert requests.post(f"{url}/invocations", json={"wrong": 1}, timeout=60).status_code == 400
+    finally:
+        os.killpg(process.pid, signal.SIGTERM)  # its own session: the server is a child of it
+        process.wait(30)
+    refused = cli("serve", str(directory), "--port", "0")
+    assert refused.returncode == 2 and "mlflow models serve -m" in refused.stderr
+
+
+def answers_ping(url: str) -> bool:
+    try:
+        return requests.get(f"{url}/ping", timeout=5).ok
+    except requests.ConnectionError:
+        return False
 
 
 def test_a_missing_extra_is_named(monkeypatch):

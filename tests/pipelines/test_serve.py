@@ -42,28 +42,6 @@ FORMATS = [
 ]
 
 
-@pytest.fixture(scope="module")
-def student(smoke) -> Path:
-    return next((smoke[0] / "stages").glob("distill-e4-*"))
-
-
-@pytest.fixture(scope="module")
-def export(smoke, student, cli, tmp_path_factory):
-    """Export the student once in each format that is asked for."""
-    done = {}
-
-    def make(format: str, precision: str) -> Path:
-        if (format, precision) not in done:
-            target = tmp_path_factory.mktemp("exports") / f"{format}-{precision}"
-            options = ["--format", format, "--precision", precision, "--output", str(target)]
-            made = cli("export", str(student), *options, "--workdir", str(smoke[0]))
-            assert made.returncode == 0, made.stderr
-            done[format, precision] = target
-        return done[format, precision]
-
-    return make
-
-
 @pytest.fixture
 def free_port() -> int:
     with socket.create_server(("127.0.0.1", 0)) as found:

@@ -1,4 +1,4 @@
-"""Tiny objects that many tests share, and one run of the smoke preset. No network, no GPU."""
+"""Tiny objects that many tests share, small trained students, and one run of the smoke preset. No network, no GPU."""
 
 import contextlib
 import os
@@ -15,7 +15,9 @@ import requests
 import torch
 
 from distill.config import DataConfig, ModelConfig
+from distill.data import Examples
 from distill.prepare import PreparedData, prepare_data
+from distill.seq2seq import build_dense
 
 ROOT = Path(__file__).parent.parent
 torch.set_num_threads(1)  # the tensors here are too small to share
@@ -47,6 +49,34 @@ def data_config(text_files) -> DataConfig:
 @pytest.fixture(scope="session")
 def data(data_config, tmp_path_factory) -> PreparedData:
     return prepare_data(data_config, tmp_path_factory.mktemp("data"))
+
+
+def _train(directory: Path, data: PreparedData, config: DataConfig, **shape) -> Path:
+    """A T5 that has learned enough for its words to be sure of themselves, saved with its tokenizer."""
+    model = ModelConfig(d_model=32, d_ff=64, d_kv=16, num_heads=2, num_layers=2, **shape)
+    t5 = build_dense(model, data.vocab_size, pad=data.words.pad, eos=data.words.eos, seed=0).train()
+    examples, optimizer = Examples(data, config, seed=0), torch.optim.AdamW(t5.parameters(), lr=5e-3)
+    for step in range(300):
+        batch = examples.batch(range(step * 8, step * 8 + 8))
+        t5(input_ids=batch.input_ids, labels=batch.labels).loss.backward()
+        optimizer.step()
+        optimizer.zero_grad()
+    t5.save_pretrained(directory)
+    data.tokenizer.save_pretrained(directory)
+    return directory
+
+
+@pytest.fixture(scope="session")
+def student(data, data_config, tmp_path_factory) -> Path:
+    """The directory of a small trained T5: ReLU, tied."""
+    return _train(tmp_path_factory.mktemp("student"), data, data_config)
+
+
+@pytest.fixture(scope="session")
+def gated_student(data, data_config, tmp_path_factory) -> Path:
+    """The directory of a small trained T5 with gated GELU and a head of its own, whose output is not scaled."""
+    directory = tmp_path_factory.mktemp("gated")
+    return _train(directory, data, data_config, feed_forward="gated-gelu", tie_word_embeddings=False)
 
 
 def switch_distill(*arguments: str, **environment: str) -> subprocess.CompletedProcess:

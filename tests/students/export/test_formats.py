@@ -1,0 +1,149 @@
+"""What every format's own runtime makes of a student, against plain transformers, one example at a time."""
+
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import load_file
+from transformers import AutoTokenizer
+
+from distill.data import Examples
+from distill.errors import UserError
+from students.export import check_format, write_export
+from students.export.student import MAX_NEW_TOKENS, load_student
+
+
+@pytest.fixture(scope="module")
+def ragged(data, data_config):
+    """Inputs and targets of many lengths, the shortest a word and </s>."""
+    batch = Examples(data, data_config, seed=None).validation_batches(12).__next__()
+    inputs = [row[-2 - 3 * number :].tolist() for number, row in enumerate(batch.input_ids)]
+    targets = [row[: 1 + number % 8].tolist() for number, row in enumerate(batch.labels)]
+    return inputs, targets
+
+
+def generated(plain, row, most):
+    ids = plain.generate(torch.tensor([row]), max_new_tokens=most, do_sample=False, num_beams=1)[0, 1:].tolist()
+    return ids
+
+
+def scored(plain, row, target):
+    logits = plain(input_ids=torch.tensor([row]), labels=torch.tensor([target])).logits[0].detach().double()
+    return logits.log_softmax(-1)[range(len(target)), target].numpy()
+
+
+def test_answers_and_log_probabilities_are_those_of_plain_transformers(exported, format, ragged):
+    inputs, targets = ragged
+    runner = exported.runner(format)
+    limits = [1 + number % 5 * 6 for number in range(len(inputs))]
+    assert runner.format == format and runner.compute_type == "float32"
+    assert runner.generate(inputs, limits) == [
+        generated(exported.plain, *pair) for pair in zip(inputs, limits, strict=True)
+    ]
+    for row, target, scores in zip(inputs, targets, runner.score(inputs, targets), strict=True):
+        np.testing.assert_allclose(scores, scored(exported.plain, row, target), atol=1e-4)
+
+
+def test_a_gated_student_with_a_head_of_its_own_keeps_the_scale_of_its_output(gated_exported, format, ragged):
+    inputs, targets = ragged
+    runner = gated_exported.runner(format)
+    assert not gated_exported.plain.config.scale_decoder_outputs
+    for row, target, scores in zip(inputs, targets, runner.score(inputs, targets), strict=True):
+        expected = scored(gated_exported.plain, row, target)
+        np.testing.assert_allclose(scores, expected, atol=1e-4)
+    assert runner.generate(inputs[:3], [8, 8, 8]) == [generated(gated_exported.plain, row, 8) for row in inputs[:3]]
+
+
+def test_an_answer_ends_in_its_end_token_and_there_is_one_among_these(exported, format, ragged):
+    answers = exported.runner(format).generate(ragged[0], [40] * len(ragged[0]))
+    eos = exported.plain.config.eos_token_id
+    assert any(row[-1] == eos for row in answers)
+    assert all(eos not in row[:-1] and 1 <= len(row) <= 40 for row in answers)
+
+
+@pytest.mark.parametrize("precision", ["int8", "int8-except-head"])
+def test_int8_in_onnx_quantises_the_head_or_leaves_it(exported, ragged, precision):
+    onnx = pytest.importorskip("onnx", reason="the extra onnx is not installed")
+    directory = exported.directory("onnx", precision)
+    graph = onnx.load(directory / "decoder.onnx", load_external_data=False).graph
+    kinds = [node.op_type for node in graph.node]
+    # A layer has query, key, value and output, the cross query and output, and two of the FFN.
+    assert kinds.count("MatMulInteger") == 8 * 2 + (precision == "int8")
+    scores = exported.runner("onnx", precision).score(*ragged)
+    expected = [scored(exported.plain, *pair) for pair in zip(*ragged, strict=True)]
+    assert 1e-4 < np.abs(np.concatenate(scores) - np.concatenate(expected)).mean() < 0.05
+
+
+def test_int8_in_ctranslate2(exported, ragged):
+    runner = exported.runner("ctranslate2", "int8")
+    assert runner.compute_type.startswith("int8")
+    expected = [scored(exported.plain, *pair) for pair in zip(*ragged, strict=True)]
+    assert 1e-4 < np.abs(np.concatenate(runner.score(*ragged)) - np.concatenate(expected)).mean() < 0.05
+
+
+def test_a_sample_follows_the_distribution_and_a_seed_repeats_it(exported, format, ragged):
+    runner, rows, temperature = exported.runner(format), 1500, 2.0
+    inputs, most = [ragged[0][5]] * rows, [1] * rows
+    logits = exported.plain(input_ids=torch.tensor(inputs[:1]), decoder_input_ids=torch.tensor([[0]])).logits[0, 0]
+    expected = (logits / temperature).softmax(-1).detach().numpy()
+    if format == "ctranslate2":
+        with pytest.raises(UserError, match="cannot repeat a sample; leave out the seed"):
+            runner.generate(inputs[:2], most[:2], temperature=temperature, seed=1)
+        words = runner.generate(inputs, most, temperature=temperature)
+    else:
+        words = runner.generate(inputs, most, temperature=temperature, seed=1)
+        assert words == runner.generate(inputs, most, temperature=temperature, seed=1)
+        assert words != runner.generate(inputs, most, temperature=temperature, seed=2)
+    found = np.bincount([word for row in words for word in row], minlength=len(expected)) / rows
+    error = np.sqrt(expected * (1 - expected) / rows)
+    assert (np.abs(found - expected) < 5 * error + 2 / rows).all()
+    assert (found > 0).sum() > 20  # the whole vocabulary is sampled, not the likeliest words
+
+
+def test_an_hf_export_is_read_by_transformers_with_the_same_weights_and_a_length(exported, student):
+    directory = exported.directory("hf")
+    before, after = load_file(student / "model.safetensors"), load_file(directory / "model.safetensors")
+    assert before.keys() == after.keys() and all(torch.equal(before[name], after[name]) for name in before)
+    again = load_student(directory)
+    assert again.generation_config.max_new_tokens == MAX_NEW_TOKENS and again.config.scale_decoder_outputs
+    texts = ["import <extra_id_0> sys", "x"]
+    tokenizers = [AutoTokenizer.from_pretrained(path) for path in (student, directory)]
+    assert tokenizers[0](texts).input_ids == tokenizers[1](texts).input_ids
+
+
+def test_an_mlflow_export_answers_over_its_scoring_server(exported):
+    import mlflow
+    from mlflow.pyfunc.scoring_server import init
+    from starlette.testclient import TestClient
+
+    directory = exported.directory("mlflow")
+    assert str(exported.root.parent) not in (directory / "MLmodel").read_text()
+    tokenizer, texts = exported.runner("hf").tokenizer, ["the <extra_id_0> License", "x"]
+    client = TestClient(init(mlflow.pyfunc.load_model(str(directory))))
+    answer = client.post("/invocations", json={"inputs": texts, "params": {"max_tokens": 6}})
+    expected = [generated(exported.plain, tokenizer.encode(text).ids, 6) for text in texts]
+    kept = [[id_ for id_ in row if id_ not in (0, 1)] for row in expected]
+    assert answer.json()["predictions"] == [tokenizer.decode(row, skip_special_tokens=False) for row in kept]
+
+
+def test_unused_words_of_a_ctranslate2_vocabulary_are_not_called_sentinels(exported, data):
+    runner = exported.runner("ctranslate2")
+    assert data.vocab_size == len(runner._words) == len(set(runner._words))
+    assert runner._words[data.words.sentinel_start] == "<extra_id_0>"
+
+
+def test_what_cannot_be_exported_is_refused(student, tmp_path, monkeypatch):
+    with pytest.raises(UserError, match="--format is 'gguf'; use hf, onnx, ctranslate2, mlflow"):
+        check_format("gguf", "float32")
+    with pytest.raises(UserError, match="--precision is 'int8', but hf has float32"):
+        check_format("hf", "int8")
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None if name == "onnxscript" else object())
+    with pytest.raises(UserError, match=r'needs onnxscript; install it with: pip install "switch-distill\[onnx\]"'):
+        check_format("onnx", "float32")
+    with pytest.raises(UserError, match="holds no model, and only a dense T5"):
+        write_export(tmp_path, tmp_path, "hf", "float32")
+    (tmp_path / "config.json").write_text('{"model_type": "switch_transformers"}')
+    with pytest.raises(UserError, match="holds a switch_transformers model, and only a dense T5"):
+        write_export(tmp_path, tmp_path, "hf", "float32")
+    (tmp_path / "config.json").write_text((student / "config.json").read_text())
+    with pytest.raises(UserError, match="has no model.safetensors; save model and tokenizer there"):
+        write_export(tmp_path, tmp_path, "hf", "float32")

@@ -1,0 +1,147 @@
+import math
+
+import numpy as np
+import pytest
+from tokenizers import Tokenizer
+
+from distill.errors import UserError
+from students.export.parity import (
+    EXAMPLES,
+    LONGEST,
+    MAX_TOKENS,
+    ParityFailure,
+    Reference,
+    ask,
+    compare,
+    make_examples,
+    student_reference,
+    tolerance_of,
+)
+
+
+@pytest.fixture(scope="module")
+def examples(data, student):
+    tokenizer = Tokenizer.from_file(str(student / "tokenizer.json"))
+    return make_examples(data.tokens("validation"), data.words, tokenizer)
+
+
+@pytest.fixture(scope="module")
+def reference(student, examples):
+    return student_reference(student, examples)
+
+
+def reply(**changes):
+    """A reference of two answers, and what an export made of it, the same but for ``changes``."""
+    reference = Reference(
+        [[-1.0, -2.0], [-3.0]], [[5, 6, 1], [7, 8]], [[-0.1, -0.2, -0.3], [-0.4, -0.5]], [[1.0, 0.05, 2.0], [0.5, 0.6]]
+    )
+    same = {name: getattr(reference, name) for name in ("target_scores", "answers", "answer_scores")}
+    return reference, {**same, **changes}
+
+
+def test_the_same_answers_and_scores_differ_by_nothing():
+    parity = compare(*reply())
+    assert parity.tokens == 3 and parity.greedy_agreement == 1 and parity.greedy_gap == 0
+    assert not parity.failures(tolerance_of("float32"))
+
+
+def test_quality_is_the_mean_over_target_tokens_and_scores_are_of_the_answers_tokens():
+    parity = compare(*reply(target_scores=[[-1.0, -2.3], [-3.0]], answer_scores=[[-0.1, -0.2, -0.5], [-0.4, -0.5]]))
+    assert parity.quality_difference == pytest.approx(-0.1)
+    assert parity.log_probability_difference_mean == pytest.approx(0.2 / 5)
+    assert parity.log_probability_difference_max == pytest.approx(0.2)
+    assert parity.failures(tolerance_of("int8")) == [
+        "mean difference of log-probabilities 0.04 nats (allowed 0.02)",
+        "largest difference of log-probabilities 0.2 nats (allowed 0.15)",
+        "difference of quality 0.1 nats (allowed 0.01)",
+    ]
+
+
+def test_another_word_is_forgiven_only_where_the_two_best_are_near():
+    near = compare(*reply(answers=[[5, 9, 9], [7, 8]]))
+    assert near.greedy_agreement == 0.5 and near.greedy_gap == 0.05
+    assert not near.failures(tolerance_of("int8"))
+    assert near.failures(tolerance_of("float32")) == ["gap at a different greedy word 0.05 nats (allowed 0.0002)"]
+    far = compare(*reply(answers=[[5, 9, 9], [7, 9]]))
+    assert far.greedy_gap == 0.6 and far.failures(tolerance_of("int8"))
+
+
+@pytest.mark.parametrize("answers", [[[5, 6], [7, 8]], [[5, 6, 1, 1], [7, 8]]])
+def test_an_answer_that_is_cut_or_goes_on_is_never_forgiven(answers):
+    assert compare(*reply(answers=answers)).greedy_gap == math.inf
+
+
+@pytest.mark.parametrize("field", ["target_scores", "answer_scores"])
+def test_a_score_that_is_no_number_fails(field):
+    reference, made = reply()
+    rows = [list(row) for row in made[field]]
+    rows[0][0] = math.nan
+    assert compare(reference, {**made, field: rows}).failures(tolerance_of("int8"))
+
+
+def test_the_examples_are_ragged_text_with_masks_and_end(examples, data):
+    assert len(examples.inputs) == EXAMPLES
+    lengths = [len(row) for row in examples.inputs]
+    assert min(lengths) <= 3 and max(lengths) > 10 and len(set(lengths[:8])) > 3
+    assert max(lengths) <= 2 * LONGEST and set(examples.max_tokens) == set(range(MAX_TOKENS - 7, MAX_TOKENS + 1))
+    assert all(row[-1] == data.words.eos for row in (*examples.inputs, *examples.targets))
+    assert all(data.words.sentinel_start in row for row in examples.targets)
+
+
+def test_the_gaps_are_those_of_the_students_two_best_words(examples, reference, student):
+    import torch
+    from transformers import T5ForConditionalGeneration
+
+    plain = T5ForConditionalGeneration.from_pretrained(student)
+    for number in (0, 9, 40):
+        out = plain.generate(
+            torch.tensor([examples.inputs[number]]),
+            max_new_tokens=examples.max_tokens[number],
+            do_sample=False,
+            output_logits=True,
+            return_dict_in_generate=True,
+        )
+        assert out.sequences[0, 1:].tolist() == reference.answers[number]
+        best = torch.cat(out.logits).topk(2).values
+        np.testing.assert_allclose(reference.gaps[number], best[:, 0] - best[:, 1], atol=1e-4)
+        scores = torch.cat(out.logits).log_softmax(-1).max(-1).values
+        np.testing.assert_allclose(reference.answer_scores[number], scores, atol=1e-4)
+
+
+@pytest.mark.parametrize("precision", ["float32", "int8"])
+@pytest.mark.parametrize("format", ["onnx", "ctranslate2"])
+def test_a_process_without_torch_answers_within_the_tolerance(exported, examples, reference, format, precision):
+    made = ask(exported.directory(format, precision), examples, reference.answers)
+    assert "torch" not in made["versions"] and "transformers" not in made["versions"]
+    parity = compare(reference, made)
+    assert not parity.failures(tolerance_of(precision)), parity
+    if precision == "int8":  # and a gate for float32 would have noticed
+        assert parity.failures(tolerance_of("float32"))
+
+
+def test_a_head_of_another_scale_is_noticed(exported, examples, reference, tmp_path):
+    """Greedy answers are the same, whatever the scale; log-probabilities are not."""
+    import torch
+    from transformers import T5ForConditionalGeneration
+
+    from students.export.hf_directory import write
+
+    wrong = T5ForConditionalGeneration.from_pretrained(exported.source)
+    wrong.decoder.final_layer_norm.weight.data *= 1.01
+    write(wrong, exported.source, tmp_path, "float32")
+    (tmp_path / "manifest.json").write_text('{"format": "hf", "precision": "float32"}')
+    with torch.inference_mode():
+        failures = compare(reference, ask(tmp_path, examples, reference.answers)).failures(tolerance_of("float32"))
+    assert any(text.startswith("mean difference of log-probabilities") for text in failures)
+
+
+def test_an_export_that_does_not_load_says_why(exported, examples, reference, tmp_path):
+    (tmp_path / "manifest.json").write_text('{"format": "hf", "precision": "float32"}')
+    with pytest.raises(ParityFailure, match="cannot be run by its own runtime"):
+        ask(tmp_path, examples, reference.answers)
+
+
+def test_too_little_text_is_refused(data, student):
+    tokenizer = Tokenizer.from_file(str(student / "tokenizer.json"))
+    with pytest.raises(UserError, match="has 500 tokens, and 1024 are needed; use more of it"):
+        make_examples(np.arange(500), data.words, tokenizer)

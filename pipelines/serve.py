@@ -44,6 +44,8 @@ def serve_model(
         UserError: the model cannot be found, exported or served, or the address is taken.
     """
     check_installed()
+    if teacher is not None and not (teacher / "tokenizer.json").is_file():
+        raise UserError(f"--teacher {teacher} has no tokenizer.json; name the directory of a teacher and its tokenizer")
     from students.serving.app import Model
     from students.serving.server import serve
 

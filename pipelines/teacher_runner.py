@@ -5,7 +5,6 @@ from pathlib import Path
 import torch
 from tokenizers import Tokenizer
 
-from distill.errors import UserError
 from students.runtime.batches import special_ids
 from students.runtime.hf_runner import HfRunner
 from teachers.model import load_teacher
@@ -18,12 +17,10 @@ class TeacherRunner(HfRunner):
         """``directory`` is one that ``save_teacher`` or transformers wrote, with a tokenizer.json.
 
         Raises:
-            UserError: there is no teacher in it, or no tokenizer.
+            UserError: there is no teacher in it.
         """
         if threads:
             torch.set_num_threads(threads)
-        if not (directory / "tokenizer.json").is_file():
-            raise UserError(f"{directory} has no tokenizer.json; name the directory of a teacher with its tokenizer")
         self.model = load_teacher(directory)
         self.tokenizer = Tokenizer.from_file(str(directory / "tokenizer.json"))
         self._ids = special_ids(directory)

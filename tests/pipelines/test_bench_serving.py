@@ -26,10 +26,10 @@ def test_rates_and_latencies_are_those_of_all_rounds():
     assert found["latency"]["p50"] == 1.5 and found["latency"]["p99"] == pytest.approx(3.95)
 
 
-def test_plain_generate_counts_tokens_up_to_the_end_of_each_answer(student):
+def test_plain_generate_counts_tokens_up_to_the_end_of_each_answer(distilled):
     """Against one prompt at a time, where nothing is padded."""
-    model = T5ForConditionalGeneration.from_pretrained(student / "model").eval()
-    tokenizer = AutoTokenizer.from_pretrained(student / "model")
+    model = T5ForConditionalGeneration.from_pretrained(distilled / "model").eval()
+    tokenizer = AutoTokenizer.from_pretrained(distilled / "model")
     torch.manual_seed(0)
     model.shared.weight.data[1] = 0.9 * model.shared.weight.data.mean(0)  # so that some answers end
     prompts = bench_serving.make_prompts(6)
@@ -37,11 +37,11 @@ def test_plain_generate_counts_tokens_up_to_the_end_of_each_answer(student):
     for prompt in prompts:
         ids = model.generate(tokenizer(prompt, return_tensors="pt").input_ids, max_new_tokens=12, do_sample=False)
         alone += ids.shape[1] - 1
-    assert _generate(model, student / "model")(prompts, 12) == alone
+    assert _generate(model, distilled / "model")(prompts, 12) == alone
 
 
 @pytest.mark.skipif(importlib.util.find_spec("onnxruntime") is None, reason="onnxruntime is not installed")
-def test_a_run_measures_every_arm_and_keeps_its_exports(export, student, smoke, tmp_path, monkeypatch):
+def test_a_run_measures_every_arm_and_keeps_its_exports(export, distilled, exporting, tmp_path, monkeypatch):
     for kind in (("hf", "float32"), ("onnx", "float32")):
         shutil.copytree(export(*kind), tmp_path / "-".join(kind))
     formats = {"hf": (None, None, ("float32",)), "onnx": (None, None, ("float32",)), "ctranslate2": (None, None, ())}
@@ -49,11 +49,11 @@ def test_a_run_measures_every_arm_and_keeps_its_exports(export, student, smoke, 
     monkeypatch.setattr(bench_serving, "CONCURRENCY", {1: 1, 8: 1})
     said, began = [], time.perf_counter()
     result = bench_serving.bench_serving(
-        str(student),
-        next((smoke[0] / "stages").glob("teacher-e4-*")) / "model",
+        str(distilled),
+        next((exporting / "stages").glob("teacher-e4-*")) / "model",
         text=None,
         exports=tmp_path,
-        workdir=smoke[0],
+        workdir=exporting,
         threads=1,
         rounds=2,
         max_tokens=4,

@@ -49,9 +49,9 @@ def free_port() -> int:
 
 
 @pytest.fixture(scope="module")
-def answers(student) -> list[list[int]]:
+def answers(distilled) -> list[list[int]]:
     """Ids of transformers' own greedy answers to PROMPTS, up to and with </s>."""
-    return generated(T5ForConditionalGeneration.from_pretrained(student / "model").eval(), student / "model")
+    return generated(T5ForConditionalGeneration.from_pretrained(distilled / "model").eval(), distilled / "model")
 
 
 def generated(model, directory: Path) -> list[list[int]]:
@@ -65,8 +65,8 @@ def generated(model, directory: Path) -> list[list[int]]:
 
 
 @pytest.mark.parametrize("format, precision", FORMATS)
-def test_what_is_served_is_what_transformers_generates(export, serving, student, answers, format, precision):
-    tokenizer = AutoTokenizer.from_pretrained(student / "model")
+def test_what_is_served_is_what_transformers_generates(export, serving, distilled, answers, format, precision):
+    tokenizer = AutoTokenizer.from_pretrained(distilled / "model")
     directory = export(format, precision)
     with serving(["-c", COMMAND, "serve", str(directory), "--port", "0", "--threads", "1"]) as server:
         answer = server.complete(PROMPTS, max_tokens=12).json()
@@ -109,8 +109,8 @@ def test_a_seed_is_refused_where_the_runtime_has_none(export, serving):
         assert server.complete("a", temperature=1.0).ok
 
 
-def test_the_teacher_answers_beside_its_student(export, serving, smoke):
-    teacher = next((smoke[0] / "stages").glob("teacher-e4-*")) / "model"
+def test_the_teacher_answers_beside_its_student(export, serving, exporting):
+    teacher = next((exporting / "stages").glob("teacher-e4-*")) / "model"
     tokenizer = AutoTokenizer.from_pretrained(teacher)
     expected = [tokenizer.decode([id_ for id_ in ids if id_ > 1]) for ids in generated(load_teacher(teacher), teacher)]
     command = ["serve", str(export("hf", "float32")), "--teacher", str(teacher), "--port", "0"]
@@ -121,10 +121,10 @@ def test_the_teacher_answers_beside_its_student(export, serving, smoke):
         assert [choice["text"] for choice in answer["choices"]] == expected
 
 
-def test_a_model_that_is_no_export_is_exported_first(smoke, student, serving, answers):
-    tokenizer = AutoTokenizer.from_pretrained(student / "model")
-    name = json.loads((student / "stage.json").read_text())["model_uri"]
-    command = ["serve", name, "--workdir", str(smoke[0]), "--port", "0"]
+def test_a_model_that_is_no_export_is_exported_first(exporting, distilled, serving, answers):
+    tokenizer = AutoTokenizer.from_pretrained(distilled / "model")
+    name = json.loads((distilled / "stage.json").read_text())["model_uri"]
+    command = ["serve", name, "--workdir", str(exporting), "--port", "0"]
     with serving(["-m", "pipelines.cli", *command], MLFLOW_TRACKING_URI="") as server:
         choice = server.complete(PROMPTS[0], max_tokens=12).json()["choices"][0]
         assert choice["text"] == tokenizer.decode([id_ for id_ in answers[0] if id_ > 1])
@@ -134,21 +134,20 @@ def test_a_model_that_is_no_export_is_exported_first(smoke, student, serving, an
     "arguments, words",
     [
         (["nowhere"], "nowhere"),
-        (["models:/no-such-student/1"], "no-such-student"),
         (["{export}", "--format", "onnx"], "is an export of format hf; leave out --format"),
         (["{export}", "--teacher", "nowhere"], "nowhere has no tokenizer.json"),
         (["{export}", "--host", "192.0.2.1"], "cannot listen on 192.0.2.1"),
         (["{export}", "--max-batch", "0"], "max-batch"),
     ],
 )
-def test_wrong_input_is_one_sentence_and_exit_code_2(export, smoke, cli, arguments, words):
+def test_wrong_input_is_one_sentence_and_exit_code_2(export, exporting, cli, arguments, words):
     arguments = [argument.format(export=export("hf", "float32")) for argument in arguments]
-    done = cli("serve", *arguments, "--port", "0", "--workdir", str(smoke[0]))
+    done = cli("serve", *arguments, "--port", "0", "--workdir", str(exporting))
     assert done.returncode == 2 and words in done.stderr and "Traceback" not in done.stderr
 
 
-def test_mlflow_serves_its_export_with_the_same_answers(export, student, answers, cli, free_port, tmp_path):
-    tokenizer = AutoTokenizer.from_pretrained(student / "model")
+def test_mlflow_serves_its_export_with_the_same_answers(export, distilled, answers, cli, free_port, tmp_path):
+    tokenizer = AutoTokenizer.from_pretrained(distilled / "model")
     directory = export("mlflow", "float32")
     command = [
         "models",

@@ -38,6 +38,7 @@ class Model:
     limits: Limits = field(default_factory=Limits)
     role: str = "student"
     max_tokens: int = 64  # of an answer, where a request does not say
+    created: int = field(default_factory=lambda: int(time.time()))  # seconds since 1970
     batcher: Batcher | None = None  # once it answers
 
     @property
@@ -46,11 +47,12 @@ class Model:
         return self.batcher.runner
 
     def facts(self) -> dict[str, Any]:
-        made = {"id": self.name, "object": "model", "created": _started(), "owned_by": "switch-distill"}
-        ready = (
-            {"format": self.runner.format, "compute_type": self.runner.compute_type} if self.batcher is not None else {}
-        )
-        return {**made, "role": self.role, "ready": self.batcher is not None, **ready, "max_tokens": self.max_tokens}
+        """As /v1/models lists it."""
+        facts = {"id": self.name, "object": "model", "created": self.created, "owned_by": "switch-distill"}
+        facts |= {"role": self.role, "max_tokens": self.max_tokens, "ready": self.batcher is not None}
+        if self.batcher is not None:
+            facts |= {"format": self.runner.format, "compute_type": self.runner.compute_type}
+        return facts
 
 
 def make_app(models: list[Model], *, on_ready: Callable[[], None], on_failure: Callable[[Exception], None]) -> FastAPI:
@@ -234,11 +236,6 @@ def _find(models: list[Model], name: str) -> Model:
 def _body_schema() -> dict[str, Any]:
     content = {"application/json": {"schema": CompletionRequest.model_json_schema()}}
     return {"requestBody": {"required": True, "content": content}}
-
-
-@cache
-def _started() -> int:
-    return int(time.time())
 
 
 @cache

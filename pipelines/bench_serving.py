@@ -141,8 +141,9 @@ def _arms(
     arms += [Arm(f"{format} {precision}", "runner", target) for (format, precision), target in made.items()]
     format, precision = next((kind for kind in _TO_SERVE if kind in made), ("hf", "float32"))
     target = made.get((format, precision), plain)
-    arms.append(Arm(f"serve, {format} {precision}", "server", target))
-    arms.append(Arm(f"serve, {format} {precision}, without batching", "server", target, {"max-batch": 1}))
+    patient = {"timeout": 3600}  # 32 requests one by one take a while
+    arms.append(Arm(f"serve, {format} {precision}", "server", target, patient))
+    arms.append(Arm(f"serve, {format} {precision}, without batching", "server", target, {**patient, "max-batch": 1}))
     if teacher is not None:
         arms.append(Arm("Switch teacher, transformers float32", "teacher", teacher))
     return arms

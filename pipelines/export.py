@@ -119,7 +119,8 @@ def _run(source: Source, title: str, settings: dict[str, str]) -> Iterator[Track
     client = source.store.client
     source.store.experiment = client.get_run(source.lineage["run_id"]).info.experiment_id
     with tempfile.TemporaryDirectory() as directory:
-        tracked = TrackedRun(source.store, Path(directory), title, {"stage": "export", **settings})
+        tags = {"stage": "export", **settings}
+        tracked = TrackedRun(source.store, Path(directory), f"{title} of {source.name}", tags)
         status = "FAILED"
         try:
             tracked.log_params(settings)

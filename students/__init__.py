@@ -3,6 +3,8 @@
 config      what a run may set about its students
 weight_map  the name of every teacher tensor in the student, or the reason why it has none
 initialise  build the student, copy what has a counterpart, leave the rest fresh
+export      write it in the format of a runtime, and verify it there
+runtime     run what was exported, without torch where the format needs none
 """
 
 __all__ = ["init_student"]

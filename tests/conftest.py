@@ -51,9 +51,9 @@ def data(data_config, tmp_path_factory) -> PreparedData:
     return prepare_data(data_config, tmp_path_factory.mktemp("data"))
 
 
-def _train(directory: Path, data: PreparedData, config: DataConfig, **shape) -> Path:
+def _train(directory: Path, data: PreparedData, config: DataConfig, *, num_layers: int, **shape) -> Path:
     """A T5 that has learned enough for its words to be sure of themselves, saved with its tokenizer."""
-    model = ModelConfig(d_model=32, d_ff=64, d_kv=16, num_heads=2, num_layers=2, **shape)
+    model = ModelConfig(d_model=32, d_ff=64, d_kv=16, num_heads=2, num_layers=num_layers, **shape)
     t5 = build_dense(model, data.vocab_size, pad=data.words.pad, eos=data.words.eos, seed=0).train()
     examples, optimizer = Examples(data, config, seed=0), torch.optim.AdamW(t5.parameters(), lr=5e-3)
     for step in range(300):
@@ -69,14 +69,14 @@ def _train(directory: Path, data: PreparedData, config: DataConfig, **shape) -> 
 @pytest.fixture(scope="session")
 def student(data, data_config, tmp_path_factory) -> Path:
     """The directory of a small trained T5: ReLU, tied."""
-    return _train(tmp_path_factory.mktemp("student"), data, data_config)
+    return _train(tmp_path_factory.mktemp("student"), data, data_config, num_layers=2)
 
 
 @pytest.fixture(scope="session")
 def gated_student(data, data_config, tmp_path_factory) -> Path:
     """The directory of a small trained T5 with gated GELU and a head of its own, whose output is not scaled."""
-    directory = tmp_path_factory.mktemp("gated")
-    return _train(directory, data, data_config, feed_forward="gated-gelu", tie_word_embeddings=False)
+    shape = {"num_layers": 1, "feed_forward": "gated-gelu", "tie_word_embeddings": False}
+    return _train(tmp_path_factory.mktemp("gated"), data, data_config, **shape)
 
 
 def switch_distill(*arguments: str, **environment: str) -> subprocess.CompletedProcess:

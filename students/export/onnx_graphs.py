@@ -85,7 +85,7 @@ def write(student: T5ForConditionalGeneration, source: Path, directory: Path, pr
     with tempfile.TemporaryDirectory(dir=directory) as beside:
         _write_graphs(student, Path(beside))
         for name in ("encoder", "decoder"):
-            _quantise(Path(beside) / f"{name}.onnx", directory / f"{name}.onnx")
+            quantise(Path(beside) / f"{name}.onnx", directory / f"{name}.onnx")
 
 
 def _write_graphs(student: T5ForConditionalGeneration, directory: Path) -> None:
@@ -130,8 +130,11 @@ def _export(module: nn.Module, inputs: tuple, path: Path, **names) -> None:
         )
 
 
-def _quantise(graph: Path, target: Path) -> None:
-    """Matrix products in int8, weights once and by column, activations when they are known. Embeddings stay."""
+def quantise(graph: Path, target: Path) -> None:
+    """Matrix products in int8: weights once and by column, activations when they are known.
+
+    Embeddings stay in float32, and so does a head that is tied to them, because it is no weight of its own there.
+    """
     logging.getLogger().addFilter(_no_advice)
     try:
         quantize_dynamic(

@@ -40,6 +40,8 @@ class CTranslate2Runner:
             **sampling,
         )
         rows = [[self._ids[word] for word in result.hypotheses[0]] for result in results]
+        if not all(rows):  # a real answer has its </s> at least
+            raise UserError("ctranslate2 gives no answer to an empty text; leave it out, or serve another format")
         return [cut(row, self._ids[self._eos], most) for row, most in zip(rows, max_tokens, strict=True)]
 
     def score(self, inputs: list[list[int]], targets: list[list[int]]) -> list[list[float]]:

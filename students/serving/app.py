@@ -187,6 +187,8 @@ async def _answer(model: Model, batcher: Batcher, wanted: CompletionRequest, met
             param="prompt",
             code="context_length_exceeded",
         )
+    if min(map(len, inputs)) < 2:  # </s> alone
+        raise RequestError(400, "prompt has no word that the tokenizer knows; give another text", param="prompt")
     max_tokens = min(wanted.max_tokens or model.max_tokens, model.limits.max_output)
     try:
         outputs = await batcher.generate(inputs, max_tokens, wanted.temperature, wanted.seed)

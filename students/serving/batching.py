@@ -77,9 +77,11 @@ class Batcher:
         try:
             answers = await asyncio.get_running_loop().run_in_executor(self._worker, work)
         except Exception as error:
-            for job in batch:
-                if not job.answer.done():
-                    job.answer.set_exception(error)
+            if len(batch) > 1:  # one prompt that the model fails on is not to spoil the answers of others
+                for job in [job for job in batch if not job.answer.done()]:
+                    await self._answer([job])
+            elif not first.answer.done():
+                first.answer.set_exception(error)
             return
         self._on_batch(len(batch))
         for job, answer in zip(batch, answers, strict=True):

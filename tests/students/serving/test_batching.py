@@ -150,15 +150,16 @@ def test_one_that_is_cancelled_while_computed_does_not_disturb_the_others():
     assert run(scenario)[0] == [[1]]
 
 
-def test_a_failure_reaches_its_own_batch_alone():
+def test_a_prompt_that_the_model_fails_on_does_not_spoil_its_batch():
     async def scenario(batcher, runner):
-        tasks = await behind_a_closed_gate(batcher, runner, ([[13], [1]], 1), ([[2]], 1, 0.5))
+        tasks = await behind_a_closed_gate(batcher, runner, ([[13]], 1), ([[1]], 1), ([[2]], 1, 0.5))
         runner.gate.set()
         found = await asyncio.gather(*tasks, return_exceptions=True)
         return found, await batcher.generate([[3]], 1)
 
     (found, after), runner = run(scenario)
-    assert str(found[1]) == "unlucky" and found[2] == [[2]] and after == [[3]]
+    assert str(found[1]) == "unlucky" and found[2:] == [[[1]], [[2]]] and after == [[3]]
+    assert runner.batches == [[0], [13, 1], [13], [1], [2], [3]]
 
 
 def test_a_request_of_several_batches_ends_with_its_first_failure():

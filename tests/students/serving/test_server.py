@@ -72,6 +72,17 @@ def test_clients_at_once_take_a_fraction_of_the_batches_that_they_take_one_by_on
         assert batching.metric("batch_size_count") <= 8 * 6 / 3
 
 
+def test_an_answer_does_not_wait_for_the_clients_acknowledgement(echo):
+    """Header and body are sent apart; with Nagle's algorithm the body comes 40 ms later, once a connection is warm."""
+    seconds = []
+    with requests.Session() as session:
+        for _ in range(30):
+            began = time.perf_counter()
+            session.post(f"{echo.url}/v1/completions", json={"prompt": "hello"})
+            seconds.append(time.perf_counter() - began)
+    assert min(seconds[10:]) < 0.03
+
+
 def test_a_full_queue_is_answered_429_and_the_rest_is_served(echo_server, pool):
     with echo_server(max_queue=4, max_batch=2) as server:
         with server.held():

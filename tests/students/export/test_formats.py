@@ -1,5 +1,7 @@
 """What every format's own runtime makes of a student, against plain transformers, one example at a time."""
 
+import json
+
 import numpy as np
 import pytest
 import torch
@@ -8,6 +10,7 @@ from transformers import AutoTokenizer
 
 from distill.data import Examples
 from distill.errors import UserError
+from distill.seq2seq import build_dense
 from students.export import check_format, write_export
 from students.export.student import MAX_NEW_TOKENS, load_student
 
@@ -144,10 +147,16 @@ def test_an_mlflow_export_answers_over_its_scoring_server(exported):
     assert answer.json()["predictions"] == [tokenizer.decode(row, skip_special_tokens=False) for row in kept]
 
 
-def test_unused_words_of_a_ctranslate2_vocabulary_are_not_called_sentinels(exported, data):
-    runner = exported.runner("ctranslate2")
-    assert data.vocab_size == len(runner._words) == len(set(runner._words))
-    assert runner._words[data.words.sentinel_start] == "<extra_id_0>"
+def test_unused_words_of_a_ctranslate2_vocabulary_are_not_called_sentinels(data, shape, tmp_path):
+    pytest.importorskip("ctranslate2", reason="the extra ctranslate2 is not installed")
+    unused = 40
+    t5 = build_dense(shape, data.words.size + unused, pad=data.words.pad, eos=data.words.eos, seed=0)
+    t5.save_pretrained(tmp_path)
+    data.tokenizer.save_pretrained(tmp_path)
+    write_export(tmp_path, tmp_path / "made", "ctranslate2", "float32")
+    words = json.loads((tmp_path / "made" / "shared_vocabulary.json").read_text())
+    assert len(words) == len(set(words)) == data.words.size + unused
+    assert words[: data.words.size] == data.tokenizer.convert_ids_to_tokens(range(data.words.size))
 
 
 def test_what_cannot_be_exported_is_refused(student, tmp_path, monkeypatch):

@@ -89,7 +89,7 @@ def make_prompts(number: int) -> list[str]:
 def markdown(result: dict[str, Any]) -> str:
     """The table of the README: figures are medians; latencies are of 50, 95 and 99 % of the requests."""
     header = ["", *(f"tokens/s at {n}" for n in CONCURRENCY), "at 8, against plain"]
-    header += [f"latency at {n}, ms" for n in CONCURRENCY] + ["memory", "start", "disk", "quality"]
+    header += [f"latency at {n}, ms" for n in CONCURRENCY] + ["memory, first / last", "start", "disk", "quality"]
     base = next(arm for arm in result["arms"] if arm["name"] == BASELINE)
     lines = ["| " + " | ".join(header) + " |", "| :--- |" + " ---: |" * (len(header) - 1)]
     for arm in result["arms"]:
@@ -102,7 +102,7 @@ def markdown(result: dict[str, Any]) -> str:
             *(f"{one['tokens_per_second']['median']:,.0f}" for one in by),
             f"{rate / plain:.2f} x",
             *(" / ".join(f"{one['latency'][p] * 1000:,.0f}" for p in ("p50", "p95", "p99")) for one in by),
-            f"{arm['memory_bytes'] / 1e6:,.0f} MB",
+            f"{arm['memory_bytes'] / 1e6:,.0f} / {arm['loaded_memory_bytes'] / 1e6:,.0f} MB",
             f"{arm['start_seconds']:.1f} s",
             f"{arm['disk_bytes'] / 1e6:,.0f} MB",
             "" if quality is None else f"{quality:+.4f}",

@@ -14,7 +14,7 @@ import numpy as np
 
 from distill.errors import UserError
 from pipelines.bench_arms import Arm, Measured, start
-from pipelines.serve import check_installed, export_in_process
+from pipelines.serve import check, export_in_process
 from students.export import FORMATS
 from students.runtime import read_manifest
 
@@ -54,9 +54,9 @@ def bench_serving(
         (median, min and max over the rounds), requests_per_second (median) and latency in seconds (p50, p95, p99).
 
     Raises:
-        UserError: the server is not installed, or the model cannot be exported.
+        UserError: the server cannot start, or the model cannot be exported.
     """
-    check_installed()
+    check(teacher)
     prompts = make_prompts(max(CONCURRENCY))
     os.environ["OMP_NUM_THREADS"] = str(threads)  # for the processes of the arms
     with _kept(exports) as directory:

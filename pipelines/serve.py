@@ -43,9 +43,7 @@ def serve_model(
     Raises:
         UserError: the model cannot be found, exported or served, or the address is taken.
     """
-    check_installed()
-    if teacher is not None and not (teacher / "tokenizer.json").is_file():
-        raise UserError(f"--teacher {teacher} has no tokenizer.json; name the directory of a teacher and its tokenizer")
+    check(teacher)
     from students.serving.app import Model
     from students.serving.server import serve
 
@@ -70,12 +68,16 @@ def serve_model(
         serve(models, host, port, say=say)
 
 
-def check_installed() -> None:
-    """Raises:
-    UserError: the libraries of the server are not installed.
+def check(teacher: Path | None) -> None:
+    """Say at once what would keep a server from starting.
+
+    Raises:
+        UserError: its libraries are not installed, or there is no tokenizer where a teacher should be.
     """
     if missing := [name for name in ("fastapi", "uvicorn", "prometheus_client") if not importlib.util.find_spec(name)]:
         raise UserError(f'serving needs {", ".join(missing)}; install it with: pip install "switch-distill[serve]"')
+    if teacher is not None and not (teacher / "tokenizer.json").is_file():
+        raise UserError(f"--teacher {teacher} has no tokenizer.json; name the directory of a teacher and its tokenizer")
 
 
 @contextlib.contextmanager

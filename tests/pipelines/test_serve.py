@@ -199,7 +199,7 @@ def test_a_missing_extra_is_named(monkeypatch):
     real = importlib.util.find_spec
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None if name == "uvicorn" else real(name))
     with pytest.raises(UserError, match=r'needs uvicorn; install it with: pip install "switch-distill\[serve\]"'):
-        serve.check_installed()
+        serve.check(None)
 
 
 def test_it_can_be_stopped_before_it_answers(export):

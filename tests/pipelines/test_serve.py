@@ -80,6 +80,7 @@ def test_what_is_served_is_what_transformers_generates(export, serving, distille
         process = psutil.Process(server.process.pid)
         listening = [found.laddr.ip for found in process.net_connections() if found.status == "LISTEN"]
         assert listening == ["127.0.0.1"]
+        assert model["max_tokens"] == 128  # of the export's generation config
         memory = process.memory_info().rss
         server.process.send_signal(signal.SIGTERM)
         said = server.process.stdout.read()

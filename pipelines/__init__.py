@@ -18,4 +18,8 @@ feed       delivers curves to MLflow beside the training
 lineage    from a model back to its data, read from MLflow
 view       the comparison of ratios as a saved view of the MLflow UI
 progress   bars and messages, on stderr
+serve      an exported student behind HTTP, its teacher beside it
+teacher_runner  a teacher behind the interface of exported students
+bench_serving   every export against plain transformers
+bench_arms      the processes that it measures
 """

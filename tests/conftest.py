@@ -1,12 +1,17 @@
 """Tiny objects that many tests share, small trained students, and one run of the smoke preset. No network, no GPU."""
 
+import contextlib
 import os
+import re
 import signal
 import subprocess
 import sys
+import time
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
+import requests
 import torch
 
 from distill.config import DataConfig, ModelConfig
@@ -120,3 +125,65 @@ def smoke(tmp_path_factory):
     done = switch_distill("run", "smoke", "--workdir", str(workdir), "--json")
     assert done.returncode == 0, done.stderr
     return workdir, done
+
+
+class Server:
+    """A running server: its address, its process, and requests to it."""
+
+    def __init__(self, process: subprocess.Popen, url: str, hold: Path | None = None):
+        self.process, self.url, self.hold = process, url, hold
+
+    def complete(self, prompt="hello", **fields) -> requests.Response:
+        return requests.post(f"{self.url}/v1/completions", json={"prompt": prompt, **fields}, timeout=60)
+
+    def metric(self, name: str, **labels: str) -> float:
+        """The sum of all samples of a metric with these labels."""
+        wanted = [f'{key}="{value}"' for key, value in labels.items()]
+        total = 0.0
+        for line in requests.get(f"{self.url}/metrics", timeout=10).text.splitlines():
+            sample, _, value = line.rpartition(" ")
+            if sample.partition("{")[0] == f"switch_distill_{name}" and all(label in sample for label in wanted):
+                total += float(value)
+        return total
+
+    def until(self, condition: Callable[[], bool], seconds: float = 20) -> None:
+        end = time.monotonic() + seconds
+        while not condition():
+            assert time.monotonic() < end and self.process.poll() is None
+            time.sleep(0.01)
+
+    @contextlib.contextmanager
+    def held(self) -> Iterator[None]:
+        """Within the block, the model answers nothing."""
+        self.hold.touch()
+        try:
+            yield
+        finally:
+            self.hold.unlink(missing_ok=True)
+
+
+@contextlib.contextmanager
+def started(command: list[str], hold: Path | None = None, **environment: str) -> Iterator[Server]:
+    """A server from the first line that says where it listens, which it does once it answers."""
+    everything = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT), **environment}
+    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "text": True}
+    process = subprocess.Popen([sys.executable, *command], cwd=ROOT, env=everything, **pipes)
+    try:
+        lines = []
+        for line in process.stdout:
+            lines.append(line)
+            if found := re.search(r"Serving .* on (http://\S+);", line):
+                break
+        else:
+            pytest.fail(f"the server did not start: {''.join(lines)}")
+        yield Server(process, found[1], hold)
+    finally:
+        process.terminate()
+        process.wait(30)
+        process.stdout.close()
+
+
+@pytest.fixture(scope="session")
+def serving():
+    """Start a server in a process of its own: a context manager that gives a ``Server``."""
+    return started

@@ -46,10 +46,11 @@ def test_mlflow_is_imported_where_its_store_or_its_models_are_the_subject():
     assert users == {"tracking.py", "feed.py", "lineage.py"} | models
 
 
-QUICK = ["pipelines.cli", "pipelines.config", "pipelines.plan", "pipelines.run", "students.export", "students.runtime"]
+QUICK = [f"pipelines.{name}" for name in ("cli", "config", "plan", "run", "serve", "bench_serving")]
+QUICK += ["students.export", "students.runtime", "students.serving.server"]
 
 
 @pytest.mark.parametrize("module", QUICK)
 def test_what_answers_quickly_does_not_import_torch(module):
-    code = f"import sys, {module}; sys.exit('torch' in sys.modules)"
+    code = f"import sys, {module}; sys.exit('torch' in sys.modules or 'transformers' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], cwd=ROOT).returncode == 0

@@ -36,8 +36,9 @@ class _Converter(Converter):
 
 
 def write(student: T5ForConditionalGeneration, source: Path, directory: Path, precision: str) -> None:
-    """model.bin, config.json and shared_vocabulary.json of CTranslate2, and the tokenizer."""
+    """model.bin, config.json and shared_vocabulary.json of CTranslate2, the tokenizer, and the length of an answer."""
     tokenizer = AutoTokenizer.from_pretrained(source, local_files_only=True, trust_remote_code=False)
     quantization = None if precision == "float32" else precision
     _Converter(student, tokenizer).convert(str(directory), quantization=quantization, force=True)
-    write_shared_files(student, source, directory, config=False)
+    write_shared_files(student, source, directory, config=False)  # config.json is CTranslate2's own
+    student.generation_config.save_pretrained(directory)

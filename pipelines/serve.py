@@ -1,0 +1,132 @@
+"""What ``switch-distill serve`` serves: an exported student, exported first where need be, and its teacher beside it.
+
+Imports no torch: the process of an onnx or ctranslate2 server stays small.
+"""
+
+import contextlib
+import importlib.util
+import json
+import subprocess
+import sys
+import tempfile
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+from pathlib import Path
+
+from distill.errors import UserError
+from students.runtime import Runner, load_runner, read_manifest
+from students.serving.limits import Limits
+
+
+def serve_model(
+    model: str,
+    teacher: Path | None,
+    host: str,
+    port: int,
+    *,
+    format: str | None,
+    workdir: Path,
+    text: str | None,
+    limits: Limits,
+    threads: int | None,
+    say: Callable[[str], None],
+) -> None:
+    """Serve ``model`` until it is stopped.
+
+    Args:
+        model: an exported directory, or anything that ``switch-distill export`` takes.
+        teacher: the directory of a Switch teacher, for the page to compare with.
+        format: of the export; an exported directory's own, or hf, if None.
+        text: files (a glob) to verify the export on, for a model that no store knows.
+        threads: for each model; the runtime's default if None.
+
+    Raises:
+        UserError: the model cannot be found, exported or served, or the address is taken.
+    """
+    check(teacher)
+    from students.serving.app import Model
+    from students.serving.server import serve
+
+    with exported(model, format, workdir, text, say) as directory:
+        longest = _answer_length(directory)
+        name = served_name(directory)
+        models = [
+            Model(
+                name,
+                lambda: load_runner(directory, threads=threads),
+                limits,
+                max_tokens=min(longest, limits.max_output),
+            )
+        ]
+        if teacher is not None:
+            # One prompt at a time: experts have a capacity per batch, so that company would change an answer.
+            alone = replace(limits, max_batch=1)
+            beside = name + "-teacher"
+            models.append(
+                Model(beside, lambda: _load_teacher(teacher, threads), alone, "teacher", models[0].max_tokens)
+            )
+        serve(models, host, port, say=say)
+
+
+def check(teacher: Path | None) -> None:
+    """Say at once what would keep a server from starting.
+
+    Raises:
+        UserError: its libraries are not installed, or there is no tokenizer where a teacher should be.
+    """
+    if missing := [name for name in ("fastapi", "uvicorn", "prometheus_client") if not importlib.util.find_spec(name)]:
+        raise UserError(f'serving needs {", ".join(missing)}; install it with: pip install "switch-distill[serve]"')
+    if teacher is not None and not (teacher / "tokenizer.json").is_file():
+        raise UserError(f"--teacher {teacher} has no tokenizer.json; name the directory of a teacher and its tokenizer")
+
+
+@contextlib.contextmanager
+def exported(
+    model: str, format: str | None, workdir: Path, text: str | None, say: Callable[[str], None]
+) -> Iterator[Path]:
+    """The directory of ``model`` exported: itself if it is an export, else a temporary one, verified as all are.
+
+    Raises:
+        UserError: it is an export of another format.
+        SystemExit: it cannot be exported; the export has said why.
+    """
+    if (Path(model) / "manifest.json").is_file():
+        own = read_manifest(model)["format"]
+        if own == "mlflow":
+            raise UserError(f"{model} is an mlflow export; serve it with: mlflow models serve -m {model}")
+        if format not in (None, own):
+            raise UserError(f"{model} is an export of format {own}; leave out --format, or name the model itself")
+        yield Path(model)
+        return
+    with tempfile.TemporaryDirectory(prefix="switch-distill-") as beside:
+        directory = Path(beside) / "export"
+        say(f"{model} is no export; exporting it (to serve at once: switch-distill export {model} --output DIR)")
+        if code := export_in_process(model, format or "hf", "float32", directory, workdir, text):
+            raise SystemExit(code)
+        yield directory
+
+
+def export_in_process(model: str, format: str, precision: str, directory: Path, workdir: Path, text: str | None) -> int:
+    """``switch-distill export`` in a process of its own, which takes its memory with it; its exit code."""
+    command = ["export", model, f"--format={format}", f"--precision={precision}", f"--output={directory}"]
+    options = [f"--workdir={workdir}", *([f"--text={text}"] if text else [])]
+    return subprocess.run([sys.executable, "-m", "pipelines.cli", *command, *options], stdout=sys.stderr).returncode
+
+
+def served_name(directory: Path) -> str:
+    """What clients call it: the student's name in the lineage of its export."""
+    path = directory / "lineage.json"
+    if not path.is_file():
+        return directory.resolve().name
+    return json.loads(path.read_text(encoding="utf-8"))["inputs"][0]["model"]
+
+
+def _answer_length(directory: Path) -> int:
+    path = directory / "generation_config.json"
+    return json.loads(path.read_text(encoding="utf-8")).get("max_new_tokens", 64) if path.is_file() else 64
+
+
+def _load_teacher(directory: Path, threads: int | None) -> Runner:
+    from pipelines.teacher_runner import TeacherRunner
+
+    return TeacherRunner(directory, threads)

@@ -1,0 +1,233 @@
+"""HTTP against a real server process: what it answers, what it refuses, and what it survives."""
+
+import gzip
+import json
+import socket
+import time
+from urllib.parse import urlsplit
+
+import pytest
+import requests
+
+
+def test_a_completion_is_shaped_like_openais(echo):
+    before = time.time()
+    answer = echo.complete(["a <extra_id_0> b", "hello there"], max_tokens=7).json()
+    assert answer["object"] == "text_completion" and answer["id"].startswith("cmpl-") and answer["model"] == "echo"
+    assert before - 1 <= answer["created"] <= time.time()
+    assert answer["choices"] == [
+        {"index": 0, "text": "a <extra_id_0> b", "logprobs": None, "finish_reason": "stop"},
+        {"index": 1, "text": "hello t", "logprobs": None, "finish_reason": "length"},
+    ]
+    assert answer["usage"] == {"prompt_tokens": 6 + 12, "completion_tokens": 6 + 7, "total_tokens": 31}
+
+
+@pytest.mark.parametrize(
+    "max_tokens, text, reason",
+    [(6, "hello", "stop"), (5, "hello", "length"), (1, "h", "length"), (None, "hello", "stop")],
+)
+def test_finish_reason_says_whether_the_model_ended(echo, max_tokens, text, reason):
+    choice = echo.complete("hello", **({} if max_tokens is None else {"max_tokens": max_tokens})).json()["choices"][0]
+    assert (choice["text"], choice["finish_reason"]) == (text, reason)
+
+
+def test_models_health_and_the_page(echo):
+    listed = requests.get(f"{echo.url}/v1/models").json()
+    assert listed["object"] == "list" and [model["id"] for model in listed["data"]] == ["echo"]
+    assert listed["data"][0]["object"] == "model" and listed["data"][0]["ready"]
+    assert requests.get(f"{echo.url}/v1/models/echo").json() == listed["data"][0]
+    assert requests.get(f"{echo.url}/health").json() == {"status": "ok"}
+    page = requests.get(f"{echo.url}/")
+    assert (
+        page.headers["content-type"].startswith("text/html")
+        and "default-src 'none'" in page.headers["content-security-policy"]
+    )
+    schema = requests.get(f"{echo.url}/openapi.json").json()
+    body = schema["paths"]["/v1/completions"]["post"]["requestBody"]["content"]["application/json"]["schema"]
+    assert set(body["properties"]) == {"prompt", "model", "max_tokens", "temperature", "seed"}
+
+
+def test_unicode_goes_through(echo):
+    text = 'Grüße, 世界 \U0001f40d \u0000 \\ " <b>'
+    assert echo.complete(text, max_tokens=256).json()["choices"][0]["text"] == text
+
+
+def test_metrics_count(echo_server):
+    with echo_server() as server:
+        server.complete(["hello", "you"])
+        server.complete("hello", n=2)
+        assert server.metric("requests_total", status="200") == 1
+        assert server.metric("requests_total", status="400") == 1
+        assert server.metric("request_seconds_count") == 1
+        assert server.metric("batch_size_sum") == 2 and server.metric("batch_size_count") == 1
+        assert server.metric("prompt_tokens_total", model="echo") == 10
+        assert server.metric("completion_tokens_total", model="echo") == 10
+        assert server.metric("waiting_prompts") == 0
+
+
+# name -> body (JSON of a dict, else as it is), status, words of the message
+GOOD = {"prompt": "hello"}
+BAD = {
+    "empty body": (b"", 400, "not JSON"),
+    "no JSON": (b"hello", 400, "not JSON"),
+    "cut off": (b'{"prompt": "hel', 400, "not JSON"),
+    "two values": (b'{"prompt": "a"} {"prompt": "b"}', 400, "not JSON"),
+    "single quotes": (b"{'prompt': 'a'}", 400, "not JSON"),
+    "trailing comma": (b'{"prompt": "a",}', 400, "not JSON"),
+    "not UTF-8": (b'{"prompt": "\xff\xfe"}', 400, "not JSON"),
+    "UTF-16": ('{"prompt": "a"}'.encode("utf-16"), 400, "not JSON"),
+    "lone surrogate": (b'{"prompt": "\\ud800"}', 400, "not JSON"),
+    "control character": (b'{"prompt": "a\x00b"}', 400, "not JSON"),
+    "nested too deep": (b'{"prompt": ' + b"[" * 100_000 + b"]" * 100_000 + b"}", 400, "not JSON"),
+    "null": (b"null", 400, "not a JSON object"),
+    "list": (b'["hello"]', 400, "not a JSON object"),
+    "text": (b'"hello"', 400, "not a JSON object"),
+    "number": (b"1", 400, "not a JSON object"),
+    "no prompt": ({}, 400, "prompt is missing"),
+    "other name": ({"prompts": ["a"]}, 400, "prompt is missing"),
+    "prompt null": ({"prompt": None}, 400, "prompt is neither"),
+    "prompt number": ({"prompt": 5}, 400, "prompt is neither"),
+    "prompt object": ({"prompt": {"text": "a"}}, 400, "prompt is neither"),
+    "prompt of token ids": ({"prompt": [1, 2, 3]}, 400, "prompt is neither"),
+    "prompt of lists": ({"prompt": [["a"]]}, 400, "prompt is neither"),
+    "prompt with a null": ({"prompt": ["a", None]}, 400, "prompt is neither"),
+    "prompt empty": ({"prompt": ""}, 400, "prompt is empty"),
+    "prompt of spaces": ({"prompt": " \n"}, 400, "prompt is empty"),
+    "no prompts": ({"prompt": []}, 400, "0 texts"),
+    "one prompt empty": ({"prompt": ["a", ""]}, 400, "prompt is empty"),
+    "too many prompts": ({"prompt": ["a"] * 33}, 400, "33 texts; give 1 to 32"),
+    "prompt too long": ({"prompt": "a" * 512}, 400, "513 tokens long; at most 512"),
+    "one prompt too long": ({"prompt": ["a", "a" * 600]}, 400, "601 tokens long"),
+    "max_tokens 0": ({**GOOD, "max_tokens": 0}, 400, "max_tokens should be greater"),
+    "max_tokens negative": ({**GOOD, "max_tokens": -1}, 400, "max_tokens should be greater"),
+    "max_tokens too large": ({**GOOD, "max_tokens": 257}, 400, "at most 256"),
+    "max_tokens huge": (b'{"prompt": "a", "max_tokens": 1' + b"0" * 400 + b"}", 400, "max_tokens"),
+    "max_tokens digits without end": (b'{"prompt": "a", "max_tokens": ' + b"9" * 100_000 + b"}", 400, "out of range"),
+    "max_tokens a text": ({**GOOD, "max_tokens": "5"}, 400, "max_tokens should be"),
+    "max_tokens a fraction": ({**GOOD, "max_tokens": 5.5}, 400, "max_tokens should be"),
+    "max_tokens a truth": ({**GOOD, "max_tokens": True}, 400, "max_tokens should be"),
+    "max_tokens a list": ({**GOOD, "max_tokens": [5]}, 400, "max_tokens should be"),
+    "temperature negative": ({**GOOD, "temperature": -0.1}, 400, "temperature should be"),
+    "temperature too high": ({**GOOD, "temperature": 2.1}, 400, "temperature should be"),
+    "temperature NaN": (b'{"prompt": "a", "temperature": NaN}', 400, "temperature should be"),
+    "temperature infinite": (b'{"prompt": "a", "temperature": Infinity}', 400, "temperature should be"),
+    "temperature overflow": (b'{"prompt": "a", "temperature": 1e999}', 400, "temperature should be"),
+    "temperature a text": ({**GOOD, "temperature": "hot"}, 400, "temperature should be"),
+    "temperature null": ({**GOOD, "temperature": None}, 400, "temperature should be"),
+    "seed negative": ({**GOOD, "temperature": 1, "seed": -1}, 400, "seed should be"),
+    "seed too large": ({**GOOD, "temperature": 1, "seed": 2**63}, 400, "seed should be"),
+    "seed a text": ({**GOOD, "temperature": 1, "seed": "a"}, 400, "seed should be"),
+    "seed without temperature": ({**GOOD, "seed": 1}, 400, "seed has no effect"),
+    "model unknown": ({**GOOD, "model": "gpt-4"}, 404, "there is no model 'gpt-4'; this server has echo"),
+    "model a number": ({**GOOD, "model": 4}, 400, "model should be"),
+    "model a path": ({**GOOD, "model": "../../etc/passwd"}, 404, "there is no model"),
+    "a name of a megabyte": ({**GOOD, "x" * 900_000: 1}, 400, "is not supported"),
+    "an empty name": ({**GOOD, "": 1}, 400, "is not supported"),
+    "body too large": (b'{"prompt": "' + b"a" * (1 << 20) + b'"}', 413, "larger than 1,048,576 bytes"),
+    **{
+        f"unsupported {name}": ({**GOOD, name: value}, 400, f"{name} is not supported")
+        for name, value in {
+            "stream": True,
+            "stream_options": {},
+            "n": 2,
+            "best_of": 2,
+            "logprobs": 3,
+            "echo": True,
+            "stop": ["."],
+            "suffix": "a",
+            "top_p": 0.9,
+            "top_k": 5,
+            "logit_bias": {"5": 1},
+            "presence_penalty": 1,
+            "frequency_penalty": 1,
+            "user": "me",
+            "num_beams": 4,
+            "messages": [{"role": "user", "content": "hi"}],
+            "response_format": {"type": "json_object"},
+        }.items()
+    },
+}
+
+
+def check_refused(response: requests.Response, status: int, words: str) -> None:
+    assert response.status_code == status, response.text[:300]
+    error = response.json()["error"]
+    assert set(error) == {"message", "type", "param", "code"} and words in error["message"]
+    assert len(response.content) < 1000 and "Traceback" not in response.text
+
+
+@pytest.mark.parametrize("name", BAD)
+def test_a_bad_body_is_refused_with_a_clear_one_and_the_server_goes_on(echo, name):
+    body, status, words = BAD[name]
+    data = body if isinstance(body, bytes) else json.dumps(body).encode()
+    response = requests.post(f"{echo.url}/v1/completions", data=data, headers={"Content-Type": "application/json"})
+    check_refused(response, status, words)
+    assert echo.complete("hello").json()["choices"][0]["text"] == "hello"
+
+
+ODD = {
+    "no content type": ({"data": b'{"prompt": "a"}'}, 415, "Content-Type is missing"),
+    "form": ({"data": {"prompt": "a"}}, 415, "Content-Type is application/x-www-form-urlencoded"),
+    "plain text": ({"data": b"{}", "headers": {"Content-Type": "text/plain"}}, 415, "Content-Type is text/plain"),
+    "upload": ({"files": {"prompt": b"a"}}, 415, "Content-Type is multipart/form-data"),
+    "compressed": (
+        {
+            "data": gzip.compress(b'{"prompt": "a"}'),
+            "headers": {"Content-Type": "application/json", "Content-Encoding": "gzip"},
+        },
+        415,
+        "Content-Encoding",
+    ),
+    "too large in chunks": (
+        {"data": (b"a" * 65536 for _ in range(64)), "headers": {"Content-Type": "application/json"}},
+        413,
+        "larger than",
+    ),
+    "GET": ({"method": "GET"}, 405, "Method Not Allowed"),
+    "PUT": ({"method": "PUT", "json": GOOD}, 405, "Method Not Allowed"),
+    "DELETE": ({"method": "DELETE"}, 405, "Method Not Allowed"),
+    "chat": ({"path": "/v1/chat/completions", "json": GOOD}, 404, "Not Found"),
+    "embeddings": ({"path": "/v1/embeddings", "json": GOOD}, 404, "Not Found"),
+    "no such path": ({"path": "/etc/passwd", "method": "GET"}, 404, "Not Found"),
+    "a path upwards": ({"path": "/%2e%2e/%2e%2e/etc/passwd", "method": "GET"}, 404, "Not Found"),
+    "no such model": ({"path": "/v1/models/other", "method": "GET"}, 404, "there is no model 'other'"),
+}
+
+
+@pytest.mark.parametrize("name", ODD)
+def test_odd_requests_are_refused_too(echo, name):
+    request, status, words = ODD[name]
+    request = dict(request)
+    method, path = request.pop("method", "POST"), request.pop("path", "/v1/completions")
+    check_refused(requests.request(method, echo.url + path, **request), status, words)
+    assert echo.complete("hello").ok
+
+
+@pytest.mark.parametrize(
+    "sent",
+    [
+        b"hello\r\n\r\n",
+        b"\x16\x03\x01\x02\x00\x01\x00\x01\xfc\x03\x03",  # TLS
+        b"POST /v1/completions HTTP/1.1\r\nHost: a\r\nContent-Length: -5\r\n\r\n",
+        b"POST /v1/completions HTTP/1.1\r\nHost: a\r\nContent-Length: many\r\n\r\n",
+        b"POST /v1/completions HTTP/1.1\r\nContent-Length: 2\r\n\r\n{}",  # no Host
+        b"GET / HTTP/1.1\r\nHost: a\r\nX: " + b"a" * 200_000 + b"\r\n\r\n",
+    ],
+    ids=["words", "TLS", "negative length", "length in words", "no host", "long header"],
+)
+def test_what_is_no_http_is_answered_400(echo, sent):
+    address = urlsplit(echo.url)
+    with socket.create_connection((address.hostname, address.port), timeout=10) as connection:
+        connection.sendall(sent)
+        assert connection.recv(100).startswith(b"HTTP/1.1 400 ")
+    assert echo.complete("hello").ok
+
+
+def test_there_are_at_least_50_kinds():
+    assert len(BAD) + len(ODD) >= 50
+
+
+def test_a_failure_of_the_model_is_500_and_the_server_goes_on(echo):
+    response = echo.complete("crash")
+    assert response.status_code == 500 and "the server's log says why" in response.json()["error"]["message"]
+    assert echo.complete("hello").ok

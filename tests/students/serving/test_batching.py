@@ -1,0 +1,171 @@
+"""Which prompts share a batch, what becomes of cancelled ones, and that nobody gets another's answer."""
+
+import asyncio
+import threading
+from concurrent.futures import ThreadPoolExecutor
+
+import pytest
+
+from students.serving.batching import Batcher, QueueFull
+from students.serving.limits import Limits
+
+
+class Recorder:
+    """A runner that answers with its input, remembers its batches, and waits while ``gate`` is closed."""
+
+    def __init__(self):
+        self.batches, self.calls, self.gate = [], [], threading.Event()
+        self.gate.set()
+
+    def generate(self, inputs, max_tokens, *, temperature=0.0, seed=None):
+        self.batches.append([ids[0] for ids in inputs])
+        self.calls.append((max_tokens, temperature, seed, threading.current_thread().name))
+        self.gate.wait(10)
+        if [13] in inputs:
+            raise RuntimeError("unlucky")
+        return [ids[:most] for ids, most in zip(inputs, max_tokens, strict=True)]
+
+
+def run(scenario, **limits):
+    """``scenario(batcher, runner)`` on a running batcher; what it returns, and the runner."""
+
+    async def main():
+        batcher = Batcher(runner, Limits(**limits), worker, sizes.append)
+        running = asyncio.create_task(batcher.run())
+        try:
+            return await asyncio.wait_for(scenario(batcher, runner), 10)
+        finally:
+            runner.gate.set()
+            running.cancel()
+
+    runner, sizes = Recorder(), []
+    with ThreadPoolExecutor(1, thread_name_prefix="model") as worker:
+        result = asyncio.run(main())
+    assert sizes == [len(batch) for batch in runner.batches if 13 not in batch]
+    return result, runner
+
+
+async def behind_a_closed_gate(batcher, runner, *requests):
+    """Tasks of ``requests`` (arguments of generate), in the queue together while the worker is busy with prompt 0."""
+    runner.gate.clear()
+    first = asyncio.create_task(batcher.generate([[0]], 1))
+    while not runner.batches:
+        await asyncio.sleep(0.001)
+    tasks = [first]
+    for request in requests:
+        tasks.append(asyncio.create_task(batcher.generate(*request)))
+        await asyncio.sleep(0)
+    return tasks
+
+
+def test_what_waits_together_is_answered_together_and_each_gets_its_own():
+    async def scenario(batcher, runner):
+        tasks = await behind_a_closed_gate(batcher, runner, *[([[k, 50, 60], [k + 20]], k) for k in (1, 2, 3)])
+        runner.gate.set()
+        return await asyncio.gather(*tasks)
+
+    answers, runner = run(scenario)
+    assert answers == [[[0]], [[1], [21]], [[2, 50], [22]], [[3, 50, 60], [23]]]
+    assert runner.batches == [[0], [1, 21, 2, 22, 3, 23]]
+    assert runner.calls[1][0] == [1, 1, 2, 2, 3, 3]
+    assert {call[3] for call in runner.calls} == {"model_0"}  # one thread, always the same
+
+
+def test_a_batch_waits_a_moment_for_company():
+    async def scenario(batcher, runner):
+        first = asyncio.create_task(batcher.generate([[1]], 1))
+        await asyncio.sleep(0.02)
+        return await asyncio.gather(first, batcher.generate([[2]], 1))
+
+    assert run(scenario, wait=0.2)[1].batches == [[1, 2]]
+    assert run(scenario, wait=0.001)[1].batches == [[1], [2]]
+
+
+def test_a_full_batch_does_not_wait():
+    async def scenario(batcher, runner):
+        await batcher.generate([[1], [2]], 1)
+
+    assert run(scenario, wait=100, max_batch=2)[1].batches == [[1, 2]]
+
+
+def test_batches_are_limited_in_prompts_and_in_padded_tokens():
+    async def scenario(batcher, runner):
+        long = [3, *[9] * 29]
+        tasks = await behind_a_closed_gate(batcher, runner, ([[1], [2]], 5), ([long], 5), ([[4], [5], [6]], 5))
+        runner.gate.set()
+        return await asyncio.gather(*tasks)
+
+    # 3 prompts of up to 30 + 5 tokens would be 105.
+    assert run(scenario, max_batch_tokens=104)[1].batches == [[0], [1, 2], [3, 4], [5, 6]]
+    assert run(scenario, max_batch=4)[1].batches == [[0], [1, 2, 3, 4], [5, 6]]
+
+
+def test_other_temperatures_take_turns_and_a_seed_is_alone():
+    async def scenario(batcher, runner):
+        requests = [
+            ([[1]], 5),
+            ([[2]], 5, 0.5),
+            ([[3]], 5),
+            ([[4]], 5, 0.5),
+            ([[5], [6]], 5, 0.5, 7),
+            ([[8]], 5, 0.5, 7),
+        ]
+        tasks = await behind_a_closed_gate(batcher, runner, *requests)
+        runner.gate.set()
+        return await asyncio.gather(*tasks)
+
+    runner = run(scenario)[1]
+    assert runner.batches == [[0], [1, 3], [2, 4], [5, 6], [8]]
+    assert [call[1:3] for call in runner.calls[1:]] == [(0.0, None), (0.5, None), (0.5, 7), (0.5, 7)]
+
+
+def test_a_cancelled_request_is_not_computed_and_makes_room():
+    async def scenario(batcher, runner):
+        tasks = await behind_a_closed_gate(batcher, runner, ([[1], [2]], 1), ([[3]], 1))
+        with pytest.raises(QueueFull):
+            await batcher.generate([[4]], 1)
+        tasks[1].cancel()
+        await asyncio.sleep(0)
+        await asyncio.sleep(0)
+        assert batcher.waiting == 1
+        tasks.append(asyncio.create_task(batcher.generate([[5]], 1)))
+        await asyncio.sleep(0)
+        runner.gate.set()
+        return await asyncio.gather(*tasks, return_exceptions=True)
+
+    answers, runner = run(scenario, max_queue=3)
+    assert runner.batches == [[0], [3, 5]]
+    assert isinstance(answers[1], asyncio.CancelledError) and answers[2:] == [[[3]], [[5]]]
+
+
+def test_one_that_is_cancelled_while_computed_does_not_disturb_the_others():
+    async def scenario(batcher, runner):
+        tasks = await behind_a_closed_gate(batcher, runner)
+        tasks[0].cancel()
+        later = asyncio.create_task(batcher.generate([[1]], 1))
+        await asyncio.sleep(0.02)
+        runner.gate.set()
+        return await later
+
+    assert run(scenario)[0] == [[1]]
+
+
+def test_a_prompt_that_the_model_fails_on_does_not_spoil_its_batch():
+    async def scenario(batcher, runner):
+        tasks = await behind_a_closed_gate(batcher, runner, ([[13]], 1), ([[1]], 1), ([[2]], 1, 0.5))
+        runner.gate.set()
+        found = await asyncio.gather(*tasks, return_exceptions=True)
+        return found, await batcher.generate([[3]], 1)
+
+    (found, after), runner = run(scenario)
+    assert str(found[1]) == "unlucky" and found[2:] == [[[1]], [[2]]] and after == [[3]]
+    assert runner.batches == [[0], [13, 1], [13], [1], [2], [3]]
+
+
+def test_a_request_of_several_batches_ends_with_its_first_failure():
+    async def scenario(batcher, runner):
+        with pytest.raises(RuntimeError, match="unlucky"):
+            await batcher.generate([[13], [1], [2], [3]], 1)
+        assert batcher.waiting == 0
+
+    run(scenario, max_batch=1)

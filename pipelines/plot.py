@@ -120,14 +120,17 @@ def _draw_bars(axes: Any, rows: list[dict[str, Any]]) -> None:
         defined = [
             (place, row) for place, row in zip(places, rows, strict=True) if row[f"fraction_kept{suffix}"] is not None
         ]
+        if not defined:
+            axes.plot([], [], " ", label=f"{against}: undefined")
+            continue
         axes.barh(
             [place + shift for place, _ in defined],
             [100 * row[f"fraction_kept{suffix}"] for _, row in defined],
             height=0.38,
-            xerr=np.transpose([_errors(row, suffix) for _, row in defined]) if defined else None,
+            xerr=np.transpose([_errors(row, suffix) for _, row in defined]),
             color=colour,
             capsize=3,
-            label=against if defined else f"{against}: undefined",
+            label=against,
         )
     of_paper = [(place, row["variant"]) for place, row in zip(places, rows, strict=True) if row["variant"] in TABLE_6]
     if of_paper:

@@ -116,7 +116,7 @@ class Server:
 
     def _client(self, prompt: str, max_tokens: int, calls: int) -> tuple[list[float], int]:
         connection, latencies, tokens = http.client.HTTPConnection(self._address), [], 0
-        body = json.dumps({"prompt": prompt, "max_tokens": max_tokens})
+        body = json.dumps({"prompt": prompt, "max_tokens": max_tokens, "min_tokens": max_tokens})
         for _ in range(calls):
             began = time.perf_counter()
             connection.request("POST", "/v1/completions", body, {"Content-Type": "application/json"})
@@ -152,7 +152,7 @@ def _runner(directory: Path, threads: int) -> Answer:
 
     def answer(prompts: list[str], max_tokens: int) -> int:
         inputs = [encode(runner.tokenizer, prompt) for prompt in prompts]
-        outputs = runner.generate(inputs, [max_tokens] * len(inputs))
+        outputs = runner.generate(inputs, [max_tokens] * len(inputs), min_tokens=max_tokens)
         return sum(len(ids) for ids in outputs if decode(runner.tokenizer, ids) is not None)
 
     return answer
@@ -185,10 +185,10 @@ def _generate(model: Any, directory: Path) -> Answer:
     @torch.inference_mode()
     def answer(prompts: list[str], max_tokens: int) -> int:
         encoded = tokenizer(prompts, padding=True, return_tensors="pt", return_token_type_ids=False)
-        ids = model.generate(**encoded, max_new_tokens=max_tokens, do_sample=False, num_beams=1)[:, 1:]
+        length = {"max_new_tokens": max_tokens, "min_new_tokens": max_tokens}
+        ids = model.generate(**encoded, **length, do_sample=False, num_beams=1)[:, 1:]
         tokenizer.batch_decode(ids, skip_special_tokens=True)
-        ended = (ids == tokenizer.eos_token_id).cumsum(1) - (ids == tokenizer.eos_token_id).long()
-        return int((ended == 0).sum())  # up to </s>, which counts; padding after it does not
+        return ids.numel()
 
     return answer
 

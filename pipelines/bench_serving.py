@@ -45,7 +45,7 @@ def bench_serving(
         exports: where exports are kept, and reused if they are there; a temporary directory if None.
         threads: of each model.
         rounds: each arm is measured once a round at each concurrency.
-        max_tokens: of each answer.
+        max_tokens: of each answer, none of which ends earlier: all arms do the same work.
 
     Returns:
         settings, processor, and arms: name, disk_bytes, memory_bytes (resident after a first answer),

@@ -31,13 +31,20 @@ class Runner(Protocol):
     tokenizer: Tokenizer
 
     def generate(
-        self, inputs: list[list[int]], max_tokens: list[int], *, temperature: float = 0.0, seed: int | None = None
+        self,
+        inputs: list[list[int]],
+        max_tokens: list[int],
+        *,
+        min_tokens: int = 0,
+        temperature: float = 0.0,
+        seed: int | None = None,
     ) -> list[list[int]]:
         """Answers, token by token.
 
         Args:
             inputs: ids of each input, of any lengths of at least 1, ``</s>`` included.
             max_tokens: the most tokens of each answer, ``</s>`` included, at least 1.
+            min_tokens: before which no answer ends.
             temperature: 0 takes the likeliest token, any other samples from the whole vocabulary.
             seed: of the sampling; the same call with the same seed gives the same answers.
 

@@ -24,7 +24,13 @@ class CTranslate2Runner:
         self._eos = json.loads((directory / "config.json").read_text(encoding="utf-8"))["eos_token"]
 
     def generate(
-        self, inputs: list[list[int]], max_tokens: list[int], *, temperature: float = 0.0, seed: int | None = None
+        self,
+        inputs: list[list[int]],
+        max_tokens: list[int],
+        *,
+        min_tokens: int = 0,
+        temperature: float = 0.0,
+        seed: int | None = None,
     ) -> list[list[int]]:
         if temperature and seed is not None:
             raise UserError("ctranslate2 cannot repeat a sample; leave out the seed, or serve another format")
@@ -33,7 +39,7 @@ class CTranslate2Runner:
         results = self._model.translate_batch(
             [[self._words[id_] for id_ in row] for row in inputs],
             beam_size=1,
-            min_decoding_length=0,
+            min_decoding_length=min_tokens,
             max_decoding_length=max(max_tokens),
             max_input_length=0,
             return_end_token=True,

@@ -27,7 +27,13 @@ class HfRunner:
 
     @torch.inference_mode()
     def generate(
-        self, inputs: list[list[int]], max_tokens: list[int], *, temperature: float = 0.0, seed: int | None = None
+        self,
+        inputs: list[list[int]],
+        max_tokens: list[int],
+        *,
+        min_tokens: int = 0,
+        temperature: float = 0.0,
+        seed: int | None = None,
     ) -> list[list[int]]:
         sampling = {"do_sample": True, "temperature": temperature, "top_k": 0, "top_p": 1.0} if temperature else {}
         ids, mask = (torch.from_numpy(array) for array in pad(inputs, self._ids.pad))
@@ -38,6 +44,7 @@ class HfRunner:
                 input_ids=ids,
                 attention_mask=mask,
                 max_new_tokens=max(max_tokens),
+                min_new_tokens=min_tokens,
                 num_beams=1,
                 **(sampling or {"do_sample": False}),
             )

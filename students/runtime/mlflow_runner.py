@@ -20,14 +20,20 @@ class MlflowRunner(HfRunner):
         self.model = self._loaded.unwrap_python_model().model
 
     def generate(
-        self, inputs: list[list[int]], max_tokens: list[int], *, temperature: float = 0.0, seed: int | None = None
+        self,
+        inputs: list[list[int]],
+        max_tokens: list[int],
+        *,
+        min_tokens: int = 0,
+        temperature: float = 0.0,
+        seed: int | None = None,
     ) -> list[list[int]]:
         longest = max(max_tokens)
-        if not temperature:
+        if not temperature and not min_tokens:  # which predict does not know
             frame = pd.DataFrame({"text": [decode(self.tokenizer, row) for row in inputs]})
             predicted = self._loaded.predict(frame, params={"max_tokens": longest})
             full = super().generate(inputs, [longest] * len(inputs))
             if predicted != (expected := [decode(self.tokenizer, row) for row in full]):
                 wrong = next(n for n, text in enumerate(expected) if predicted[n] != text)
                 raise RuntimeError(f"predict answered {predicted[wrong]!r}, its T5 {expected[wrong]!r}")
-        return super().generate(inputs, max_tokens, temperature=temperature, seed=seed)
+        return super().generate(inputs, max_tokens, min_tokens=min_tokens, temperature=temperature, seed=seed)

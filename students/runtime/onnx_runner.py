@@ -37,14 +37,23 @@ class OnnxRunner:
         self.compute_type = json.loads((directory / "manifest.json").read_text(encoding="utf-8"))["precision"]
 
     def generate(
-        self, inputs: list[list[int]], max_tokens: list[int], *, temperature: float = 0.0, seed: int | None = None
+        self,
+        inputs: list[list[int]],
+        max_tokens: list[int],
+        *,
+        min_tokens: int = 0,
+        temperature: float = 0.0,
+        seed: int | None = None,
     ) -> list[list[int]]:
         generator, limits = np.random.default_rng(seed), np.array(max_tokens)
         answers = np.empty((len(inputs), 0), dtype=np.int64)
         words, open_ = np.full(len(inputs), self._ids.start), np.ones(len(inputs), dtype=bool)
         decoder = _Decoding(self, inputs)
         while open_.any():
-            words = _choose(decoder.step(words), temperature, generator)
+            logits = decoder.step(words)
+            if answers.shape[1] < min_tokens:
+                logits[:, self._ids.eos] = -np.inf
+            words = _choose(logits, temperature, generator)
             words[~open_] = self._ids.pad
             answers = np.concatenate([answers, words[:, None]], axis=1)
             open_ &= (words != self._ids.eos) & (answers.shape[1] < limits)

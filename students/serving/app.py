@@ -190,8 +190,12 @@ async def _answer(model: Model, batcher: Batcher, wanted: CompletionRequest, met
     if min(map(len, inputs)) < 2:  # </s> alone
         raise RequestError(400, "prompt has no word that the tokenizer knows; give another text", param="prompt")
     max_tokens = min(wanted.max_tokens or model.max_tokens, model.limits.max_output)
+    if wanted.min_tokens > max_tokens:
+        raise RequestError(
+            400, f"min_tokens is {wanted.min_tokens}, more than the {max_tokens} of an answer", param="min_tokens"
+        )
     try:
-        outputs = await batcher.generate(inputs, max_tokens, wanted.temperature, wanted.seed)
+        outputs = await batcher.generate(inputs, max_tokens, wanted.temperature, wanted.seed, wanted.min_tokens)
     except UserError as error:  # what this format's runtime cannot do
         raise RequestError(400, str(error), code="unsupported_parameter") from None
     except QueueFull:

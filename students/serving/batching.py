@@ -21,6 +21,7 @@ class _Job:
 
     ids: list[int]
     max_tokens: int
+    min_tokens: int
     temperature: float
     seed: int | None
     sampling: tuple[object, ...]
@@ -42,7 +43,12 @@ class Batcher:
         return len(self._queue)
 
     async def generate(
-        self, inputs: list[list[int]], max_tokens: int, temperature: float = 0.0, seed: int | None = None
+        self,
+        inputs: list[list[int]],
+        max_tokens: int,
+        temperature: float = 0.0,
+        seed: int | None = None,
+        min_tokens: int = 0,
     ) -> list[list[int]]:
         """Answers to ``inputs``, in their order. Once the caller is cancelled, what still waits is not computed.
 
@@ -52,8 +58,8 @@ class Batcher:
         if len(self._queue) + len(inputs) > self.limits.max_queue:
             raise QueueFull
         loop = asyncio.get_running_loop()
-        sampling = (temperature,) if seed is None else (temperature, seed, object())
-        jobs = [_Job(ids, max_tokens, temperature, seed, sampling, loop.create_future()) for ids in inputs]
+        sampling = (temperature, min_tokens, *(() if seed is None else (seed, object())))
+        jobs = [_Job(ids, max_tokens, min_tokens, temperature, seed, sampling, loop.create_future()) for ids in inputs]
         self._queue.extend(jobs)
         self._arrived.set()
         try:
@@ -73,7 +79,8 @@ class Batcher:
     async def _answer(self, batch: list[_Job]) -> None:
         first = batch[0]
         inputs, lengths = [job.ids for job in batch], [job.max_tokens for job in batch]
-        work = partial(self.runner.generate, inputs, lengths, temperature=first.temperature, seed=first.seed)
+        how = {"min_tokens": first.min_tokens, "temperature": first.temperature, "seed": first.seed}
+        work = partial(self.runner.generate, inputs, lengths, **how)
         try:
             answers = await asyncio.get_running_loop().run_in_executor(self._worker, work)
         except Exception as error:

@@ -34,6 +34,7 @@ class CompletionRequest(BaseModel):
     prompt: str | list[str] = Field(description="A text, or several; masks are <extra_id_0>, <extra_id_1>, ...")
     model: str | None = Field(None, description="One that /v1/models lists; the student if not given.")
     max_tokens: int | None = Field(None, ge=1, description="Of each answer.")
+    min_tokens: int = Field(0, ge=0, description="Of each answer before it may end, as in vLLM's API.")
     temperature: FiniteFloat = Field(0.0, ge=0, le=2, description="0 is greedy, and the default.")
     seed: int | None = Field(None, ge=0, lt=2**63, description="For temperatures above 0: the same answer again.")
 

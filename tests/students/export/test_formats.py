@@ -56,6 +56,15 @@ def test_a_gated_student_with_a_head_of_its_own_keeps_the_scale_of_its_output(ga
     assert runner.generate(inputs[:3], [8, 8, 8]) == [generated(gated_exported.plain, row, 8) for row in inputs[:3]]
 
 
+def test_no_answer_ends_before_its_least_length(exported, format, ragged):
+    """Neither where transformers ends it by itself, nor later than it does with the same bound."""
+    inputs, eos = ragged[0], exported.plain.config.eos_token_id
+    bound = {"min_new_tokens": 12, "max_new_tokens": 16, "do_sample": False, "num_beams": 1}
+    answers = exported.runner(format).generate(inputs, [16] * len(inputs), min_tokens=12)
+    assert answers == [exported.plain.generate(torch.tensor([row]), **bound)[0, 1:].tolist() for row in inputs]
+    assert all(len(answer) >= 12 and eos not in answer[:12] for answer in answers)
+
+
 def test_an_answer_ends_in_its_end_token_and_there_is_one_among_these(exported, format, ragged):
     answers = exported.runner(format).generate(ragged[0], [40] * len(ragged[0]))
     eos = exported.plain.config.eos_token_id

@@ -42,7 +42,7 @@ class Echo:
         self.hold, self.seconds = hold, seconds
         self.filling = self.tokenizer.encode(filling).ids
 
-    def generate(self, inputs, max_tokens, *, temperature=0.0, seed=None):
+    def generate(self, inputs, max_tokens, *, min_tokens=0, temperature=0.0, seed=None):
         time.sleep(self.seconds)
         while self.hold.exists():
             time.sleep(0.005)

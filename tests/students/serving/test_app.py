@@ -44,7 +44,7 @@ def test_models_health_and_the_page(echo):
     )
     schema = requests.get(f"{echo.url}/openapi.json").json()
     body = schema["paths"]["/v1/completions"]["post"]["requestBody"]["content"]["application/json"]["schema"]
-    assert set(body["properties"]) == {"prompt", "model", "max_tokens", "temperature", "seed"}
+    assert set(body["properties"]) == {"prompt", "model", "max_tokens", "min_tokens", "temperature", "seed"}
 
 
 def test_unicode_goes_through(echo):
@@ -98,6 +98,8 @@ BAD = {
     "too many prompts": ({"prompt": ["a"] * 33}, 400, "33 texts; give 1 to 32"),
     "prompt too long": ({"prompt": "a" * 512}, 400, "513 tokens long; at most 512"),
     "one prompt too long": ({"prompt": ["a", "a" * 600]}, 400, "601 tokens long"),
+    "min_tokens negative": ({**GOOD, "min_tokens": -1}, 400, "min_tokens should be"),
+    "min_tokens above max_tokens": ({**GOOD, "max_tokens": 4, "min_tokens": 5}, 400, "more than the 4 of an answer"),
     "max_tokens 0": ({**GOOD, "max_tokens": 0}, 400, "max_tokens should be greater"),
     "max_tokens negative": ({**GOOD, "max_tokens": -1}, 400, "max_tokens should be greater"),
     "max_tokens too large": ({**GOOD, "max_tokens": 257}, 400, "at most 256"),

@@ -17,9 +17,9 @@ class Recorder:
         self.batches, self.calls, self.gate = [], [], threading.Event()
         self.gate.set()
 
-    def generate(self, inputs, max_tokens, *, temperature=0.0, seed=None):
+    def generate(self, inputs, max_tokens, *, min_tokens=0, temperature=0.0, seed=None):
         self.batches.append([ids[0] for ids in inputs])
-        self.calls.append((max_tokens, temperature, seed, threading.current_thread().name))
+        self.calls.append((max_tokens, temperature, seed, threading.current_thread().name, min_tokens))
         self.gate.wait(10)
         if [13] in inputs:
             raise RuntimeError("unlucky")
@@ -117,6 +117,17 @@ def test_other_temperatures_take_turns_and_a_seed_is_alone():
     runner = run(scenario)[1]
     assert runner.batches == [[0], [1, 3], [2, 4], [5, 6], [8]]
     assert [call[1:3] for call in runner.calls[1:]] == [(0.0, None), (0.5, None), (0.5, 7), (0.5, 7)]
+
+
+def test_answers_of_another_least_length_are_another_batch():
+    async def scenario(batcher, runner):
+        requests = [([[1]], 5, 0.0, None, 2), ([[2]], 5), ([[3]], 5, 0.0, None, 2)]
+        tasks = await behind_a_closed_gate(batcher, runner, *requests)
+        runner.gate.set()
+        return await asyncio.gather(*tasks)
+
+    runner = run(scenario)[1]
+    assert runner.batches == [[0], [1, 3], [2]] and [call[4] for call in runner.calls] == [0, 2, 0]
 
 
 def test_a_cancelled_request_is_not_computed_and_makes_room():

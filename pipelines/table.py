@@ -30,8 +30,13 @@ def markdown(report: dict[str, Any]) -> str:
 
 
 def table(report: dict[str, Any]) -> Table:
-    """The report for a terminal of 80 columns (without variants): an interval stands under its figure."""
+    """The report for a terminal of 80 columns: an interval stands under its figure.
+
+    A column for variants takes the place of the teachers' sizes, which report.md has.
+    """
     header, rows = _cells(report)
+    left_out = {"size", "compression"} if "variant" in header else set()
+    shown = [place for place, name in enumerate(header) if name not in left_out]
     drawn = Table(
         title="Fraction of the teacher's gain that the student keeps",
         caption=_caption(report),
@@ -39,11 +44,12 @@ def table(report: dict[str, Any]) -> Table:
         show_edge=False,
         padding=0,
     )
-    for name in header:
+    for name in (header[place] for place in shown):
         broken = name.replace("compression", "com-\npression").replace("Q ", "Q\n").replace(", ", ",\n")
-        drawn.add_column(broken, justify="left" if name in ("ratio", "variant") else "right", no_wrap=True)
+        justify = "left" if name in ("ratio", "variant") else "right"
+        drawn.add_column(broken, justify=justify, no_wrap=name != "variant", overflow="fold")
     for row in rows:
-        drawn.add_row(*(cell.replace(" [", "\n[") for cell in row))
+        drawn.add_row(*(row[place].replace(" [", "\n[") for place in shown))
     return drawn
 
 

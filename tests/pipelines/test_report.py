@@ -1,9 +1,12 @@
+import io
+
 import numpy as np
 import pytest
+from rich.console import Console
 
 from pipelines.plot import plot_report
 from pipelines.report import fraction_kept, gain
-from pipelines.table import markdown
+from pipelines.table import markdown, table
 
 
 @pytest.fixture
@@ -121,6 +124,18 @@ def test_the_papers_figures_stand_beside_ours():
     ladder = markdown(report(*(row(variant=name) for name in ("soft-labels", "hard-labels", "mine"))))
     assert "| e4 | soft-labels |" in ladder and "| undefined | 3% |" in ladder and "| undefined | <0 |" in ladder
     assert "| undefined | – |" in ladder
+
+
+def test_nothing_of_the_table_is_cut_off_in_80_columns():
+    ladder = [
+        row(ratio="e16", variant="gentle-hard-labels", fraction_interval=[-1.04, 1.06], gain=1.0) for _ in range(2)
+    ]
+    for rows in ([row()], ladder):
+        console = Console(width=80, file=io.StringIO())
+        console.print(table(report(*rows)))
+        drawn = console.file.getvalue()
+        assert "…" not in drawn and max(map(len, drawn.splitlines())) <= 80
+        assert "undefined" in drawn and "[0.050, 0.150]" in drawn
 
 
 def test_the_report_says_what_every_model_has_seen():

@@ -160,7 +160,7 @@ def presets(json_: Json = False) -> None:
     """List the presets."""
     from pipelines.presets import PRESETS
 
-    listed = {name: (preset.__doc__ or "").strip() for name, preset in PRESETS.items()}
+    listed = {name: (preset.__doc__ or name).strip().splitlines()[0] for name, preset in PRESETS.items()}
     print(json.dumps(listed, indent=2) if json_ else "\n".join(f"{name:<12} {text}" for name, text in listed.items()))
 
 

@@ -55,7 +55,7 @@ def find_source(model: str, workdir: Path, text: str | None) -> Source:
 
 
 def validation_text(source: Source, workdir: Path, text: str | None) -> ValidationText:
-    """The validation part of the data that the student comes from, or ``text``, files that a glob names.
+    """The held-out part of its data that the student was measured on, or ``text``, files that a glob names.
 
     Raises:
         UserError: the work directory has not that data, or the files cannot be used.
@@ -74,10 +74,10 @@ def validation_text(source: Source, workdir: Path, text: str | None) -> Validati
     for path in sorted(workdir.glob("data/*/data.json")):
         data = PreparedData(directory=str(path.parent), **json.loads(path.read_text()))
         words = Tokenizer.from_file(str(path.parent / "tokenizer" / "tokenizer.json")).get_vocab()
-        if data.validation_digest in digests and words == vocabulary:
-            return ValidationText(
-                f"{data.name}-validation", data.validation_digest, data.tokens("validation"), data.words
-            )
+        for part in ("validation", "tuning"):  # what the student was measured on
+            digest = getattr(data, f"{part}_digest")
+            if digest in digests and words == vocabulary:
+                return ValidationText(f"{data.name}-{part}", digest, data.tokens(part), data.words)
     raise UserError(
         f"the validation text of {source.name} (digest {', '.join(sorted(digests)) or 'unknown'}) is not in "
         f"{workdir / 'data'}; name the work directory that made it, or other text with --text FILES"

@@ -23,8 +23,8 @@ def read_lineage(store: Store, model: str) -> dict[str, Any]:
             directory of a stage's model or of an export.
 
     Returns:
-        A tree: model, model_id, run_id, run, stage, ratio, metrics, datasets (name, digest, context), and inputs,
-        each a tree of the same form. Cached soft labels are a model too.
+        A tree: model, model_id, run_id, run, stage, ratio, variant, metrics, datasets (name, digest, context), and
+        inputs, each a tree of the same form. Cached soft labels are a model too.
 
     Raises:
         UserError: there is no such model in the store.

@@ -207,7 +207,7 @@ def _seen(run: StageRun, ratio: str, variant: str | None) -> dict[str, Any]:
     own = _spent(run, student, learnt)
     listens = _spent(run, teacher, learnt)["flops"] / 3 if settings.runs_teacher else 0.0
     return {
-        "teacher_steps": taught.steps,
+        "teacher_steps": taught.steps if trained_here else None,
         "teacher_tokens": spent["tokens"],
         "teacher_flops": spent["flops"],
         "student_steps": learnt.steps,

@@ -13,7 +13,7 @@ from transformers import SwitchTransformersForConditionalGeneration, T5ForCondit
 
 from distill.data import Batch
 from distill.t5 import hidden_states
-from teachers.model import switch_layers
+from teachers.model import short_name, switch_layers
 
 
 class Activations(NamedTuple):
@@ -75,6 +75,5 @@ def ffn_errors(student: T5ForConditionalGeneration, recorded: dict[str, Activati
         was_training = ffn.training
         error = ffn.eval()(inputs.to(ffn.wo.weight.device)) - outputs.to(ffn.wo.weight.device)
         ffn.train(was_training)
-        stack, _, block, *_ = name.split(".")
-        errors[f"{stack}.{block}"] = float(error.square().sum() / outputs.square().sum())
+        errors[short_name(name)] = float(error.square().sum() / outputs.square().sum())
     return errors

@@ -213,6 +213,12 @@ def switch_layers(model: nn.Module) -> list[tuple[str, SwitchFeedForward]]:
     return [(name, module) for name, module in model.named_modules() if isinstance(module, SwitchFeedForward)]
 
 
+def short_name(layer: str) -> str:
+    """``encoder.block.3.layer.1`` -> ``encoder.3``."""
+    stack, _, block, *_ = layer.split(".")
+    return f"{stack}.{block}"
+
+
 def _with_switch_layers(
     model: SwitchTransformersForConditionalGeneration, settings: SwitchConfig, *, copy_experts: bool
 ) -> SwitchTransformersForConditionalGeneration:

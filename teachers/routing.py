@@ -8,7 +8,7 @@ import torch
 from accelerate import Accelerator
 from torch import nn
 
-from teachers.model import switch_layers
+from teachers.model import short_name, switch_layers
 from teachers.switch_layer import RoutingStatistics
 
 
@@ -46,7 +46,7 @@ def measured_routing(model: nn.Module) -> Iterator[Callable[[Accelerator], Measu
     It takes the accelerator, whose processes have each seen a part.
     """
     layers = switch_layers(model)
-    names = [_short_name(name) for name, _ in layers]
+    names = [short_name(name) for name, _ in layers]
     sums = torch.zeros(len(layers), 3)  # dropped fraction, entropy, forward passes
     loads = torch.zeros(len(layers), layers[0][1].mlp.num_experts)
 
@@ -71,9 +71,3 @@ def measured_routing(model: nn.Module) -> Iterator[Callable[[Accelerator], Measu
     finally:
         for handle in handles:
             handle.remove()
-
-
-def _short_name(module: str) -> str:
-    """``encoder.block.3.layer.1`` -> ``encoder.3``."""
-    stack, _, block, *_ = module.split(".")
-    return f"{stack}.{block}"

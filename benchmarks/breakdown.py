@@ -1,6 +1,7 @@
 """Where our distillation step spends its time: ``python -m benchmarks.breakdown demo`` (or ``base``).
 
-What is not a product with weights or of attention bounds how much faster the step could be.
+``switch-128`` is a Switch layer of 128 experts on 8,192 tokens. What is not a product with weights or of attention
+bounds how much faster a step could be.
 """
 
 import sys
@@ -10,6 +11,7 @@ from rich.console import Console
 from rich.table import Table
 from torch.profiler import ProfilerActivity, profile
 
+from benchmarks.layers import ffn_step
 from benchmarks.models import our_step
 
 KINDS = {
@@ -20,9 +22,12 @@ KINDS = {
 }
 
 
-def main(size: str, steps: int = 10) -> None:
+def main(what: str, steps: int) -> None:
     """Milliseconds of a step by kind of operation; a kind's time is that of its operations alone."""
-    step = our_step(size, {"demo": 16, "base": 4}[size], "online")
+    if what.startswith("switch-"):
+        step = ffn_step("ours", experts=int(what.removeprefix("switch-")), count=8192)
+    else:
+        step = our_step(what, {"demo": 16, "base": 4}[what], "online")
     for _ in range(3):
         step()
     with profile(activities=[ProfilerActivity.CPU]) as recorded:
@@ -30,7 +35,7 @@ def main(size: str, steps: int = 10) -> None:
             step()
     found = {event.key: event for event in recorded.key_averages()}
     total = sum(event.self_cpu_time_total for event in found.values())
-    table = Table("kind", "ms a step", "share", "operations", box=box.SIMPLE_HEAD, title=f"Distillation step, {size}")
+    table = Table("kind", "ms a step", "share", "operations", box=box.SIMPLE_HEAD, title=f"A step, {what}")
     rest_time, rest_count = total, sum(e.count for k, e in found.items() if k.startswith("aten::"))
     for kind, names in KINDS.items():
         events = [found[name] for name in names if name in found]
@@ -43,4 +48,5 @@ def main(size: str, steps: int = 10) -> None:
 
 
 if __name__ == "__main__":
-    main(sys.argv[1] if len(sys.argv) > 1 else "demo", steps=10 if len(sys.argv) < 2 or sys.argv[1] == "demo" else 1)
+    asked = sys.argv[1] if len(sys.argv) > 1 else "demo"
+    main(asked, steps=10 if asked == "demo" else 1)

@@ -146,13 +146,13 @@ def _answer_batches(pipe: Any, arm: Arm, threads: int) -> None:
 
 
 def _runner(directory: Path, threads: int) -> Answer:
-    from students.runtime import decode, encode, load_runner
+    from students.runtime import Decoding, decode, encode, load_runner
 
     runner = load_runner(directory, threads=threads)
 
     def answer(prompts: list[str], max_tokens: int) -> int:
         inputs = [encode(runner.tokenizer, prompt) for prompt in prompts]
-        outputs = runner.generate(inputs, [max_tokens] * len(inputs), min_tokens=max_tokens)
+        outputs = runner.generate(inputs, [max_tokens] * len(inputs), Decoding(min_tokens=max_tokens))
         return sum(len(ids) for ids in outputs if decode(runner.tokenizer, ids) is not None)
 
     return answer

@@ -8,7 +8,7 @@ import importlib
 import importlib.util
 import json
 from pathlib import Path
-from typing import Protocol
+from typing import NamedTuple, Protocol
 
 from tokenizers import Tokenizer
 
@@ -23,6 +23,17 @@ _RUNNERS = {
 }
 
 
+class Decoding(NamedTuple):
+    """How the words of answers are chosen."""
+
+    min_tokens: int = 0  # before which no answer ends
+    temperature: float = 0.0  # 0 takes the likeliest token, any other samples from the whole vocabulary
+    seed: int | None = None  # of the sampling; the same call with the same seed gives the same answers
+
+
+GREEDY = Decoding()
+
+
 class Runner(Protocol):
     """A loaded student: ids in, ids or log-probabilities out. A call is one batch."""
 
@@ -30,23 +41,13 @@ class Runner(Protocol):
     compute_type: str  # what the runtime really computes in, which may differ from what was asked for
     tokenizer: Tokenizer
 
-    def generate(
-        self,
-        inputs: list[list[int]],
-        max_tokens: list[int],
-        *,
-        min_tokens: int = 0,
-        temperature: float = 0.0,
-        seed: int | None = None,
-    ) -> list[list[int]]:
+    def generate(self, inputs: list[list[int]], max_tokens: list[int], how: Decoding = GREEDY) -> list[list[int]]:
         """Answers, token by token.
 
         Args:
             inputs: ids of each input, of any lengths of at least 1, ``</s>`` included.
             max_tokens: the most tokens of each answer, ``</s>`` included, at least 1.
-            min_tokens: before which no answer ends.
-            temperature: 0 takes the likeliest token, any other samples from the whole vocabulary.
-            seed: of the sampling; the same call with the same seed gives the same answers.
+            how: their words are chosen.
 
         Returns:
             Ids of each answer, without the decoder's start token, ending in ``</s>`` if the model ended it.

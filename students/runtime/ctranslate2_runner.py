@@ -7,6 +7,7 @@ import ctranslate2
 from tokenizers import Tokenizer
 
 from distill.errors import UserError
+from students.runtime import GREEDY, Decoding
 from students.runtime.batches import cut
 
 
@@ -23,23 +24,15 @@ class CTranslate2Runner:
         self._ids = {word: id_ for id_, word in enumerate(self._words)}
         self._eos = json.loads((directory / "config.json").read_text(encoding="utf-8"))["eos_token"]
 
-    def generate(
-        self,
-        inputs: list[list[int]],
-        max_tokens: list[int],
-        *,
-        min_tokens: int = 0,
-        temperature: float = 0.0,
-        seed: int | None = None,
-    ) -> list[list[int]]:
-        if temperature and seed is not None:
+    def generate(self, inputs: list[list[int]], max_tokens: list[int], how: Decoding = GREEDY) -> list[list[int]]:
+        if how.temperature and how.seed is not None:
             raise UserError("ctranslate2 cannot repeat a sample; leave out the seed, or serve another format")
-        sampling = {"sampling_topk": 0, "sampling_temperature": temperature} if temperature else {"sampling_topk": 1}
+        sampling = {"sampling_topk": 0 if how.temperature else 1, "sampling_temperature": how.temperature or 1}
         # The defaults forbid an empty answer and cut an input at 1024 words without saying so.
         results = self._model.translate_batch(
             [[self._words[id_] for id_ in row] for row in inputs],
             beam_size=1,
-            min_decoding_length=min_tokens,
+            min_decoding_length=how.min_tokens,
             max_decoding_length=max(max_tokens),
             max_input_length=0,
             return_end_token=True,

@@ -7,6 +7,7 @@ import torch
 from tokenizers import Tokenizer
 from transformers import T5ForConditionalGeneration
 
+from students.runtime import GREEDY, Decoding
 from students.runtime.batches import cut, pad, special_ids
 
 
@@ -26,27 +27,21 @@ class HfRunner:
         self._ids = special_ids(directory)
 
     @torch.inference_mode()
-    def generate(
-        self,
-        inputs: list[list[int]],
-        max_tokens: list[int],
-        *,
-        min_tokens: int = 0,
-        temperature: float = 0.0,
-        seed: int | None = None,
-    ) -> list[list[int]]:
-        sampling = {"do_sample": True, "temperature": temperature, "top_k": 0, "top_p": 1.0} if temperature else {}
+    def generate(self, inputs: list[list[int]], max_tokens: list[int], how: Decoding = GREEDY) -> list[list[int]]:
+        sampling = {"do_sample": False}
+        if how.temperature:
+            sampling = {"do_sample": True, "temperature": how.temperature, "top_k": 0, "top_p": 1.0}
         ids, mask = (torch.from_numpy(array) for array in pad(inputs, self._ids.pad))
-        with torch.random.fork_rng() if seed is not None else contextlib.nullcontext():
-            if seed is not None:
-                torch.manual_seed(seed)
+        with torch.random.fork_rng() if how.seed is not None else contextlib.nullcontext():
+            if how.seed is not None:
+                torch.manual_seed(how.seed)
             answers = self.model.generate(
                 input_ids=ids,
                 attention_mask=mask,
                 max_new_tokens=max(max_tokens),
-                min_new_tokens=min_tokens,
+                min_new_tokens=how.min_tokens,
                 num_beams=1,
-                **(sampling or {"do_sample": False}),
+                **sampling,
             )
         rows = answers[:, 1:].tolist()  # without the start token
         return [cut(row, self._ids.eos, most) for row, most in zip(rows, max_tokens, strict=True)]

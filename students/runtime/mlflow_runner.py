@@ -5,7 +5,7 @@ from pathlib import Path
 import mlflow
 import pandas as pd
 
-from students.runtime import decode
+from students.runtime import GREEDY, Decoding, decode
 from students.runtime.hf_runner import HfRunner
 
 
@@ -19,21 +19,13 @@ class MlflowRunner(HfRunner):
         self._loaded = mlflow.pyfunc.load_model(str(directory))
         self.model = self._loaded.unwrap_python_model().model
 
-    def generate(
-        self,
-        inputs: list[list[int]],
-        max_tokens: list[int],
-        *,
-        min_tokens: int = 0,
-        temperature: float = 0.0,
-        seed: int | None = None,
-    ) -> list[list[int]]:
+    def generate(self, inputs: list[list[int]], max_tokens: list[int], how: Decoding = GREEDY) -> list[list[int]]:
         longest = max(max_tokens)
-        if not temperature and not min_tokens:  # which predict does not know
+        if how == GREEDY:  # predict knows no other
             frame = pd.DataFrame({"text": [decode(self.tokenizer, row) for row in inputs]})
             predicted = self._loaded.predict(frame, params={"max_tokens": longest})
             full = super().generate(inputs, [longest] * len(inputs))
             if predicted != (expected := [decode(self.tokenizer, row) for row in full]):
                 wrong = next(n for n, text in enumerate(expected) if predicted[n] != text)
                 raise RuntimeError(f"predict answered {predicted[wrong]!r}, its T5 {expected[wrong]!r}")
-        return super().generate(inputs, max_tokens, min_tokens=min_tokens, temperature=temperature, seed=seed)
+        return super().generate(inputs, max_tokens, how)

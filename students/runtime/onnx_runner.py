@@ -8,6 +8,7 @@ import onnxruntime
 from onnxruntime import OrtValue
 from tokenizers import Tokenizer
 
+from students.runtime import GREEDY, Decoding
 from students.runtime.batches import cut, log_softmax, pad, special_ids
 
 
@@ -36,24 +37,16 @@ class OnnxRunner:
         self._past = [name.replace("present", "past") for name in self._present]
         self.compute_type = json.loads((directory / "manifest.json").read_text(encoding="utf-8"))["precision"]
 
-    def generate(
-        self,
-        inputs: list[list[int]],
-        max_tokens: list[int],
-        *,
-        min_tokens: int = 0,
-        temperature: float = 0.0,
-        seed: int | None = None,
-    ) -> list[list[int]]:
-        generator, limits = np.random.default_rng(seed), np.array(max_tokens)
+    def generate(self, inputs: list[list[int]], max_tokens: list[int], how: Decoding = GREEDY) -> list[list[int]]:
+        generator, limits = np.random.default_rng(how.seed), np.array(max_tokens)
         answers = np.empty((len(inputs), 0), dtype=np.int64)
         words, open_ = np.full(len(inputs), self._ids.start), np.ones(len(inputs), dtype=bool)
         decoder = _Decoding(self, inputs)
         while open_.any():
             logits = decoder.step(words)
-            if answers.shape[1] < min_tokens:
+            if answers.shape[1] < how.min_tokens:
                 logits[:, self._ids.eos] = -np.inf
-            words = _choose(logits, temperature, generator)
+            words = _choose(logits, how.temperature, generator)
             words[~open_] = self._ids.pad
             answers = np.concatenate([answers, words[:, None]], axis=1)
             open_ &= (words != self._ids.eos) & (answers.shape[1] < limits)

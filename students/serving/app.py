@@ -195,7 +195,7 @@ async def _answer(model: Model, batcher: Batcher, wanted: CompletionRequest, met
             400, f"min_tokens is {wanted.min_tokens}, more than the {max_tokens} of an answer", param="min_tokens"
         )
     try:
-        outputs = await batcher.generate(inputs, max_tokens, wanted.temperature, wanted.seed, wanted.min_tokens)
+        outputs = await batcher.generate(inputs, max_tokens, wanted.decoding)
     except UserError as error:  # what this format's runtime cannot do
         raise RequestError(400, str(error), code="unsupported_parameter") from None
     except QueueFull:

@@ -7,7 +7,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import partial
 
-from students.runtime import Runner
+from students.runtime import GREEDY, Decoding, Runner
 from students.serving.limits import Limits
 
 
@@ -17,19 +17,17 @@ class QueueFull(Exception):
 
 @dataclass(eq=False)
 class _Job:
-    """One prompt. Those of the same ``sampling`` may share a batch."""
+    """One prompt. Those of the same ``company`` may share a batch."""
 
     ids: list[int]
     max_tokens: int
-    min_tokens: int
-    temperature: float
-    seed: int | None
-    sampling: tuple[object, ...]
+    how: Decoding
+    company: object
     answer: asyncio.Future[list[int]]
 
 
 class Batcher:
-    """The waiting prompts of one model. Prompts of other temperatures take turns; a seed has batches of its own."""
+    """The waiting prompts of one model. Each way of decoding takes its turn; a seed has batches of its own."""
 
     def __init__(self, runner: Runner, limits: Limits, worker: ThreadPoolExecutor, on_batch: Callable[[int], None]):
         """``worker`` has one thread; ``on_batch`` is told the size of each batch that was computed."""
@@ -42,14 +40,7 @@ class Batcher:
         """Prompts that are in no batch yet."""
         return len(self._queue)
 
-    async def generate(
-        self,
-        inputs: list[list[int]],
-        max_tokens: int,
-        temperature: float = 0.0,
-        seed: int | None = None,
-        min_tokens: int = 0,
-    ) -> list[list[int]]:
+    async def generate(self, inputs: list[list[int]], max_tokens: int, how: Decoding = GREEDY) -> list[list[int]]:
         """Answers to ``inputs``, in their order. Once the caller is cancelled, what still waits is not computed.
 
         Raises:
@@ -58,8 +49,8 @@ class Batcher:
         if len(self._queue) + len(inputs) > self.limits.max_queue:
             raise QueueFull
         loop = asyncio.get_running_loop()
-        sampling = (temperature, min_tokens, *(() if seed is None else (seed, object())))
-        jobs = [_Job(ids, max_tokens, min_tokens, temperature, seed, sampling, loop.create_future()) for ids in inputs]
+        company = how if how.seed is None else object()
+        jobs = [_Job(ids, max_tokens, how, company, loop.create_future()) for ids in inputs]
         self._queue.extend(jobs)
         self._arrived.set()
         try:
@@ -79,8 +70,7 @@ class Batcher:
     async def _answer(self, batch: list[_Job]) -> None:
         first = batch[0]
         inputs, lengths = [job.ids for job in batch], [job.max_tokens for job in batch]
-        how = {"min_tokens": first.min_tokens, "temperature": first.temperature, "seed": first.seed}
-        work = partial(self.runner.generate, inputs, lengths, **how)
+        work = partial(self.runner.generate, inputs, lengths, first.how)
         try:
             answers = await asyncio.get_running_loop().run_in_executor(self._worker, work)
         except Exception as error:
@@ -122,7 +112,7 @@ class Batcher:
         batch: list[_Job] = []
         longest_input = longest_output = 0
         for job in self._queue:
-            if batch and job.sampling != batch[0].sampling:
+            if batch and job.company != batch[0].company:
                 continue
             longest_input = max(longest_input, len(job.ids))
             longest_output = max(longest_output, job.max_tokens)

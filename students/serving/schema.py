@@ -6,6 +6,7 @@ from typing import Any
 
 from pydantic import BaseModel, ConfigDict, Field, FiniteFloat, ValidationError
 
+from students.runtime import Decoding
 from students.serving.limits import Limits
 
 
@@ -37,6 +38,10 @@ class CompletionRequest(BaseModel):
     min_tokens: int = Field(0, ge=0, description="Of each answer before it may end, as in vLLM's API.")
     temperature: FiniteFloat = Field(0.0, ge=0, le=2, description="0 is greedy, and the default.")
     seed: int | None = Field(None, ge=0, lt=2**63, description="For temperatures above 0: the same answer again.")
+
+    @property
+    def decoding(self) -> Decoding:
+        return Decoding(self.min_tokens, self.temperature, self.seed)
 
     @property
     def prompts(self) -> list[str]:

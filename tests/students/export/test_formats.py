@@ -13,6 +13,7 @@ from distill.errors import UserError
 from distill.seq2seq import build_dense
 from students.export import check_format, write_export
 from students.export.student import MAX_NEW_TOKENS, load_student
+from students.runtime import Decoding
 
 
 @pytest.fixture(scope="module")
@@ -60,7 +61,7 @@ def test_no_answer_ends_before_its_least_length(exported, format, ragged):
     """Neither where transformers ends it by itself, nor later than it does with the same bound."""
     inputs, eos = ragged[0], exported.plain.config.eos_token_id
     bound = {"min_new_tokens": 12, "max_new_tokens": 16, "do_sample": False, "num_beams": 1}
-    answers = exported.runner(format).generate(inputs, [16] * len(inputs), min_tokens=12)
+    answers = exported.runner(format).generate(inputs, [16] * len(inputs), Decoding(min_tokens=12))
     assert answers == [exported.plain.generate(torch.tensor([row]), **bound)[0, 1:].tolist() for row in inputs]
     assert all(len(answer) >= 12 and eos not in answer[:12] for answer in answers)
 
@@ -108,12 +109,12 @@ def test_a_sample_follows_the_distribution_and_a_seed_repeats_it(exported, forma
     expected = (logits / temperature).softmax(-1).detach().numpy()
     if format == "ctranslate2":
         with pytest.raises(UserError, match="cannot repeat a sample; leave out the seed"):
-            runner.generate(inputs[:2], most[:2], temperature=temperature, seed=1)
-        words = runner.generate(inputs, most, temperature=temperature)
+            runner.generate(inputs[:2], most[:2], Decoding(temperature=temperature, seed=1))
+        words = runner.generate(inputs, most, Decoding(temperature=temperature))
     else:
-        words = runner.generate(inputs, most, temperature=temperature, seed=1)
-        assert words == runner.generate(inputs, most, temperature=temperature, seed=1)
-        assert words != runner.generate(inputs, most, temperature=temperature, seed=2)
+        words = runner.generate(inputs, most, Decoding(temperature=temperature, seed=1))
+        assert words == runner.generate(inputs, most, Decoding(temperature=temperature, seed=1))
+        assert words != runner.generate(inputs, most, Decoding(temperature=temperature, seed=2))
     found = np.bincount([word for row in words for word in row], minlength=len(expected)) / rows
     error = np.sqrt(expected * (1 - expected) / rows)
     assert (np.abs(found - expected) < 5 * error + 2 / rows).all()

@@ -11,6 +11,7 @@ from pathlib import Path
 
 from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers, processors
 
+from students.runtime import GREEDY
 from students.serving.app import Model
 from students.serving.limits import Limits
 from students.serving.server import serve
@@ -42,7 +43,7 @@ class Echo:
         self.hold, self.seconds = hold, seconds
         self.filling = self.tokenizer.encode(filling).ids
 
-    def generate(self, inputs, max_tokens, *, min_tokens=0, temperature=0.0, seed=None):
+    def generate(self, inputs, max_tokens, how=GREEDY):
         time.sleep(self.seconds)
         while self.hold.exists():
             time.sleep(0.005)

@@ -6,6 +6,7 @@ from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
+from students.runtime import Decoding
 from students.serving.batching import Batcher, QueueFull
 from students.serving.limits import Limits
 
@@ -17,9 +18,9 @@ class Recorder:
         self.batches, self.calls, self.gate = [], [], threading.Event()
         self.gate.set()
 
-    def generate(self, inputs, max_tokens, *, min_tokens=0, temperature=0.0, seed=None):
+    def generate(self, inputs, max_tokens, how):
         self.batches.append([ids[0] for ids in inputs])
-        self.calls.append((max_tokens, temperature, seed, threading.current_thread().name, min_tokens))
+        self.calls.append((max_tokens, how, threading.current_thread().name))
         self.gate.wait(10)
         if [13] in inputs:
             raise RuntimeError("unlucky")
@@ -68,7 +69,7 @@ def test_what_waits_together_is_answered_together_and_each_gets_its_own():
     assert answers == [[[0]], [[1], [21]], [[2, 50], [22]], [[3, 50, 60], [23]]]
     assert runner.batches == [[0], [1, 21, 2, 22, 3, 23]]
     assert runner.calls[1][0] == [1, 1, 2, 2, 3, 3]
-    assert {call[3] for call in runner.calls} == {"model_0"}  # one thread, always the same
+    assert {call[2] for call in runner.calls} == {"model_0"}  # one thread, always the same
 
 
 def test_a_batch_waits_a_moment_for_company():
@@ -104,11 +105,11 @@ def test_other_temperatures_take_turns_and_a_seed_is_alone():
     async def scenario(batcher, runner):
         requests = [
             ([[1]], 5),
-            ([[2]], 5, 0.5),
+            ([[2]], 5, Decoding(temperature=0.5)),
             ([[3]], 5),
-            ([[4]], 5, 0.5),
-            ([[5], [6]], 5, 0.5, 7),
-            ([[8]], 5, 0.5, 7),
+            ([[4]], 5, Decoding(temperature=0.5)),
+            ([[5], [6]], 5, Decoding(temperature=0.5, seed=7)),
+            ([[8]], 5, Decoding(temperature=0.5, seed=7)),
         ]
         tasks = await behind_a_closed_gate(batcher, runner, *requests)
         runner.gate.set()
@@ -116,18 +117,19 @@ def test_other_temperatures_take_turns_and_a_seed_is_alone():
 
     runner = run(scenario)[1]
     assert runner.batches == [[0], [1, 3], [2, 4], [5, 6], [8]]
-    assert [call[1:3] for call in runner.calls[1:]] == [(0.0, None), (0.5, None), (0.5, 7), (0.5, 7)]
+    found = [(call[1].temperature, call[1].seed) for call in runner.calls[1:]]
+    assert found == [(0.0, None), (0.5, None), (0.5, 7), (0.5, 7)]
 
 
 def test_answers_of_another_least_length_are_another_batch():
     async def scenario(batcher, runner):
-        requests = [([[1]], 5, 0.0, None, 2), ([[2]], 5), ([[3]], 5, 0.0, None, 2)]
+        requests = [([[1]], 5, Decoding(min_tokens=2)), ([[2]], 5), ([[3]], 5, Decoding(min_tokens=2))]
         tasks = await behind_a_closed_gate(batcher, runner, *requests)
         runner.gate.set()
         return await asyncio.gather(*tasks)
 
     runner = run(scenario)[1]
-    assert runner.batches == [[0], [1, 3], [2]] and [call[4] for call in runner.calls] == [0, 2, 0]
+    assert runner.batches == [[0], [1, 3], [2]] and [call[1].min_tokens for call in runner.calls] == [0, 2, 0]
 
 
 def test_a_cancelled_request_is_not_computed_and_makes_room():
@@ -163,7 +165,9 @@ def test_one_that_is_cancelled_while_computed_does_not_disturb_the_others():
 
 def test_a_prompt_that_the_model_fails_on_does_not_spoil_its_batch():
     async def scenario(batcher, runner):
-        tasks = await behind_a_closed_gate(batcher, runner, ([[13]], 1), ([[1]], 1), ([[2]], 1, 0.5))
+        tasks = await behind_a_closed_gate(
+            batcher, runner, ([[13]], 1), ([[1]], 1), ([[2]], 1, Decoding(temperature=0.5))
+        )
         runner.gate.set()
         found = await asyncio.gather(*tasks, return_exceptions=True)
         return found, await batcher.generate([[3]], 1)

@@ -65,8 +65,6 @@ def compute(run: StageRun) -> Outcome:
 
 def _model(run: StageRun) -> T5ForConditionalGeneration:
     words, source = run.data.words, run.config.baseline.checkpoint
-    if trunk := run.inputs.get("trunk"):
-        return T5ForConditionalGeneration.from_pretrained(trunk.model)
     if source is None and (teachers := run.config.teacher.checkpoints):
         return new_t5(student_config(read_teacher_config(next(iter(teachers.values())))), seed=run.stage.seed)
     if source is None:

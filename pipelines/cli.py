@@ -58,12 +58,6 @@ def run(
 
 
 @app.command()
-def trunk(config: Config, set_: Set = None, workdir: Workdir = WORK, seed: Seed = None, json_: Json = False) -> None:
-    """The dense model that baseline and teachers go on from, for a config with a trunk."""
-    _one_kind("trunk", config, None, set_, workdir, seed, json_)
-
-
-@app.command()
 def baseline(config: Config, set_: Set = None, workdir: Workdir = WORK, seed: Seed = None, json_: Json = False) -> None:
     """The dense model that gains are measured against, at both lengths."""
     _one_kind("baseline", config, None, set_, workdir, seed, json_)
@@ -252,12 +246,7 @@ def _one_kind(
 ) -> None:
     pipeline = _pipeline(config, overrides, workdir, seed, ratio)
     if not (stages := pipeline.select(kind, ratio)):
-        raise UserError(
-            {
-                "trunk": "this config has no trunk, so that all start from scratch; set trunk.steps to train one",
-                "label": "there is nothing to label: distill.hard_fraction is 1, so that no student reads soft labels",
-            }[kind]
-        )
+        raise UserError("there is nothing to label: distill.hard_fraction is 1, so that no student reads soft labels")
     _execute(stages, pipeline, json_)
 
 

@@ -8,7 +8,7 @@ from typing import Annotated, Any, Literal
 import yaml
 from pydantic import BaseModel, Field, ValidationError, model_validator
 
-from distill.config import DataConfig, DistillConfig, ModelConfig, Section, TrainingConfig
+from distill.config import DataConfig, DistillConfig, ModelConfig, Section
 from distill.errors import UserError
 from pipelines.presets import PRESETS
 from students.config import StudentConfig
@@ -27,7 +27,7 @@ _Loader.add_implicit_resolver(
 class BaselineConfig(Section):
     """The dense model that gains are measured against.
 
-    It is trained as the teachers are (teacher.training), which start where it does, for as many steps as the
+    It is trained as the teachers are (teacher.training), which start from scratch too, for as many steps as the
     student takes and for as many as both take; where all teachers are loaded, as the student is (distill.training).
     """
 
@@ -54,9 +54,6 @@ class RunConfig(Section):
     )
     data: DataConfig = DataConfig()
     model: ModelConfig = ModelConfig()
-    trunk: TrainingConfig | None = Field(
-        None, description="of a dense model that baseline and teachers go on from; null: all start from scratch"
-    )
     teacher: TeacherConfig
     student: StudentConfig = StudentConfig()
     distill: DistillConfig = DistillConfig()
@@ -99,12 +96,6 @@ class RunConfig(Section):
             raise ValueError(
                 "teacher.checkpoints are loaded models, so data.tokenizer must name their tokenizer instead of train"
             )
-        if self.student.non_expert_init == "trunk" and not self.trunk:
-            raise ValueError("student.non_expert_init is trunk, but there is none; set trunk.steps to train one")
-        loaded = {"teacher.checkpoints": self.teacher.checkpoints, "baseline.checkpoint": self.baseline.checkpoint}
-        for key, source in loaded.items():
-            if self.trunk and source:
-                raise ValueError(f"trunk trains what all start from, but {key} loads a model; leave one of them out")
         return self
 
 

@@ -21,17 +21,13 @@ def compute(run: StageRun) -> Outcome:
     settings = run.config.student
     teacher = place(load_teacher(run.inputs["teacher"].model, run.config.teacher), run.accelerator.device)
     calibration, held_out = _calibration_text(run)
-    if trunk := run.inputs.get("trunk"):
-        student = T5ForConditionalGeneration.from_pretrained(trunk.model)
-        counts = {"parameters": {"trunk": count_parameters(student)}}
-    else:
-        student, counts = init_student_with_counts(
-            teacher,
-            ffn_init=settings.ffn_init,
-            seed=run.stage.seed,
-            calibration=calibration,
-            copy=settings.non_expert_init == "teacher",
-        )
+    student, counts = init_student_with_counts(
+        teacher,
+        ffn_init=settings.ffn_init,
+        seed=run.stage.seed,
+        calibration=calibration,
+        copy=settings.non_expert_init == "teacher",
+    )
     errors = ffn_errors(student, record(teacher, held_out))
     path = run.save_model(student)
     _check_reload(run, student)

@@ -13,19 +13,17 @@ _OPTIONS = ("soft_start", "teacher_routing", "draws", "match", "match_weight", "
 def plan(config: RunConfig, data: str) -> list[Stage]:
     """Every stage of ``config`` once, each after its inputs; the report is last.
 
-    Per seed the trunk (where there is one) and the baseline, then per ratio the teacher, and per variant init, label
-    (where labels are cached) and distill. What seeds or variants have in common is there once.
+    Per seed the baseline, then per ratio the teacher, and per variant init, label (where labels are cached) and
+    distill. What seeds or variants have in common is there once.
 
     Args:
         data: fingerprint of the prepared data.
     """
     stages = []
     for seed in config.seeds:
-        trunk = [_trunk(config, data, seed)] if config.trunk else []
-        beginning = {stage.kind: stage for stage in trunk}
-        stages += [*trunk, _baseline(config, data, seed, beginning)]
+        stages.append(_baseline(config, data, seed))
         for ratio, experts in config.teacher.ratios.items():
-            teacher = _teacher(config, data, ratio, experts, seed, beginning)
+            teacher = _teacher(config, data, ratio, experts, seed)
             stages.append(teacher)
             for variant in config.variants or [None]:
                 stages += _student(config.of_variant(variant), teacher, seed, variant)
@@ -50,12 +48,7 @@ def baseline_training(config: RunConfig) -> TrainingConfig:
     return config.teacher.training if config.teacher.experts else config.distill.training
 
 
-def _trunk(config: RunConfig, data: str, seed: int) -> Stage:
-    settings = {"seed": seed, "model": _values(config.model), "training": _values(config.trunk)}
-    return Stage("trunk", {**_common(config), **settings}, data=data, seed=seed)
-
-
-def _baseline(config: RunConfig, data: str, seed: int, beginning: dict[str, Stage]) -> Stage:
+def _baseline(config: RunConfig, data: str, seed: int) -> Stage:
     if source := config.baseline.checkpoint:
         made = {"checkpoint": _source(source)}
     elif config.teacher.checkpoints:  # the shape of a loaded teacher's student
@@ -64,12 +57,10 @@ def _baseline(config: RunConfig, data: str, seed: int, beginning: dict[str, Stag
         made = {"model": _values(config.model)}
     lengths = {"steps": config.distill.training.steps, "long_steps": long_steps(config)}
     settings = {**_common(config), "seed": seed, **made, "training": _values(baseline_training(config)), **lengths}
-    return Stage("baseline", settings, beginning, data=data, seed=seed)
+    return Stage("baseline", settings, data=data, seed=seed)
 
 
-def _teacher(
-    config: RunConfig, data: str, ratio: str, experts: int, seed: int | None, beginning: dict[str, Stage]
-) -> Stage:
+def _teacher(config: RunConfig, data: str, ratio: str, experts: int, seed: int | None) -> Stage:
     if source := config.teacher.checkpoints.get(ratio):
         made, seed = {"checkpoint": _source(source)}, None  # the same for every seed
     else:
@@ -80,16 +71,13 @@ def _teacher(
             "load_balancing_weight": config.teacher.load_balancing_weight,
         }
     settings = {**_common(config), **_switch_layer(config), **made, "experts": experts}
-    return Stage("teacher", settings, beginning, data=data, ratio=ratio, seed=seed)
+    return Stage("teacher", settings, data=data, ratio=ratio, seed=seed)
 
 
 def _student(config: RunConfig, teacher: Stage, seed: int, variant: str | None) -> list[Stage]:
     """Init, label where labels are cached, and distill."""
     where: dict[str, Any] = {"data": teacher.data, "ratio": teacher.ratio, "seed": seed, "variant": variant}
-    read = {"teacher": teacher}
-    if config.student.non_expert_init == "trunk":
-        read["trunk"] = teacher.inputs["trunk"]
-    init = Stage("init", {"seed": seed, "student": _student_settings(config)}, read, **where)
+    init = Stage("init", {"seed": seed, "student": _student_settings(config)}, {"teacher": teacher}, **where)
     # A student without soft labels or states to match does not read the teacher, whose only trace is in its weights.
     soft = {"teacher": teacher} if config.distill.runs_teacher else {}
     labelling: list[Stage] = []

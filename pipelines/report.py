@@ -135,7 +135,6 @@ def build_report(run: StageRun) -> dict[str, Any]:
     losses = {name: _losses(baselines, name) for name in ("baseline_losses", "long_baseline_losses")}
     facts, training = baselines[0].facts, baseline_training(config)
     return {
-        **_trunk(run),
         "baseline": {
             "quality": -float(losses["baseline_losses"].mean()),
             "parameters": facts["parameters"],
@@ -160,13 +159,6 @@ def build_report(run: StageRun) -> dict[str, Any]:
         },
         "fingerprint": run.stage.fingerprint,
     }
-
-
-def _trunk(run: StageRun) -> dict[str, Any]:
-    if not (trunks := _of_kind(run, "trunk")):
-        return {}
-    quality = float(np.mean([trunk.metrics["quality"] for trunk in trunks]))
-    return {"trunk": {"quality": quality, "steps": run.config.trunk.steps, **_spent(run, trunks[0], run.config.trunk)}}
 
 
 def _row(run: StageRun, ratio: str, variant: str | None, baselines: dict[str, np.ndarray]) -> dict[str, Any]:
@@ -225,7 +217,7 @@ def _seen(run: StageRun, ratio: str, variant: str | None) -> dict[str, Any]:
 
 
 def _spent(run: StageRun, model: Finished, training: TrainingConfig, steps: int | None = None) -> dict[str, float]:
-    """Tokens, inputs and targets, and floating-point operations of a model's own training, without the trunk's."""
+    """Tokens, inputs and targets, and floating-point operations of a model's training."""
     lengths = example_lengths(run.data, run.config.data)[1]
     examples = (steps or training.steps) * training.batch_size
     shape = json.loads((model.model / "config.json").read_text())

@@ -1,7 +1,5 @@
 """Chains of stages that do not read one another, in processes of their own: of each seed the baseline and each ratio.
 
-Where there is a trunk, a seed's chains wait for it.
-
 A small model leaves most of a machine's cores idle; two of them side by side do not. Each process is a command that a
 user could give, so that stopping, resuming and reusing are those of that command.
 """
@@ -42,8 +40,8 @@ def run_side_by_side(pipeline: Pipeline, arguments: list[str]) -> bool:
     _ = pipeline.store  # made by one process, before several use it
     with _children() as running:
         while waiting or running:
-            while len(running) < pipeline.config.jobs and (command := _next(waiting, pipeline)):
-                running.append(_start([*command, *arguments], environment, pipeline))
+            while waiting and len(running) < pipeline.config.jobs:
+                running.append(_start([*waiting.pop(0), *arguments], environment, pipeline))
             for child, relay in [pair for pair in running if pair[0].poll() is not None]:
                 relay.join()  # its last line may be the reason
                 running.remove((child, relay))
@@ -54,19 +52,14 @@ def run_side_by_side(pipeline: Pipeline, arguments: list[str]) -> bool:
 
 
 def _commands(pipeline: Pipeline) -> list[list[str]]:
-    """Per seed one for trunk, baseline and each ratio, of those that have something left to do; the longest first.
+    """One per seed for the baseline and each ratio, of those that have something left to do; the longest first.
 
     A loaded teacher is the same for every seed, and so one command computes all of its students.
     """
     config, source = pipeline.config, pipeline.source
     stages = [stage for stage in pipeline.stages[:-1] if not find_finished(stage, pipeline.workdir)]
     unfinished = {(stage.ratio, stage.seed) for stage in stages}
-    commands = [
-        [stage.kind, source, "--seed", str(stage.seed)]
-        for kind in ("trunk", "baseline")
-        for stage in stages
-        if stage.kind == kind
-    ]
+    commands = [["baseline", source, "--seed", str(seed)] for seed in config.seeds if (None, seed) in unfinished]
     for ratio, _ in sorted(config.teacher.ratios.items(), key=lambda item: -item[1]):
         chain = ["run", source, "--ratio", ratio]
         if ratio not in config.teacher.checkpoints:
@@ -74,17 +67,6 @@ def _commands(pipeline: Pipeline) -> list[list[str]]:
         elif any(stage.ratio == ratio for stage in stages):
             commands.append(chain)
     return commands
-
-
-def _next(waiting: list[list[str]], pipeline: Pipeline) -> list[str] | None:
-    """Take the first command whose trunk is finished, if there is one. A command ends with its seed."""
-    trunks = [stage for stage in pipeline.stages if stage.kind == "trunk"]
-    missing = {str(stage.seed) for stage in trunks if not find_finished(stage, pipeline.workdir)}
-    for command in waiting:
-        if command[0] == "trunk" or command[-1] not in missing:
-            waiting.remove(command)
-            return command
-    return None
 
 
 def _start(command: list[str], environment: dict[str, str], pipeline: Pipeline) -> tuple[subprocess.Popen, Thread]:

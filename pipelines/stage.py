@@ -14,7 +14,7 @@ from distill.files import write_json
 class Stage:
     """One stage of one ratio and seed: a function of its settings, its inputs and the data, and of nothing else."""
 
-    kind: str  # trunk, baseline, teacher, init, label, distill or report
+    kind: str  # baseline, teacher, init, label, distill or report
     settings: dict[str, Any]
     inputs: dict[str, "Stage"] = field(default_factory=dict)  # role -> the stage whose output is read
     data: str = ""  # fingerprint of the prepared data

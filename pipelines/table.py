@@ -23,7 +23,7 @@ def markdown(report: dict[str, Any]) -> str:
         f"Intervals are 95 % paired bootstrap intervals over examples{seeds}.\n\n"
         f"## What each model has seen\n\n{_seen(report)}\n\nA student's figures are of its own steps, its teacher's "
         "forward passes among the operations; before them it has what its teacher's training left in the weights that "
-        f"it was given. The long baseline has the tokens of both.{_beginning(report)}\n\n"
+        "it was given. The long baseline has the tokens of both.\n\n"
         f"Data: {data['name']}, {data['train_tokens']:,} training tokens, digest `{data['digest']}`. "
         f"Report: `{report['fingerprint']}`.\n"
     )
@@ -79,9 +79,8 @@ def _cells(report: dict[str, Any]) -> tuple[list[str], list[list[str]]]:
 def _seen(report: dict[str, Any]) -> str:
     """What every model has seen, so that more training is not taken for a better method."""
     rows = [
-        (key.replace("_", " "), *(report[key][unit] for unit in ("steps", "tokens", "flops")))
-        for key in ("trunk", "baseline", "long_baseline")
-        if key in report
+        ("baseline", report["baseline"]["steps"], report["baseline"]["tokens"], report["baseline"]["flops"]),
+        ("long baseline", *(report["long_baseline"][key] for key in ("steps", "tokens", "flops"))),
     ]
     for row in report["ratios"]:
         name = " ".join(filter(None, (row["ratio"], row["variant"])))
@@ -94,15 +93,6 @@ def _seen(report: dict[str, Any]) -> str:
         known = ("elsewhere",) * 3 if tokens is None else (f"{steps:,}", f"{tokens:,}", f"{flops:.2e}")
         lines.append(f"| {name} | {' | '.join(known)} |")
     return "\n".join(lines)
-
-
-def _beginning(report: dict[str, Any]) -> str:
-    if not (trunk := report.get("trunk")):
-        return ""
-    return (
-        f" Baselines and teachers all go on from one dense trunk (per seed) of quality {trunk['quality']:.3f}, whose "
-        "tokens come on top of theirs; each expert begins as the trunk's FFN (sparse upcycling)."
-    )
 
 
 def _caption(report: dict[str, Any]) -> str:

@@ -2,7 +2,7 @@
 
 import numpy as np
 import torch
-from transformers import SwitchTransformersForConditionalGeneration, T5ForConditionalGeneration
+from transformers import SwitchTransformersForConditionalGeneration
 
 from distill.data import Examples
 from distill.errors import UserError
@@ -14,7 +14,6 @@ from pipelines.run import Outcome, StageRun
 from teachers.model import build_teacher, load_teacher, save_teacher, switch_layers
 from teachers.objective import HardLabelsAndLoadBalance
 from teachers.routing import MeasuredRouting, measured_routing
-from teachers.upcycle import upcycle
 
 
 def compute(run: StageRun) -> Outcome:
@@ -75,11 +74,9 @@ def frozen_teacher(run: StageRun) -> SwitchTransformersForConditionalGeneration:
 def _build(run: StageRun) -> SwitchTransformersForConditionalGeneration:
     config, words = run.config, run.data.words
     experts = config.teacher.ratios[run.stage.ratio]
-    built = build_teacher(
+    return build_teacher(
         config.model, config.teacher, run.data.vocab_size, experts, pad=words.pad, eos=words.eos, seed=run.stage.seed
     )
-    trunk = run.inputs.get("trunk")
-    return upcycle(built, T5ForConditionalGeneration.from_pretrained(trunk.model)) if trunk else built
 
 
 def _load(run: StageRun, source: str) -> SwitchTransformersForConditionalGeneration:

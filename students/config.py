@@ -14,16 +14,14 @@ class StudentConfig(Section):
         "random", description="the FFNs that replace Switch layers; random is the paper's way"
     )
     calibration_examples: Positive = Field(256, description="training examples that all but ffn_init random look at")
-    non_expert_init: Literal["teacher", "random", "trunk"] = Field(
-        "teacher", description="everything else; trunk: all of the student begins where the baseline does"
-    )
+    non_expert_init: Literal["teacher", "random"] = Field("teacher", description="everything else")
 
     @model_validator(mode="after")
     def _fits_together(self) -> "StudentConfig":
-        if self.non_expert_init != "teacher" and self.ffn_init != "random":
+        if self.non_expert_init == "random" and self.ffn_init != "random":
             raise ValueError(
-                f"non_expert_init {self.non_expert_init} takes nothing from the teacher, so ffn_init must be left at "
-                f"random, not {self.ffn_init}"
+                "non_expert_init random takes nothing from the teacher, so ffn_init must be random too, "
+                f"not {self.ffn_init}"
             )
         return self
 

@@ -29,7 +29,7 @@ from teachers.switch_layer import RoutingStatistics, SwitchLayer
 # Plain transformers counts capacity per sequence and expert; this much means that it drops nothing.
 _NO_CAPACITY_LIMIT = 2**20
 # Name in a plain checkpoint -> name in a SwitchLayer, by whether the experts are gated (T5's wi_0 is the gate).
-EXPERT_WEIGHTS = {False: {"wi": "wi", "wo": "wo"}, True: {"wi_0": "wi_gate", "wi_1": "wi", "wo": "wo"}}
+_EXPERT_WEIGHTS = {False: {"wi": "wi", "wo": "wo"}, True: {"wi_0": "wi_gate", "wi_1": "wi", "wo": "wo"}}
 
 
 class _GatedSwitch(SwitchTransformersForConditionalGeneration):
@@ -201,7 +201,7 @@ def plain_state_dict(model: SwitchTransformersForConditionalGeneration) -> dict[
         elif weight == "router.weight":
             state[f"{owner}.mlp.router.classifier.weight"] = tensor
         else:
-            names = EXPERT_WEIGHTS[layers[owner].mlp.wi_gate is not None]
+            names = _EXPERT_WEIGHTS[layers[owner].mlp.wi_gate is not None]
             plain = next(plain for plain, ours in names.items() if ours == weight)
             for expert, value in enumerate(tensor):
                 state[f"{owner}.mlp.experts.expert_{expert}.{plain}.weight"] = value
@@ -265,7 +265,7 @@ def _share_embeddings(model: SwitchTransformersForConditionalGeneration, missing
 @torch.no_grad()
 def _copy_experts(plain: nn.Module, layer: SwitchLayer) -> None:
     layer.router.weight.copy_(plain.router.classifier.weight)
-    for theirs, ours in EXPERT_WEIGHTS[layer.wi_gate is not None].items():
+    for theirs, ours in _EXPERT_WEIGHTS[layer.wi_gate is not None].items():
         for expert in range(layer.num_experts):
             getattr(layer, ours)[expert].copy_(getattr(plain.experts[f"expert_{expert}"], theirs).weight)
 

@@ -1,7 +1,8 @@
 """The dense model that gains are measured against, at two lengths in one run.
 
-The baseline takes as many steps as the student (the paper's), the long baseline as many as teacher and student
-together (the strict one). Both share the first part, in which the learning rate depends on neither length.
+The baseline takes as many steps as the student (the paper's) or as the config says, the long baseline as many as
+teacher and student together (the strict one). Both share the first part, in which the learning rate depends on neither
+length.
 """
 
 from pathlib import Path
@@ -15,7 +16,7 @@ from distill.evaluation import evaluate
 from distill.objectives import HardLabels
 from distill.seq2seq import build_dense, count_parameters, new_t5, place
 from distill.training import train, trunk_steps
-from pipelines.plan import baseline_training, long_steps
+from pipelines.plan import baseline_steps, baseline_training, long_steps
 from pipelines.run import Outcome, StageRun
 from students.initialise import student_config
 from teachers.model import read_teacher_config
@@ -27,7 +28,7 @@ def compute(run: StageRun) -> Outcome:
     examples = Examples(run.data, config.data, seed=run.stage.seed)
     held_out = Examples(run.data, config.data, seed=None)
     batch_size = config.teacher.evaluation_batch_size
-    short, long = config.distill.training.steps, long_steps(config)
+    short, long = baseline_steps(config), long_steps(config)
     model = place(_model(run), run.accelerator.device)
 
     def quality() -> dict[str, float]:

@@ -87,7 +87,7 @@ def _comparison(row: dict[str, Any] | None) -> dict[str, str | None]:
         return {}
     short, long = row["baseline"], row["long_baseline"]
     return {
-        "baselines": f"{short['quality']:.4f} after {short['steps']:,} steps, as many as the student; "
+        "baselines": f"{short['quality']:.4f} after {short['steps']:,} steps; "
         f"{long['quality']:.4f} after {long['steps']:,}",
         "fraction of the teacher's gain kept": f"{_fraction(row, '')}; "
         f"against the long baseline {_fraction(row, '_long')}",

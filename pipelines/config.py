@@ -8,7 +8,7 @@ from typing import Annotated, Any, Literal
 import yaml
 from pydantic import BaseModel, Field, ValidationError, model_validator
 
-from distill.config import DataConfig, DistillConfig, ModelConfig, Section
+from distill.config import DataConfig, DistillConfig, ModelConfig, Positive, Section
 from distill.errors import UserError
 from pipelines.presets import PRESETS
 from students.config import StudentConfig
@@ -27,10 +27,13 @@ _Loader.add_implicit_resolver(
 class BaselineConfig(Section):
     """The dense model that gains are measured against.
 
-    It is trained as the teachers are (teacher.training), which start from scratch too, for as many steps as the
-    student takes and for as many as both take; where all teachers are loaded, as the student is (distill.training).
+    It is trained as the teachers are (teacher.training), which start from scratch too, for ``steps`` and for as many
+    as teacher and student take together; where all teachers are loaded, as the student is (distill.training).
     """
 
+    steps: Positive | None = Field(
+        None, description="of the baseline, at most as many as teacher and student take; null: as many as the student"
+    )
     checkpoint: str | None = Field(None, description="a T5 to start from, such as a public one; null: from scratch")
 
 
@@ -95,6 +98,12 @@ class RunConfig(Section):
         if self.teacher.checkpoints and self.data.tokenizer == "train":
             raise ValueError(
                 "teacher.checkpoints are loaded models, so data.tokenizer must name their tokenizer instead of train"
+            )
+        taught = self.teacher.training.steps if self.teacher.experts else 0
+        if (self.baseline.steps or 0) > (most := taught + self.distill.training.steps):
+            raise ValueError(
+                f"baseline.steps is {self.baseline.steps}, but even the long baseline takes only {most}, as many as "
+                "teacher and student together; make it at most that"
             )
         return self
 

@@ -37,6 +37,11 @@ def plan(config: RunConfig, data: str) -> list[Stage]:
     return [*(stage for stage in stages if first[stage.fingerprint] is stage), report]
 
 
+def baseline_steps(config: RunConfig) -> int:
+    """Steps of the baseline."""
+    return config.baseline.steps or config.distill.training.steps
+
+
 def long_steps(config: RunConfig) -> int:
     """Steps of the long baseline: as many as teacher and student take together. A loaded teacher takes none here."""
     teacher = config.teacher.training.steps if config.teacher.experts else 0
@@ -55,7 +60,7 @@ def _baseline(config: RunConfig, data: str, seed: int) -> Stage:
         made = {"shape_of": _source(next(iter(config.teacher.checkpoints.values())))}
     else:
         made = {"model": _values(config.model)}
-    lengths = {"steps": config.distill.training.steps, "long_steps": long_steps(config)}
+    lengths = {"steps": baseline_steps(config), "long_steps": long_steps(config)}
     settings = {**_common(config), "seed": seed, **made, "training": _values(baseline_training(config)), **lengths}
     return Stage("baseline", settings, data=data, seed=seed)
 

@@ -98,9 +98,10 @@ def _seen(report: dict[str, Any]) -> str:
 def _caption(report: dict[str, Any]) -> str:
     """Both baselines, and for which ratios a fraction is undefined."""
     short, long = report["baseline"], report["long_baseline"]
+    as_students = ", as many as the student takes" * all(r["student_steps"] == short["steps"] for r in report["ratios"])
     text = (
         f"Size is the teacher's; student and baseline have {_millions(short['parameters'])}. The baseline stands at "
-        f"{short['quality']:.3f} after {short['steps']:,} steps, as many as the student takes; the long baseline at "
+        f"{short['quality']:.3f} after {short['steps']:,} steps{as_students}; the long baseline at "
         f"{long['quality']:.3f} after {long['steps']:,}, as many as teacher and student take together. "
         "Paper: what tables 6 and 7 keep with that technique, or with a teacher of as many experts."
     )

@@ -280,6 +280,11 @@ class TestPlan:
         assert long_steps(config) == config.teacher.training.steps + config.distill.training.steps
         assert long_steps(load_config("switch-base")) == 10_000
 
+    def test_the_baselines_own_length_is_only_its_own(self):
+        assert self.changed("baseline.steps=9") == {"baseline", "report"}
+        with pytest.raises(UserError, match="baseline.steps is 25, but even the long baseline takes only 24"):
+            load_config("smoke", ["baseline.steps=25"])
+
     def test_a_checkpoint_on_disk_counts_by_its_files(self, tmp_path):
         (tmp_path / "config.json").write_text("{}")
         overrides = ["teacher.experts=[]", f"teacher.checkpoints={{e8: {tmp_path}}}", "data.tokenizer=t5"]

@@ -20,8 +20,6 @@ class OnnxRunner:
     def __init__(self, directory: Path, threads: int | None = None):
         options = onnxruntime.SessionOptions()
         options.log_severity_level = 3
-        # Both keep what a longer batch once needed: 70 MB more for 2 % less time, measured on a T5-Base at batch 8.
-        options.enable_cpu_mem_arena = options.enable_mem_pattern = False
         if threads:
             options.intra_op_num_threads = threads
         self.tokenizer = Tokenizer.from_file(str(directory / "tokenizer.json"))

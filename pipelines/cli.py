@@ -193,7 +193,7 @@ def _main() -> int:
         if type(error).__name__ in ("TrainingDiverged", "ParityFailure"):
             return _complain(str(error), 1)
         if type(error).__name__ in ("MlflowException", "ConnectionError"):
-            from pipelines.tracking import without_credentials
+            from pipelines.store_uri import without_credentials
 
             cause = without_credentials(str(error))
             return _complain(f"MLflow: {cause}; what was computed is kept, give the same command again", 1)

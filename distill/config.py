@@ -59,7 +59,9 @@ class ModelConfig(Section):
     d_ff: Size = 3072
     d_kv: Size = 64
     num_heads: Size = 12
-    num_layers: Annotated[int, Field(gt=0, le=1024)] = Field(12, description="in the encoder, and as many in the decoder")
+    num_layers: Annotated[int, Field(gt=0, le=1024)] = Field(
+        12, description="in the encoder, and as many in the decoder"
+    )
     sparse_every: Positive = Field(2, description="every n-th FFN of a teacher is a Switch layer; 1: all of them")
     feed_forward: Literal["relu", "gelu", "gated-gelu"] = "relu"
     tie_word_embeddings: bool = True

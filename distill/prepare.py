@@ -5,7 +5,7 @@ import hashlib
 import itertools
 import json
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, BinaryIO, NamedTuple
@@ -15,7 +15,7 @@ import numpy as np
 from distill.config import DataConfig
 from distill.corpus import Digest, corpus_files, read_documents, split_of
 from distill.errors import UserError
-from distill.files import new_directory, write_json
+from distill.files import new_directory, read_json, write_json
 from distill.span_corruption import SpanLengths, raw_length_for, span_lengths
 
 if TYPE_CHECKING:  # transformers takes seconds to import, and prepared data is reused without it
@@ -74,8 +74,16 @@ class PreparedData:
         return np.memmap(Path(self.directory) / f"{split}.bin", dtype=_token_type(self.words.size), mode="r")
 
 
-def prepare_data(config: DataConfig, root: Path, say: Callable[[str], None] = lambda text: None) -> PreparedData:
+def prepare_data(
+    config: DataConfig,
+    root: Path,
+    say: Callable[[str], None] = lambda text: None,
+    check: Callable[[PreparedData], None] = lambda data: None,
+) -> PreparedData:
     """Read, split, and cut a corpus into ``root``/<key>, or reuse it where files and settings are the same.
+
+    Args:
+        check: raises a UserError where the data does not fit; new data is not kept then.
 
     Raises:
         UserError: the corpus or the tokenizer cannot be used, or one side of the split is empty.
@@ -85,7 +93,11 @@ def prepare_data(config: DataConfig, root: Path, say: Callable[[str], None] = la
         say(f"Preparing {config.corpus}: splitting documents by hash and cutting them into tokens")
         with new_directory(directory) as beside:
             write_json(beside / "data.json", _prepare(config, beside))
-    return PreparedData(directory=str(directory), **json.loads((directory / "data.json").read_text()))
+            check(_read(beside))
+            return replace(_read(beside), directory=str(directory))
+    data = _read(directory)
+    check(data)
+    return data
 
 
 def is_prepared(config: DataConfig, root: Path) -> bool:
@@ -119,6 +131,19 @@ def example_lengths(data: PreparedData, config: DataConfig) -> tuple[int, SpanLe
             f"has {data.words.sentinels} sentinels; choose a shorter one"
         )
     return raw, lengths
+
+
+def _read(directory: Path) -> PreparedData:
+    """
+    Raises:
+        UserError: data.json is not what was written.
+    """
+    cure = f"delete {directory}, and the data is prepared again"
+    values = read_json(directory / "data.json", cure)
+    try:
+        return PreparedData(directory=str(directory), **values)
+    except TypeError as error:
+        raise UserError(f"{directory / 'data.json'} is not what was written; {cure}") from error
 
 
 def _prepare(config: DataConfig, directory: Path) -> dict:

@@ -119,7 +119,7 @@ def distill(
 @app.command()
 def report(config: Config, set_: Set = None, workdir: Workdir = WORK, seed: Seed = None, json_: Json = False) -> None:
     """Stage 4: the fraction of each teacher's gain that its student keeps."""
-    pipeline = _pipeline(config, set_, workdir, seed)
+    pipeline = _pipeline(config, set_, workdir, seed, kind="report")
     _show_report(pipeline, pipeline.execute(pipeline.select("report")[0]), json_)
 
 
@@ -223,7 +223,12 @@ def _stderr() -> "Console":
 
 
 def _pipeline(
-    config: str, overrides: list[str] | None, workdir: Path, seed: int | None, ratio: str | None = None
+    config: str,
+    overrides: list[str] | None,
+    workdir: Path,
+    seed: int | None,
+    ratio: str | None = None,
+    kind: str | None = None,
 ) -> "Pipeline":
     from pipelines.config import load_config
 
@@ -232,7 +237,7 @@ def _pipeline(
         raise UserError(f"--ratio is {ratio!r}; {config} has {', '.join(resolved.teacher.ratios)}")
     from pipelines.run import Pipeline
 
-    return Pipeline(resolved, config, workdir, _stderr())
+    return Pipeline(resolved, config, workdir, _stderr(), kind=kind)
 
 
 def _one_kind(
@@ -244,7 +249,7 @@ def _one_kind(
     seed: int | None,
     json_: bool,
 ) -> None:
-    pipeline = _pipeline(config, overrides, workdir, seed, ratio)
+    pipeline = _pipeline(config, overrides, workdir, seed, ratio, kind)
     if not (stages := pipeline.select(kind, ratio)):
         raise UserError("there is nothing to label: distill.hard_fraction is 1, so that no student reads soft labels")
     _execute(stages, pipeline, json_)

@@ -10,6 +10,7 @@ from distill.errors import UserError
 Positive = Annotated[int, Field(gt=0, lt=2**31)]
 Count = Annotated[int, Field(ge=0, lt=2**31)]
 Size = Annotated[int, Field(gt=0, le=2**20)]  # of something that is in memory as a whole
+Source = Annotated[str, Field(min_length=1)]  # of a model: a directory, or a name on the hub
 Fraction = Annotated[float, Field(ge=0, le=1, allow_inf_nan=False)]
 PositiveFloat = Annotated[float, Field(gt=0, le=1e9, allow_inf_nan=False)]
 

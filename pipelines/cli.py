@@ -4,6 +4,7 @@ import json
 import os
 import signal
 import sys
+import traceback
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -12,6 +13,7 @@ import typer
 from distill.errors import UserError
 from pipelines import cli_serving
 from pipelines.cli_options import WORK, Json, Workdir
+from pipelines.store_uri import without_credentials
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -193,18 +195,16 @@ def _main() -> int:
         if type(error).__name__ in ("TrainingDiverged", "ParityFailure"):
             return _complain(str(error), 1)
         if type(error).__name__ in ("MlflowException", "ConnectionError"):
-            from pipelines.store_uri import without_credentials
-
-            cause = without_credentials(str(error))
-            return _complain(f"MLflow: {cause}; what was computed is kept, give the same command again", 1)
-        raise
+            return _complain(f"MLflow: {error}; what was computed is kept, give the same command again", 1)
+        print(without_credentials(traceback.format_exc()), file=sys.stderr, end="")
+        return 1
     if code == 130:
         _complain("interrupted; the same command goes on from the last checkpoint", 130)
     return code if isinstance(code, int) else 0
 
 
 def _complain(message: str, code: int) -> int:
-    print(f"switch-distill: {message}", file=sys.stderr)
+    print(f"switch-distill: {without_credentials(message)}", file=sys.stderr)
     return code
 
 
@@ -250,9 +250,7 @@ def _one_kind(
     json_: bool,
 ) -> None:
     pipeline = _pipeline(config, overrides, workdir, seed, ratio, kind)
-    if not (stages := pipeline.select(kind, ratio)):
-        raise UserError("there is nothing to label: distill.hard_fraction is 1, so that no student reads soft labels")
-    _execute(stages, pipeline, json_)
+    _execute(pipeline.select(kind, ratio), pipeline, json_)
 
 
 def _execute(stages: list["Stage"], pipeline: "Pipeline", json_: bool) -> None:

@@ -8,7 +8,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, Field, ValidationError, model_validator
 
-from distill.config import DataConfig, DistillConfig, ModelConfig, Positive, Section
+from distill.config import DataConfig, DistillConfig, ModelConfig, Positive, Section, Source
 from distill.errors import UserError
 from pipelines.presets import PRESETS
 from pipelines.safe_yaml import parse_yaml, read_yaml
@@ -26,7 +26,7 @@ class BaselineConfig(Section):
     steps: Positive | None = Field(
         None, description="of the baseline, at most as many as teacher and student take; null: as many as the student"
     )
-    checkpoint: str | None = Field(None, description="a T5 to start from, such as a public one; null: from scratch")
+    checkpoint: Source | None = Field(None, description="a T5 to start from, such as a public one; null: from scratch")
 
 
 class ReportConfig(Section):

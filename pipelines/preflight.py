@@ -5,27 +5,14 @@ Needs no torch, so that it is said at once.
 
 import os
 from collections.abc import Iterable
-from pathlib import Path
 
 from distill.config import ModelConfig
 from distill.errors import UserError
-from distill.model_files import (
-    Shapes,
-    check_finite,
-    check_shapes,
-    dimension,
-    read_model_config,
-    read_weights,
-    seq2seq_shapes,
-)
 from distill.prepare import PreparedData, example_lengths
 from pipelines.config import RunConfig
 from pipelines.stage import Stage
+from students.checkpoint import check_dense
 from teachers.checkpoint import check_teacher
-
-# What transformers' T5Config has where config.json says nothing.
-_T5 = {"vocab_size": 32128, "d_model": 512, "d_kv": 64, "d_ff": 2048, "num_layers": 6, "num_heads": 8}
-_T5 |= {"relative_attention_num_buckets": 32}
 
 
 def check_models(config: RunConfig, stages: Iterable[Stage]) -> dict[str, int]:
@@ -48,29 +35,9 @@ def check_models(config: RunConfig, stages: Iterable[Stage]) -> dict[str, int]:
                 )
             words[f"teacher {source!r}"] = found["vocab_size"]
         elif stage.kind == "baseline" and (source := config.baseline.checkpoint):
-            words[f"baseline.checkpoint {source!r}"] = check_dense(source)
+            what = f"baseline.checkpoint {source!r}"
+            words[what] = check_dense(source, what)
     return words
-
-
-def check_dense(source: str) -> int:
-    """Read the config of a T5, and of a directory the names, shapes and values of its tensors; its words.
-
-    Raises:
-        UserError: it cannot be the baseline's first checkpoint.
-    """
-    what = f"baseline.checkpoint {source!r}"
-    config = read_model_config(source, what)
-    if (kind := config.get("model_type")) not in ("t5", "mt5"):
-        raise UserError(f"{what} is a {kind} model; a dense T5 is needed")
-    if Path(source).is_dir():
-        width, inner = (dimension(config, name, _T5[name], what) for name in ("d_model", "d_ff"))
-        gated = str(config.get("feed_forward_proj", "relu")).startswith("gated-")
-        ffn: Shapes = {"wo": (width, inner), **dict.fromkeys(("wi_0", "wi_1") if gated else ("wi",), (inner, width))}
-        dense = {f"DenseReluDense.{name}": shape for name, shape in ffn.items()}
-        weights = read_weights(Path(source), what)
-        check_shapes(weights.shapes, seq2seq_shapes(config, _T5, lambda *_: dense, what), what, allowed=None)
-        check_finite(weights.files, what)
-    return dimension(config, "vocab_size", _T5["vocab_size"], what)
 
 
 def check_data(config: RunConfig, data: PreparedData, words: dict[str, int]) -> None:

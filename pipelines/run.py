@@ -63,6 +63,8 @@ class Pipeline:
         check_size(config, int(os.environ.get("WORLD_SIZE", "1")))
         check_store(workdir)
         self.stages = plan(config, "")  # until the data is known
+        if kind and not self.select(kind):
+            raise UserError("there is nothing to label: with distill.hard_fraction 1 no student reads soft labels")
         if kind not in (None, "baseline", "teacher") and not is_prepared(config.data, workdir / "data"):
             for stage in self.select(kind):
                 self._inputs(stage)  # without data there are none, and the message names the first

@@ -4,7 +4,7 @@ from typing import Annotated
 
 from pydantic import Field, model_validator
 
-from distill.config import Section, Size, TrainingConfig
+from distill.config import Section, Size, Source, TrainingConfig
 
 
 class SwitchConfig(Section):
@@ -20,7 +20,7 @@ class TeacherConfig(SwitchConfig):
     """The teachers of a comparison, trained here (``experts``) or loaded (``checkpoints``)."""
 
     experts: list[Annotated[int, Field(ge=2, le=4096)]] = Field([], description="one trained teacher for each")
-    checkpoints: dict[Annotated[str, Field(pattern=r"^e[1-9][0-9]*$")], str] = Field(
+    checkpoints: dict[Annotated[str, Field(pattern=r"^e[1-9][0-9]{0,3}$")], Source] = Field(
         {}, description="ratio -> directory or hub name of a transformers Switch model, for example e8: DIR"
     )
     load_balancing_weight: Annotated[float, Field(ge=0, le=1e9, allow_inf_nan=False)] = Field(0.01, description="alpha")

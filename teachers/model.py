@@ -127,6 +127,7 @@ def load_teacher(source: str | Path, switch: SwitchConfig | None = None) -> Swit
     config = read_teacher_config(source)
     try:
         cls = _GatedSwitch if config.is_gated_act else SwitchTransformersForConditionalGeneration
+        # Older models of the hub are pickles, which transformers reads with weights_only.
         how = {"dtype": torch.float32, "use_safetensors": True if Path(source).is_dir() else None}
         model, report = cls.from_pretrained(str(source), config=config, output_loading_info=True, **how)
     except MemoryError:

@@ -64,7 +64,8 @@ class Pipeline:
         check_store(workdir)
         self.stages = plan(config, "")  # until the data is known
         if kind and not self.select(kind):
-            raise UserError("there is nothing to label: with distill.hard_fraction 1 no student reads soft labels")
+            cause = "distill.hard_fraction is 1, so that no student reads soft labels; lower it"
+            raise UserError(f"there is nothing to label: {cause}")
         if kind not in (None, "baseline", "teacher") and not is_prepared(config.data, workdir / "data"):
             for stage in self.select(kind):
                 self._inputs(stage)  # without data there are none, and the message names the first

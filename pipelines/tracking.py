@@ -41,7 +41,7 @@ class Store:
     """The tracking store of a work directory: SQLite and files in it, or the server that MLFLOW_TRACKING_URI names."""
 
     def __init__(self, workdir: Path, experiment: str | None):
-        """Open the store; make the experiment if it is named and missing.
+        """Open the store; make the experiment if it is named and missing. Without one, nothing is written.
 
         Raises:
             UserError: the store cannot be reached, or the work directory's stages are tracked in another one.
@@ -52,7 +52,8 @@ class Store:
         check_store(self.workdir)
         import mlflow  # slow to import; a finished pipeline is answered without it
 
-        make_directory(self.workdir)
+        if experiment:
+            make_directory(self.workdir)
         # The first process to open a new SQLite store builds its tables; two at once would break it for good.
         lock = FileLock(self.workdir / ".mlflow.lock") if self.uri == local else contextlib.nullcontext()
         try:
@@ -65,7 +66,8 @@ class Store:
             raise UserError(
                 f"the MLflow store {redacted(self.uri)} cannot be used: {cause}; check MLFLOW_TRACKING_URI"
             ) from error
-        write_json(self.workdir / "tracking.json", {"store": store_uri.label()})
+        if experiment:
+            write_json(self.workdir / "tracking.json", {"store": store_uri.label()})
 
     def _experiment(self, name: str) -> str:
         found = self.client.get_experiment_by_name(name)

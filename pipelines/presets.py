@@ -58,8 +58,8 @@ def demo() -> dict[str, Any]:
 def _laptop() -> dict[str, Any]:
     """The comparison that two cores can afford: tiny models whose FFNs are narrow, so that experts are worth something.
 
-    Teachers and baseline start from scratch and take the same steps, students a quarter of them. Evaluation batches are
-    large because neighbouring examples are of one document and want the same experts: in small ones, tokens are dropped.
+    Teachers and baseline start from scratch and take the same steps, students a quarter of them. Evaluation batches
+    are large: neighbouring examples are of one document and want the same experts, which drop tokens in small ones.
     """
     training = {
         "batch_size": 128,

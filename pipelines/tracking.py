@@ -55,12 +55,12 @@ class Store:
         import mlflow  # slow to import; a finished pipeline is answered without it
 
         self.workdir.mkdir(parents=True, exist_ok=True)
-        # The first process to open a new SQLite store builds its tables; two at once would break it for good.
-        lock = FileLock(self.workdir / ".mlflow.lock") if self.uri == local else contextlib.nullcontext()
         try:
-            with lock:
-                mlflow.set_tracking_uri(self.uri)
-                self.client = mlflow.MlflowClient()
+            if self.uri == local:
+                self._make_sqlite()
+            mlflow.set_tracking_uri(self.uri)
+            self.client = mlflow.MlflowClient()
+            with FileLock(self.workdir / ".mlflow.lock"):  # two processes that both find no experiment make two
                 self.experiment = self._experiment(experiment) if experiment else None
         except mlflow.exceptions.MlflowException as error:
             cause = without_credentials(str(error)).split("\n")[0][:200]
@@ -68,6 +68,19 @@ class Store:
                 f"the MLflow store {redacted(self.uri)} cannot be used: {cause}; check MLFLOW_TRACKING_URI"
             ) from error
         write_json(self.workdir / "tracking.json", {"store": self.label})
+
+    def _make_sqlite(self) -> None:
+        """Build a new store's tables beside and rename: half of them, or two processes at it, break it for good."""
+        import mlflow
+
+        database, beside = self.workdir / "mlflow.db", self.workdir / ".mlflow.db.new"
+        with FileLock(self.workdir / ".mlflow.lock"):
+            if database.exists():
+                return
+            for left in self.workdir.glob(f"{beside.name}*"):  # by a killed process, its journal too
+                left.unlink()
+            mlflow.MlflowClient(f"sqlite:///{beside}").search_experiments(max_results=1)
+            beside.replace(database)
 
     def _experiment(self, name: str) -> str:
         found = self.client.get_experiment_by_name(name)

@@ -1,7 +1,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: install demo test test-slow chaos bench lint
+.PHONY: install demo test test-slow chaos bench lint audit
 
 install: .venv/.installed
 
@@ -29,3 +29,8 @@ bench: install
 lint: install
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
+
+# Needs the internet: pip-audit asks PyPI for known vulnerabilities of the pinned packages.
+audit: install
+	$(BIN)/bandit --quiet -c pyproject.toml -r distill teachers students pipelines benchmarks
+	$(BIN)/pip-audit --strict --progress-spinner off --no-deps --disable-pip -r constraints.txt

@@ -57,6 +57,8 @@ class CachedLabels:
         cure = f"copy it again, or delete {directory.parent} and make the labels again with: switch-distill label"
         try:
             self.facts: dict[str, Any] = json.loads((directory / "labels.json").read_text())
+            if odd := [name for name in self.facts["sha256"] if Path(name).name != name]:
+                raise UserError(f"labels.json in {directory} names {odd[0]!r:.80}, which is outside; {cure}")
             found = {name: _file_digest(directory / name) for name in self.facts["sha256"]}
         except FileNotFoundError as error:
             raise UserError(f"{error.filename} of the cached soft labels is missing; {cure}") from error
@@ -65,7 +67,10 @@ class CachedLabels:
                 raise UserError(
                     f"{directory / name} has SHA-256 {found[name][:12]}..., not {expected[:12]}... as written; {cure}"
                 )
-        self._arrays = _open(directory, self.facts, "r")
+        try:
+            self._arrays = _open(directory, self.facts, "r")
+        except (ValueError, KeyError) as error:
+            raise UserError(f"the files in {directory} are no soft labels ({error}); {cure}") from error
 
     def __len__(self) -> int:
         """Examples."""

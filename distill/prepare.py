@@ -5,7 +5,7 @@ import hashlib
 import itertools
 import json
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, BinaryIO, NamedTuple
@@ -15,7 +15,7 @@ import numpy as np
 from distill.config import DataConfig
 from distill.corpus import Digest, corpus_files, read_documents, split_of
 from distill.errors import UserError
-from distill.files import new_directory, write_json
+from distill.files import new_directory, read_json, write_json
 from distill.span_corruption import SpanLengths, raw_length_for, span_lengths
 
 if TYPE_CHECKING:  # transformers takes seconds to import, and prepared data is reused without it
@@ -74,8 +74,16 @@ class PreparedData:
         return np.memmap(Path(self.directory) / f"{split}.bin", dtype=_token_type(self.words.size), mode="r")
 
 
-def prepare_data(config: DataConfig, root: Path, say: Callable[[str], None] = lambda text: None) -> PreparedData:
+def prepare_data(
+    config: DataConfig,
+    root: Path,
+    say: Callable[[str], None] = lambda text: None,
+    check: Callable[[PreparedData], None] = lambda data: None,
+) -> PreparedData:
     """Read, split, and cut a corpus into ``root``/<key>, or reuse it where files and settings are the same.
+
+    Args:
+        check: raises a UserError where the data does not fit; new data is not kept then.
 
     Raises:
         UserError: the corpus or the tokenizer cannot be used, or one side of the split is empty.
@@ -85,7 +93,11 @@ def prepare_data(config: DataConfig, root: Path, say: Callable[[str], None] = la
         say(f"Preparing {config.corpus}: splitting documents by hash and cutting them into tokens")
         with new_directory(directory) as beside:
             write_json(beside / "data.json", _prepare(config, beside))
-    return PreparedData(directory=str(directory), **json.loads((directory / "data.json").read_text()))
+            check(_read(beside))
+            return replace(_read(beside), directory=str(directory))
+    data = _read(directory)
+    check(data)
+    return data
 
 
 def is_prepared(config: DataConfig, root: Path) -> bool:
@@ -121,6 +133,19 @@ def example_lengths(data: PreparedData, config: DataConfig) -> tuple[int, SpanLe
     return raw, lengths
 
 
+def _read(directory: Path) -> PreparedData:
+    """
+    Raises:
+        UserError: data.json is not what was written.
+    """
+    cure = f"delete {directory}, and the data is prepared again"
+    values = read_json(directory / "data.json", cure)
+    try:
+        return PreparedData(directory=str(directory), **values)
+    except TypeError as error:
+        raise UserError(f"{directory / 'data.json'} is not what was written; {cure}") from error
+
+
 def _prepare(config: DataConfig, directory: Path) -> dict:
     """Write tokenizer/ and a file of tokens for each part; return the fields of PreparedData but the directory."""
     from distill.tokenizer import load_tokenizer, train_tokenizer, word_ids
@@ -137,11 +162,12 @@ def _prepare(config: DataConfig, directory: Path) -> dict:
 
     parts = ["train", "validation", *(["tuning"] if config.tuning_fraction else [])]
     digests = {name: Digest() for name in ("all", *parts)}
+    unknown = 0
     counts = {f"{part}_{unit}": 0 for part in parts for unit in ("documents", "tokens")}
     with contextlib.ExitStack() as stack:
         files = {part: stack.enter_context(open(directory / f"{part}.bin", "wb")) for part in parts}
         for batch in _batches(documents(), 256):
-            _write_tokens(batch, tokenizer, files, counts)
+            unknown += _write_tokens(batch, tokenizer, files, counts)
             for part, text in batch:
                 digests["all"].add(text)
                 digests[part].add(text)
@@ -154,6 +180,11 @@ def _prepare(config: DataConfig, directory: Path) -> dict:
                 f"the {part} part of {config.corpus} is empty ({found} documents at data.validation_fraction "
                 f"{config.validation_fraction}); use more documents or another fraction"
             )
+    if 4 * unknown > (total := sum(counts[f"{part}_tokens"] for part in parts)):
+        raise UserError(
+            f"tokenizer {config.tokenizer!r} does not know {unknown / total:.0%} of the words of {config.corpus}; "
+            "use one made for such text, or data.tokenizer: train"
+        )
     words = json.dumps([word_ids(tokenizer), tokenizer.backend_tokenizer.to_str()])
     identity = [digests["all"].hexdigest(), hashlib.sha256(words.encode()).hexdigest(), config.validation_fraction]
     if config.tuning_fraction:
@@ -173,13 +204,19 @@ def _write_tokens(
     tokenizer: "PreTrainedTokenizerFast",
     files: dict[str, BinaryIO],
     counts: dict,
-) -> None:
+) -> int:
+    """Append a batch to the files and counts; how many of its tokens stand for what the tokenizer does not know."""
     from distill.tokenizer import encode
 
+    id_of_unknown, unknown = tokenizer.unk_token_id, 0
+    if id_of_unknown is None and (word := getattr(tokenizer.backend_tokenizer.model, "unk_token", None)):
+        id_of_unknown = tokenizer.backend_tokenizer.token_to_id(word)
     for (part, _), ids in zip(batch, encode(tokenizer, [text for _, text in batch]), strict=True):
         np.asarray(ids, dtype=_token_type(len(tokenizer))).tofile(files[part])
         counts[f"{part}_documents"] += 1
         counts[f"{part}_tokens"] += len(ids)
+        unknown += ids.count(id_of_unknown)
+    return unknown
 
 
 def _batches(items: Iterable, size: int) -> Iterator[list]:

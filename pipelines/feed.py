@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from distill.files import write_text
+from pipelines.store_uri import without_credentials
 
 DELIVER_EVERY = 5.0  # seconds
 LARGEST_BATCH = 900  # MLflow takes 1000 metrics at once
@@ -51,7 +52,8 @@ class MetricFeed:
                 self._silent = False
             except Exception as error:  # training must not end because a server is away
                 if not self._silent:
-                    logging.getLogger(__name__).warning("MLflow is away, metrics wait in %s: %s", self.path, error)
+                    cause = without_credentials(str(error))
+                    logging.getLogger(__name__).warning("MLflow is away, metrics wait in %s: %s", self.path, cause)
                 self._silent = True
 
     def _deliver(self) -> None:

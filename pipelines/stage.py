@@ -7,7 +7,8 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from distill.files import write_json
+from distill.errors import UserError
+from distill.files import read_json, write_json
 
 
 @dataclass(frozen=True)
@@ -61,9 +62,17 @@ class Finished:
 
 
 def find_finished(stage: Stage, workdir: Path) -> Finished | None:
-    """The finished run of exactly this stage, if there is one."""
+    """The finished run of exactly this stage, if there is one.
+
+    Raises:
+        UserError: its record is not what was written.
+    """
     directory = stage.directory(workdir)
     path = directory / "stage.json"
     if not path.exists():
         return None
-    return Finished(directory=directory, **json.loads(path.read_text()))
+    cure = f"delete {directory}, and the stage is computed again"
+    try:
+        return Finished(directory=directory, **read_json(path, cure))
+    except TypeError as error:
+        raise UserError(f"{path} is not what was written; {cure}") from error

@@ -6,13 +6,13 @@ exports bring torch with them when they are loaded.
 
 import importlib
 import importlib.util
-import json
 from pathlib import Path
 from typing import NamedTuple, Protocol
 
 from tokenizers import Tokenizer
 
 from distill.errors import UserError
+from distill.files import read_json
 
 # What to import for each format, and the library that it needs.
 _RUNNERS = {
@@ -86,14 +86,18 @@ def read_manifest(directory: str | Path) -> dict:
     """``manifest.json`` of an export: format, precision, runtime and the digests of its files.
 
     Raises:
-        UserError: the directory has none.
+        UserError: the directory has none, or it is not what an export writes.
     """
     path = Path(directory) / "manifest.json"
     if not path.is_file():
         raise UserError(
             f"{directory} is not an export (it has no manifest.json); make one with: switch-distill export MODEL"
         )
-    return json.loads(path.read_text(encoding="utf-8"))
+    cure = "copy it again, or export the model again"
+    manifest = read_json(path, cure)
+    if not isinstance(manifest, dict) or not isinstance(manifest.get("format"), str):
+        raise UserError(f"{path} is not what an export writes; {cure}")
+    return manifest
 
 
 def encode(tokenizer: Tokenizer, text: str) -> list[int]:

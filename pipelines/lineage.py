@@ -125,7 +125,9 @@ def find_model(store: Store, model: str) -> str:
                 raise UserError(f"run {model} made no model; name a teacher, init, label or distill run")
             return outputs[-1].model_id
     except MlflowException as error:
-        raise UserError(f"MODEL {model!r} is not in the store: {without_credentials(str(error)).splitlines()[0]}") from error
+        raise UserError(
+            f"MODEL {model!r} is not in the store: {without_credentials(str(error)).splitlines()[0]}"
+        ) from error
     return _of_directory(model)
 
 

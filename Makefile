@@ -1,7 +1,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: install demo test test-slow bench lint audit
+.PHONY: install demo test test-slow chaos bench lint audit
 
 install: .venv/.installed
 
@@ -19,6 +19,9 @@ test: install
 
 test-slow: install
 	$(BIN)/python -m pytest -m slow
+
+chaos: install
+	$(BIN)/python -m tests.chaos --kills 100
 
 bench: install
 	$(BIN)/python -m benchmarks.run

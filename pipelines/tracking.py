@@ -54,13 +54,15 @@ class Store:
 
         if experiment:
             make_directory(self.workdir)
-        # The first process to open a new SQLite store builds its tables; two at once would break it for good.
-        lock = FileLock(self.workdir / ".mlflow.lock") if self.uri == local else contextlib.nullcontext()
         try:
-            with lock:
-                mlflow.set_tracking_uri(self.uri)
-                self.client = mlflow.MlflowClient()
-                self.experiment = self._experiment(experiment) if experiment else None
+            if self.uri == local:
+                self._make_sqlite()
+            mlflow.set_tracking_uri(self.uri)
+            self.client = mlflow.MlflowClient()
+            self.experiment = None
+            if experiment:
+                with FileLock(self.workdir / ".mlflow.lock"):  # two processes that both find none make two
+                    self.experiment = self._experiment(experiment)
         except mlflow.exceptions.MlflowException as error:
             cause = without_credentials(str(error)).split("\n")[0][:200]
             raise UserError(
@@ -68,6 +70,19 @@ class Store:
             ) from error
         if experiment:
             write_json(self.workdir / "tracking.json", {"store": store_uri.label()})
+
+    def _make_sqlite(self) -> None:
+        """Build a new store's tables beside and rename: half of them, or two processes at it, break it for good."""
+        import mlflow
+
+        database, beside = self.workdir / "mlflow.db", self.workdir / ".mlflow.db.new"
+        with FileLock(self.workdir / ".mlflow.lock"):
+            if database.exists():
+                return
+            for left in self.workdir.glob(f"{beside.name}*"):  # by a killed process, its journal too
+                left.unlink()
+            mlflow.MlflowClient(f"sqlite:///{beside}").search_experiments(max_results=1)
+            beside.replace(database)
 
     def _experiment(self, name: str) -> str:
         found = self.client.get_experiment_by_name(name)

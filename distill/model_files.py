@@ -95,12 +95,31 @@ def seq2seq_shapes(
     return shapes
 
 
-def read_weights(directory: Path, what: str) -> Weights:
-    """What the headers of the directory's safetensors say.
+def ffn_shapes(config: dict[str, Any], defaults: dict[str, int], what: str, *, gated: bool) -> Shapes:
+    """The matrices of one FFN, or of one expert."""
+    width, inner = (dimension(config, name, defaults[name], what) for name in ("d_model", "d_ff"))
+    return {"wo": (width, inner), **dict.fromkeys(("wi_0", "wi_1") if gated else ("wi",), (inner, width))}
+
+
+def check_weights(source: str, expected: Shapes, what: str, *, allowed: tuple[str, ...] | None) -> None:
+    """Whether the tensors of a directory are those of its config, and finite. A model of the hub is not fetched for it.
+
+    Args:
+        expected: what its config says.
+        allowed: tensors besides the expected ones; None for any.
 
     Raises:
-        UserError: there are none, or a file is missing, damaged, or holds something else than floating point.
+        UserError: a file is missing, damaged or a pickle; a tensor is missing, too many, of another shape, or holds
+            what is no finite floating point number.
     """
+    if Path(source).is_dir():
+        weights = _read_weights(Path(source), what)
+        _check_shapes(weights.shapes, expected, what, allowed)
+        _check_finite(weights.files, what)
+
+
+def _read_weights(directory: Path, what: str) -> Weights:
+    """What the headers of the directory's safetensors say."""
     shapes: Shapes = {}
     files = _weight_files(directory, what)
     for path in files:
@@ -116,15 +135,7 @@ def read_weights(directory: Path, what: str) -> Weights:
     return Weights(shapes, files)
 
 
-def check_shapes(found: Shapes, expected: Shapes, what: str, *, allowed: tuple[str, ...] | None) -> None:
-    """Whether a directory's tensors are those of its config.
-
-    Args:
-        allowed: tensors besides the expected ones; None for any.
-
-    Raises:
-        UserError: one is missing, too many, or of another shape.
-    """
+def _check_shapes(found: Shapes, expected: Shapes, what: str, allowed: tuple[str, ...] | None) -> None:
     cure = "check that config.json belongs to these weights"
     if missing := sorted(expected.keys() - found.keys()):
         raise UserError(f"{what} has {len(missing)} missing tensors for its config, such as {missing[0]}; {cure}")
@@ -135,12 +146,7 @@ def check_shapes(found: Shapes, expected: Shapes, what: str, *, allowed: tuple[s
             raise UserError(f"{what} has {name} of shape {found[name]}, its config says {shape}; {cure}")
 
 
-def check_finite(files: list[Path], what: str) -> None:
-    """Read every weight once.
-
-    Raises:
-        UserError: one is NaN or infinite.
-    """
+def _check_finite(files: list[Path], what: str) -> None:
     for path in files:
         with open(path, "rb") as file:  # a header that read_weights has seen
             length = int.from_bytes(file.read(8), "little")

@@ -5,7 +5,7 @@ import hashlib
 import itertools
 import json
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, BinaryIO, NamedTuple
@@ -83,7 +83,7 @@ def prepare_data(
     """Read, split, and cut a corpus into ``root``/<key>, or reuse it where files and settings are the same.
 
     Args:
-        check: raises a UserError where the data does not fit; new data is not kept then.
+        check: of new data; raises a UserError where it does not fit, and then it is not kept.
 
     Raises:
         UserError: the corpus or the tokenizer cannot be used, or one side of the split is empty.
@@ -94,10 +94,7 @@ def prepare_data(
         with new_directory(directory) as beside:
             write_json(beside / "data.json", _prepare(config, beside))
             check(_read(beside))
-            return replace(_read(beside), directory=str(directory))
-    data = _read(directory)
-    check(data)
-    return data
+    return _read(directory)
 
 
 def is_prepared(config: DataConfig, root: Path) -> bool:

@@ -133,11 +133,14 @@ class Pipeline:
         root, config = self.workdir / "data", self.config
         while os.environ.get("RANK", "0") != "0" and not is_prepared(config.data, root):
             time.sleep(0.5)
-        stages = self.stages
-        if is_prepared(config.data, root):  # a model that has been loaded already is not read again
-            stages = plan(config, prepare_data(config.data, root).fingerprint)
+        if not is_prepared(config.data, root):
+            words = check_models(config, self.stages)
+            return prepare_data(config.data, root, self.say, check=lambda data: check_data(config, data, words))
+        data = prepare_data(config.data, root)
+        stages = plan(config, data.fingerprint)  # a model that has been loaded already is not read again
         words = check_models(config, [stage for stage in stages if not find_finished(stage, self.workdir)])
-        return prepare_data(config.data, root, self.say, check=lambda data: check_data(config, data, words))
+        check_data(config, data, words)
+        return data
 
 
 @dataclass

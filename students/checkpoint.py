@@ -1,17 +1,7 @@
 """A dense T5's directory before it is loaded: everything that can be wrong with it, said at once. Needs no torch."""
 
-from pathlib import Path
-
 from distill.errors import UserError
-from distill.model_files import (
-    Shapes,
-    check_finite,
-    check_shapes,
-    dimension,
-    read_model_config,
-    read_weights,
-    seq2seq_shapes,
-)
+from distill.model_files import check_weights, ffn_shapes, read_model_config, seq2seq_shapes
 
 # What transformers' T5Config has where config.json says nothing.
 _DEFAULTS = {"vocab_size": 32128, "d_model": 512, "d_kv": 64, "d_ff": 2048, "num_layers": 6, "num_heads": 8}
@@ -34,13 +24,9 @@ def check_dense(source: str, what: str) -> int:
     config = read_model_config(source, what)
     if (kind := config.get("model_type")) != "t5":
         raise UserError(f"{what} is a {kind} model; a dense T5 is needed")
-    if Path(source).is_dir():
-        width, inner = (dimension(config, name, _DEFAULTS[name], what) for name in ("d_model", "d_ff"))
-        gated = str(config.get("feed_forward_proj", "relu")).startswith("gated-")
-        ffn: Shapes = {"wo": (width, inner), **dict.fromkeys(("wi_0", "wi_1") if gated else ("wi",), (inner, width))}
-        dense = {f"DenseReluDense.{name}": shape for name, shape in ffn.items()}
-        weights = read_weights(Path(source), what)
-        # T5's checkpoints hold tied and once used tensors besides, which transformers passes over.
-        check_shapes(weights.shapes, seq2seq_shapes(config, _DEFAULTS, lambda *_: dense, what), what, allowed=None)
-        check_finite(weights.files, what)
-    return dimension(config, "vocab_size", _DEFAULTS["vocab_size"], what)
+    gated = str(config.get("feed_forward_proj", "relu")).startswith("gated-")
+    ffn = {f"DenseReluDense.{name}": size for name, size in ffn_shapes(config, _DEFAULTS, what, gated=gated).items()}
+    shapes = seq2seq_shapes(config, _DEFAULTS, lambda *_: ffn, what)
+    # T5's checkpoints hold tied and once used tensors besides, which transformers passes over.
+    check_weights(source, shapes, what, allowed=None)
+    return shapes["shared.weight"][0]

@@ -1,18 +1,9 @@
 """A teacher's directory before it is loaded: everything that can be wrong with it, said at once. Needs no torch."""
 
-from pathlib import Path
 from typing import Any
 
 from distill.errors import UserError
-from distill.model_files import (
-    Shapes,
-    check_finite,
-    check_shapes,
-    dimension,
-    read_model_config,
-    read_weights,
-    seq2seq_shapes,
-)
+from distill.model_files import Shapes, check_weights, dimension, ffn_shapes, read_model_config, seq2seq_shapes
 
 # What transformers' SwitchTransformersConfig has where config.json says nothing.
 _DEFAULTS = {"vocab_size": 32128, "d_model": 768, "d_kv": 64, "d_ff": 2048, "num_layers": 12, "num_heads": 12}
@@ -36,14 +27,12 @@ def check_teacher(source: str) -> dict[str, int]:
     what = f"teacher {source!r}"
     config = read_model_config(source, what)
     check_teacher_config(config, what)
-    if Path(source).is_dir():
-        weights = read_weights(Path(source), what)
-        head = (
-            {} if config.get("tie_word_embeddings", True) else {"lm_head.weight": weights.shapes.get("shared.weight")}
-        )
-        check_shapes(weights.shapes, teacher_shapes(config, what) | head, what, allowed=_ALLOWED)
-        check_finite(weights.files, what)
-    return {name: dimension(config, name, _DEFAULTS[name], what) for name in ("num_experts", "vocab_size")}
+    shapes = teacher_shapes(config, what)
+    if not config.get("tie_word_embeddings", True):
+        shapes["lm_head.weight"] = shapes["shared.weight"]
+    check_weights(source, shapes, what, allowed=_ALLOWED)
+    experts = dimension(config, "num_experts", _DEFAULTS["num_experts"], what)
+    return {"num_experts": experts, "vocab_size": shapes["shared.weight"][0]}
 
 
 def check_teacher_config(config: dict[str, Any], what: str) -> None:
@@ -69,11 +58,11 @@ def teacher_shapes(config: dict[str, Any], what: str) -> Shapes:
         UserError: a size in its config is no size.
     """
     config = {"num_decoder_layers": 12, **config}
-    width, inner = (dimension(config, name, _DEFAULTS[name], what) for name in ("d_model", "d_ff"))
+    width = dimension(config, "d_model", _DEFAULTS["d_model"], what)
     experts = dimension(config, "num_experts", _DEFAULTS["num_experts"], what)
     names = (str(config.get("dense_act_fn", "relu")), str(config.get("feed_forward_proj") or ""))
     gated = config.get("is_gated_act") or any(name.startswith("gated-") for name in names)
-    one = {"wo": (width, inner), **dict.fromkeys(("wi_0", "wi_1") if gated else ("wi",), (inner, width))}
+    one = ffn_shapes(config, _DEFAULTS, what, gated=bool(gated))
 
     def ffn(stack: str, block: int) -> Shapes:
         if not _is_sparse(config, stack, block, what):

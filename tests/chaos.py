@@ -29,8 +29,10 @@ def start(workdir: Path, overrides: list[str]) -> subprocess.Popen:
     command = [sys.executable, "-m", "pipelines.cli", "run", "smoke", "--workdir", str(workdir)]
     options = [f"--set={override}" for override in overrides]
     environment = {**os.environ, "MLFLOW_TRACKING_URI": "", "OMP_NUM_THREADS": "1"}
-    pipes = {"stdout": subprocess.DEVNULL, "stderr": subprocess.PIPE, "text": True}
-    return subprocess.Popen([*command, *options], cwd=ROOT, env=environment, start_new_session=True, **pipes)
+    with open(workdir.with_suffix(".log"), "w") as log:  # a pipe that nobody reads would fill and hold the run up
+        return subprocess.Popen(
+            [*command, *options], cwd=ROOT, env=environment, start_new_session=True, stdout=log, stderr=log
+        )
 
 
 def result(workdir: Path) -> dict[str, Any]:
@@ -81,7 +83,9 @@ def trial(workdir: Path, overrides: list[str], kills: int, rng: random.Random, l
             where.update({p.name.partition("-")[0] for p in unfinished} or {"between stages"})
             continue
         if process.returncode:
-            raise RuntimeError(f"a run after {number} kills ended with {process.returncode}: {process.stderr.read()}")
+            raise RuntimeError(
+                f"a run after {number} kills ended with {process.returncode}: {workdir.with_suffix('.log').read_text()}"
+            )
         return number, where
     return kills, where
 

@@ -86,6 +86,9 @@ class TrainingConfig(Section):
     log_every: Positive = 10
     evaluate_every: Positive | None = Field(None, description="steps between evaluations; null: at the end only")
     checkpoint_every: Positive = 500
+    on_divergence: Literal["stop", "restart"] = Field(
+        "stop", description="restart: from the last good checkpoint with half the learning rate, at most three times"
+    )
 
     @model_validator(mode="after")
     def _lengths_fit(self) -> "TrainingConfig":

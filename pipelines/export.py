@@ -9,10 +9,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from distill.errors import UserError
-from distill.files import new_directory, write_json, write_text
+from distill.files import file_digest, new_directory, write_json, write_text
 from pipelines.card import model_card, report_row
 from pipelines.export_source import Source, find_source, validation_text
-from pipelines.lineage import file_digest, read_lineage
+from pipelines.lineage import read_lineage
 from pipelines.tracking import TrackedRun, directory_digest
 from students.export import check_format, write_export
 

@@ -1,6 +1,5 @@
 """From a model back to the bytes of its data, read from MLflow alone."""
 
-import hashlib
 import json
 import re
 from collections.abc import Iterator
@@ -11,6 +10,7 @@ from urllib.parse import unquote, urlsplit
 from rich.tree import Tree
 
 from distill.errors import UserError
+from distill.files import file_digest
 from pipelines.tracking import Store
 from students.runtime import read_manifest
 
@@ -52,12 +52,6 @@ def nodes(node: dict[str, Any]) -> Iterator[dict[str, Any]]:
     yield node
     for upstream in node["inputs"]:
         yield from nodes(upstream)
-
-
-def file_digest(path: Path) -> str:
-    """SHA-256 in hexadecimal."""
-    with open(path, "rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def draw(node: dict[str, Any]) -> Tree:

@@ -105,11 +105,6 @@ def checkpoints(directory: Path) -> list[Path]:
     return sorted(directory.glob("step-*"))
 
 
-def expected_bytes(parameters: int, optimizer: str) -> int:
-    """About the size of a checkpoint: weights in float32, and what the optimizer of that name keeps of each."""
-    return 4 * parameters * {"adamw": 3, "adafactor": 1}[optimizer]
-
-
 def _bytes_of(model: nn.Module, tensors: dict[str, torch.Tensor]) -> int:
     return sum(tensor.numel() * tensor.element_size() for tensor in [*model.parameters(), *tensors.values()])
 

@@ -102,6 +102,10 @@ class TrainingConfig(Section):
             )
         return self
 
+    def checkpoint_bytes(self, parameters: int) -> int:
+        """About the size of a checkpoint: the weights in float32, and what the optimizer keeps of each."""
+        return 4 * parameters * {"adamw": 3, "adafactor": 1}[self.optimizer]
+
     def examples_per_pass(self, processes: int) -> int:
         """Examples of one forward pass of one process, so that all processes share a batch exactly.
 

@@ -19,16 +19,21 @@ def write_json(path: Path, value: Any) -> None:
 
 
 def write_text(path: Path, text: str) -> None:
-    """Like ``Path.write_text``, whole or not at all.
+    """Like ``Path.write_text`` in UTF-8, whole or not at all."""
+    write_bytes(path, text.encode())
+
+
+def write_bytes(path: Path, content: bytes) -> None:
+    """Like ``Path.write_bytes``, whole or not at all.
 
     Raises:
         DiskFull: ``path`` is what it was before.
     """
     beside = path.with_name(f".{path.name}.{os.getpid()}")
-    with named_when_full(path, len(text)):
+    with named_when_full(path, len(content)):
         try:
-            with open(beside, "w", encoding="utf-8") as file:
-                file.write(text)
+            with open(beside, "wb") as file:
+                file.write(content)
                 file.flush()
                 os.fsync(file.fileno())
             beside.replace(path)

@@ -23,7 +23,6 @@ from distill.adafactor import Adafactor
 from distill.checkpoint import (
     KEPT,
     Progress,
-    expected_bytes,
     load_checkpoint,
     mark_restart,
     newest_checkpoint,
@@ -256,7 +255,7 @@ def _check_space(directory: Path, model: nn.Module, config: TrainingConfig) -> N
     """One checkpoint is written while those before it are still there."""
     parameters = sum(parameter.numel() for parameter in model.parameters())
     there = sum(file.stat().st_size for file in directory.rglob("*") if file.is_file())
-    needed = (KEPT + 1) * expected_bytes(parameters, config.optimizer) - there
+    needed = (KEPT + 1) * config.checkpoint_bytes(parameters) - there
     require_space(directory, needed, f"training (checkpoints of {parameters:,} parameters)")
 
 

@@ -10,6 +10,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from distill.disk import named_when_full
 from distill.files import write_text
 
 DELIVER_EVERY = 5.0  # seconds
@@ -36,7 +37,9 @@ class MetricFeed:
         new = {k: v for k, v in metrics.items() if math.isfinite(v) and step > self._last.get(k, -1)}
         if new:
             self._last |= dict.fromkeys(new, step)
-            self._file.write(json.dumps({"time": int(time.time() * 1000), "step": step, "metrics": new}) + "\n")
+            line = json.dumps({"time": int(time.time() * 1000), "step": step, "metrics": new}) + "\n"
+            with named_when_full(self.path, len(line)):
+                self._file.write(line)
 
     def close(self) -> None:
         self._stop.set()

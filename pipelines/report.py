@@ -1,7 +1,6 @@
 """Stage 4: the fraction of each teacher's gain that its student keeps (section 4.2, tables 6 and 7)."""
 
 import json
-import shutil
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
@@ -10,7 +9,7 @@ import numpy as np
 
 from distill.config import TrainingConfig
 from distill.errors import UserError
-from distill.files import write_json, write_text
+from distill.files import write_bytes, write_json, write_text
 from distill.flops import forward_flops
 from distill.prepare import example_lengths
 from pipelines.plan import baseline_training
@@ -46,7 +45,7 @@ def fraction_kept(
 
     Returns:
         The fraction (1.0 keeps all of the gain) and (low, high); None and None where the interval of the gain
-        reaches 0, because a fraction of nothing says nothing.
+        reaches 0, because a fraction of nothing says nothing. Neither is ever infinite or NaN.
 
     Raises:
         ValueError: the three do not have the same shape.
@@ -57,7 +56,8 @@ def fraction_kept(
     if _interval(gains, confidence)[0] <= 0:
         return None, None
     fraction = (quality["student"] - quality["baseline"]) / (quality["teacher"] - quality["baseline"])
-    return fraction, _interval((sampled["student"] - sampled["baseline"]) / gains, confidence)
+    some = gains != 0  # where a resample has no gain, it has no fraction
+    return fraction, _interval((sampled["student"] - sampled["baseline"])[some] / gains[some], confidence)
 
 
 def gain(
@@ -108,10 +108,10 @@ def _check_same_shape(run: StageRun) -> None:
         "num_decoder_layers",
         "feed_forward_proj",
     )
-    baseline = json.loads((_of_kind(run, "baseline")[0].model / "config.json").read_text())
+    baseline = json.loads(_of_kind(run, "baseline")[0].read("model/config.json").read_text())
     for ratio in run.config.teacher.ratios:
         first = next(iter(run.config.variants), None)
-        student = json.loads((_of_kind(run, "distill", ratio, first)[0].model / "config.json").read_text())
+        student = json.loads(_of_kind(run, "distill", ratio, first)[0].read("model/config.json").read_text())
         if differing := [f"{key} {student[key]} and {baseline[key]}" for key in keys if student[key] != baseline[key]]:
             raise UserError(
                 f"student {ratio} and the baseline differ in {', '.join(differing)}; set baseline.checkpoint to "
@@ -122,9 +122,7 @@ def _check_same_shape(run: StageRun) -> None:
 def publish(finished: Finished, workdir: Path) -> dict[str, Any]:
     """Copy a finished report to the top of the work directory; return report.json."""
     for name in FILES:
-        beside = workdir / f".{name}"
-        shutil.copyfile(finished.directory / name, beside)
-        beside.replace(workdir / name)
+        write_bytes(workdir / name, finished.read(name).read_bytes())
     return json.loads((workdir / "report.json").read_text())
 
 
@@ -220,7 +218,7 @@ def _spent(run: StageRun, model: Finished, training: TrainingConfig, steps: int 
     """Tokens, inputs and targets, and floating-point operations of a model's training."""
     lengths = example_lengths(run.data, run.config.data)[1]
     examples = (steps or training.steps) * training.batch_size
-    shape = json.loads((model.model / "config.json").read_text())
+    shape = json.loads(model.read("model/config.json").read_text())
     forward = forward_flops(shape, lengths.inputs, lengths.targets)
     return {"tokens": examples * (lengths.inputs + lengths.targets), "flops": 3 * examples * forward}
 

@@ -21,7 +21,7 @@ from urllib.parse import urlsplit
 from filelock import FileLock
 
 from distill.errors import UserError
-from distill.files import write_json, write_text
+from distill.files import read_record, write_json, write_text
 from pipelines.feed import MetricFeed
 
 # A tracking server that is gone must not hold up training: few and short attempts, the rest is kept on disk.
@@ -105,7 +105,7 @@ class Store:
 
     def _check_same_store(self) -> None:
         record = self.workdir / "tracking.json"
-        if record.exists() and (before := json.loads(record.read_text())["store"]) != self.label:
+        if record.exists() and (before := read_record(record, f"delete {record}")["store"]) != self.label:
             raise UserError(
                 f"the stages in {self.workdir} are tracked in {before}, not in {self.label}; "
                 "set MLFLOW_TRACKING_URI (or unset it) accordingly, or choose another --workdir"
@@ -141,7 +141,7 @@ class TrackedRun:
         self.store, self.client, self.directory = store, store.client, directory
         record = directory / "run.json"
         if record.exists():
-            self.run_id = json.loads(record.read_text())["run_id"]
+            self.run_id = read_record(record, "delete it, and the stage gets a new MLflow run")["run_id"]
             self.client.update_run(self.run_id, status="RUNNING")
         else:
             everything = {**tags, **_environment()}

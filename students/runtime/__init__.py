@@ -6,13 +6,13 @@ exports bring torch with them when they are loaded.
 
 import importlib
 import importlib.util
-import json
 from pathlib import Path
 from typing import NamedTuple, Protocol
 
 from tokenizers import Tokenizer
 
 from distill.errors import UserError
+from distill.files import check_digests, read_record
 
 # What to import for each format, and the library that it needs.
 _RUNNERS = {
@@ -70,12 +70,14 @@ def load_runner(directory: str | Path, *, threads: int | None = None) -> Runner:
         threads: for one call; the runtime's default if None.
 
     Raises:
-        UserError: it is not an export, or the library of its format is not installed.
+        UserError: it is not an export, a file of it is damaged, or the library of its format is not installed.
     """
     directory = Path(directory)
-    format = read_manifest(directory)["format"]
+    manifest = read_manifest(directory)
+    format = manifest["format"]
     if format not in _RUNNERS:
         raise UserError(f"{directory} is a {format!r} export, which is not known here; export the model again")
+    check_digests(directory, manifest.get("files", {}), "export the model again")
     module, name, library = _RUNNERS[format]
     if importlib.util.find_spec(library) is None:
         raise UserError(f'a {format} export needs {library}; install it with: pip install "switch-distill[{format}]"')
@@ -86,14 +88,14 @@ def read_manifest(directory: str | Path) -> dict:
     """``manifest.json`` of an export: format, precision, runtime and the digests of its files.
 
     Raises:
-        UserError: the directory has none.
+        UserError: the directory has none, or it is damaged.
     """
     path = Path(directory) / "manifest.json"
     if not path.is_file():
         raise UserError(
             f"{directory} is not an export (it has no manifest.json); make one with: switch-distill export MODEL"
         )
-    return json.loads(path.read_text(encoding="utf-8"))
+    return read_record(path, "export the model again")
 
 
 def encode(tokenizer: Tokenizer, text: str) -> list[int]:

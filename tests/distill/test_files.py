@@ -61,7 +61,10 @@ def test_a_full_disk_leaves_a_directory_as_it_was(small_disk):
     disk = small_disk(20_000)
     with new_directory(disk / "a") as beside:
         (beside / "file").write_text("old")
-    with pytest.raises(DiskFull, match=r"disk0/a/another cannot be written") as caught, new_directory(disk / "a") as beside:
+    with (
+        pytest.raises(DiskFull, match=r"disk0/a/another cannot be written") as caught,
+        new_directory(disk / "a") as beside,
+    ):
         (beside / "file").write_text("new")
         write_text(beside / "another", "new" * 20_000)
     assert "/.a." not in str(caught.value) and (disk / "a" / "file").read_text() == "old"

@@ -128,5 +128,20 @@ def new_directory(path: Path, needed: int | None = None) -> Iterator[Path]:
         shutil.rmtree(beside, ignore_errors=True)
 
 
+@contextlib.contextmanager
+def removed_if_unfinished(path: Path) -> Iterator[None]:
+    """A file that a library makes within the block, and other files whose names begin as its does; not one from before.
+
+    A database whose tables are not all there, because the disk was full, would never open again.
+    """
+    new = not path.exists()
+    try:
+        yield
+    except BaseException:
+        for file in path.parent.glob(f"{path.name}*") if new else ():
+            file.unlink()
+        raise
+
+
 def _checksum(values: dict[str, Any]) -> str:
     return hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()

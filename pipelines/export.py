@@ -65,7 +65,10 @@ def export(
     if output.exists():
         raise UserError(f"--output {output} exists already; remove it, or choose another directory")
     source = find_source(model, workdir, text)
-    needed = sum(file.stat().st_size for file in source.directory.rglob("*") if file.is_file())
+    weights = sum(file.stat().st_size for file in source.directory.rglob("*") if file.is_file())
+    needed = weights * (
+        3 if format == "onnx" else 1
+    )  # two graphs with embeddings of their own, and what int8 is made of
     require_space(output, needed, "the export", "free some, or choose another --output")
     title = f"export {format}" + ("" if precision == "float32" else f" {precision}")
     settings = {"format": format, "precision": precision}

@@ -10,11 +10,16 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from distill.disk import named_when_full
+from distill.disk import is_full, named_when_full
 from distill.files import write_text
 
 DELIVER_EVERY = 5.0  # seconds
 LARGEST_BATCH = 900  # MLflow takes 1000 metrics at once
+
+
+def cause_of(error: Exception) -> str:
+    """Why MLflow did not take something, without its SQL."""
+    return "the disk is full" if is_full(error) else " ".join(str(error).split())[:200]
 
 
 class MetricFeed:
@@ -54,7 +59,8 @@ class MetricFeed:
                 self._silent = False
             except Exception as error:  # training must not end because a server is away
                 if not self._silent:
-                    logging.getLogger(__name__).warning("MLflow is away, metrics wait in %s: %s", self.path, error)
+                    warn = logging.getLogger(__name__).warning
+                    warn("MLflow is away, metrics wait in %s: %s", self.path, cause_of(error))
                 self._silent = True
 
     def _deliver(self) -> None:

@@ -191,7 +191,7 @@ def _row(run: StageRun, ratio: str, variant: str | None, baselines: dict[str, np
                 f"[{interval[0]:.4f}, {interval[1]:.4f}] reaches 0"
             )
         gains, kept = ((baselines[key] - losses).mean(axis=1) for losses in (teacher, student))
-        row[f"fraction_kept{suffix}_by_seed"] = None if fraction is None else (kept / gains).tolist()
+        row[f"fraction_kept{suffix}_by_seed"] = None if fraction is None or not gains.all() else (kept / gains).tolist()
     return row
 
 
@@ -253,7 +253,11 @@ def _of_kind(run: StageRun, kind: str, ratio: str | None = None, variant: str | 
 
 
 def _losses(finished: list[Finished], name: str = "validation_losses") -> np.ndarray:
-    return np.array([read_losses(one, name) for one in finished])
+    losses = np.array([read_losses(one, name) for one in finished])
+    if not np.isfinite(losses).all():
+        one = finished[int(np.argmin(np.isfinite(losses).all(axis=1)))]
+        raise UserError(f"{one.title} has a loss that is no number in {one.directory / name}.json; make it again")
+    return losses
 
 
 def _bootstrap(

@@ -21,8 +21,8 @@ from urllib.parse import urlsplit
 from filelock import FileLock
 
 from distill.errors import UserError
-from distill.files import read_record, write_json, write_text
-from pipelines.feed import MetricFeed
+from distill.files import read_record, removed_if_unfinished, write_json, write_text
+from pipelines.feed import MetricFeed, cause_of
 
 # A tracking server that is gone must not hold up training: few and short attempts, the rest is kept on disk.
 os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "2")
@@ -54,11 +54,12 @@ class Store:
         self._check_same_store()
         import mlflow  # slow to import; a finished pipeline is answered without it
 
+        logging.getLogger("mlflow.store.db.utils").setLevel(logging.CRITICAL)  # it prints the SQL of what it raises
         self.workdir.mkdir(parents=True, exist_ok=True)
         # The first process to open a new SQLite store builds its tables; two at once would break it for good.
         lock = FileLock(self.workdir / ".mlflow.lock") if self.uri == local else contextlib.nullcontext()
         try:
-            with lock:
+            with lock, removed_if_unfinished(self.workdir / "mlflow.db"):
                 mlflow.set_tracking_uri(self.uri)
                 self.client = mlflow.MlflowClient()
                 self.experiment = self._experiment(experiment) if experiment else None
@@ -254,7 +255,9 @@ class TrackedRun:
         except Exception as error:
             if status == "FINISHED":
                 raise
-            logging.getLogger(__name__).warning("the MLflow run %s could not be ended: %s", self.run_id, error)
+            logging.getLogger(__name__).warning(
+                "the MLflow run %s could not be ended: %s", self.run_id, cause_of(error)
+            )
 
 
 def _uri(model_id: str, directory: Path, uploaded: bool) -> str:

@@ -238,6 +238,22 @@ def test_the_learning_rate_of_a_restart_survives_a_kill(dense, examples, tmp_pat
     assert torch.equal(straight, fit(dense(), examples, tmp_path / "b", accelerator, RESTART))
 
 
+def test_an_evaluation_that_finds_the_model_useless_restarts_from_before_it(dense, examples, tmp_path, accelerator):
+    evaluated = []
+
+    def evaluate(step):
+        evaluated.append(step)
+        if evaluated == [4, 8]:
+            raise TrainingDiverged("all tokens of encoder.1 go to expert 3")
+
+    config, said = RESTART.model_copy(update={"steps": 10, "evaluate_every": 4}), []
+    fit(dense(), examples, tmp_path, accelerator, config, hooks=Hooks(evaluate=evaluate, say=said.append))
+    assert evaluated == [4, 8, 8]
+    assert said[0].startswith(
+        "Diverged at step 8: all tokens of encoder.1 go to expert 3; going on from step 6 with 1/2"
+    )
+
+
 def test_before_the_first_checkpoint_a_restart_begins_again(dense, examples, tmp_path, accelerator):
     steps, said = [], []
     hooks = Hooks(on_step=lambda step, total, metrics: steps.append(step), say=said.append)

@@ -185,7 +185,10 @@ class _Course:
                 restarts = {"restarts": self.restarts} if self.restarts else {}
                 hooks.on_metrics(done, {**metrics, **restarts, "learning_rate": self.optimizer.param_groups[0]["lr"]})
                 window = Window()
-            if config.evaluate_every and done % config.evaluate_every == 0:
+            last = (
+                done == stop and config.on_divergence == "restart"
+            )  # what it finds, the caller could not go back from
+            if last or (config.evaluate_every and done % config.evaluate_every == 0):
                 hooks.evaluate(done)
             if done % config.checkpoint_every == 0 or done == stop:
                 progress = Progress(done, self.restarts, norms=tuple(watch.norms))

@@ -90,7 +90,7 @@ def test_stages_that_were_made_without_checksums_are_read(work, cli):
 
 
 def filled(left, disk, *arguments, at=None):
-    """The command line on a disk that something else fills but for ``left`` bytes: at a step of training, or at once."""
+    """The command line on a disk that something else fills but for ``left`` bytes: at a training step, or at once."""
     code = f"""
 import os, sys
 from pipelines import cli, progress, run
@@ -148,6 +148,7 @@ def test_space_for_the_whole_run_is_asked_for_before_it(smoke, cli, small_disk):
 
 def test_an_export_that_does_not_fit_leaves_nothing(smoke, cli, small_disk):
     disk = small_disk(100_000)
-    done = cli("export", "models:/smoke-student-e4/1", "--workdir", str(smoke[0]), "--output", str(disk / "e"))
+    options = ["--format", "hf", "--workdir", str(smoke[0]), "--output", str(disk / "e")]
+    done = cli("export", "models:/smoke-student-e4/1", *options)
     assert done.returncode == 1 and "the export needs about" in done.stderr.splitlines()[-1], done.stderr
     assert not list(disk.iterdir())

@@ -1,7 +1,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: install demo test test-slow bench lint
+.PHONY: install demo test test-slow chaos bench lint audit
 
 install: .venv/.installed
 
@@ -20,9 +20,17 @@ test: install
 test-slow: install
 	$(BIN)/python -m pytest -m slow
 
+chaos: install
+	$(BIN)/python -m tests.chaos --kills 100
+
 bench: install
 	$(BIN)/python -m benchmarks.run
 
 lint: install
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
+
+# Needs the internet: pip-audit asks PyPI for known vulnerabilities of the pinned packages.
+audit: install
+	$(BIN)/bandit --quiet -c pyproject.toml -r distill teachers students pipelines benchmarks
+	$(BIN)/pip-audit --strict --progress-spinner off --no-deps --disable-pip -r constraints.txt

@@ -55,8 +55,11 @@ class CachedLabels:
         """
         cure = f"copy it again, or delete {directory.parent} and make the labels again with: switch-distill label"
         self.facts: dict[str, Any] = read_record(directory / "labels.json", cure)
-        check_digests(directory, self.facts["sha256"], cure)
-        self._arrays = _open(directory, self.facts, "r")
+        try:
+            check_digests(directory, self.facts["sha256"], cure)
+            self._arrays = _open(directory, self.facts, "r")
+        except (ValueError, KeyError) as error:
+            raise UserError(f"the files in {directory} are no soft labels ({error}); {cure}") from error
 
     def __len__(self) -> int:
         """Examples."""

@@ -6,10 +6,13 @@ from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from distill.errors import UserError
 
-Positive = Annotated[int, Field(gt=0)]
-Count = Annotated[int, Field(ge=0)]
+# What is larger than this is a slip of the hand, and would end in an overflow or in a process that is killed.
+Positive = Annotated[int, Field(gt=0, lt=2**31)]
+Count = Annotated[int, Field(ge=0, lt=2**31)]
+Size = Annotated[int, Field(gt=0, le=2**20)]  # of something that is in memory as a whole
+Source = Annotated[str, Field(min_length=1)]  # of a model: a directory, or a name on the hub
 Fraction = Annotated[float, Field(ge=0, le=1, allow_inf_nan=False)]
-PositiveFloat = Annotated[float, Field(gt=0, allow_inf_nan=False)]
+PositiveFloat = Annotated[float, Field(gt=0, le=1e9, allow_inf_nan=False)]
 
 
 class Section(BaseModel):
@@ -27,14 +30,16 @@ class DataConfig(Section):
     vocabulary: Annotated[int, Field(ge=400, le=2**20)] = Field(4096, description="words of a trained tokenizer")
     input_length: Annotated[int, Field(ge=8, le=2**16)] = Field(512, description="tokens in the encoder")
     noise_density: Annotated[float, Field(gt=0, lt=1)] = 0.15
-    mean_span_length: Annotated[float, Field(ge=1, allow_inf_nan=False)] = 3.0
+    mean_span_length: Annotated[float, Field(ge=1, le=2**16, allow_inf_nan=False)] = 3.0
     validation_fraction: Annotated[float, Field(gt=0, lt=1)] = Field(0.05, description="of the documents")
     tuning_fraction: Annotated[float, Field(ge=0, lt=1)] = Field(0.0, description="of the documents, held out too")
     measured: Literal["validation", "tuning"] = Field(
         "validation", description="which held-out part models are measured on; settings are chosen on tuning"
     )
     validation_examples: Positive = Field(512, description="held-out examples that every model is measured on")
-    train_tokens: Positive | None = Field(None, description="stop reading the corpus after this many; null: all")
+    train_tokens: Annotated[int, Field(gt=0, lt=2**53)] | None = Field(
+        None, description="stop reading the corpus after this many; null: all"
+    )
 
     @model_validator(mode="after")
     def _parts_fit(self) -> "DataConfig":
@@ -51,11 +56,13 @@ class DataConfig(Section):
 class ModelConfig(Section):
     """The shape shared by a trained teacher, its students and the baseline. Defaults are T5-Base."""
 
-    d_model: Positive = 768
-    d_ff: Positive = 3072
-    d_kv: Positive = 64
-    num_heads: Positive = 12
-    num_layers: Positive = Field(12, description="in the encoder, and as many in the decoder")
+    d_model: Size = 768
+    d_ff: Size = 3072
+    d_kv: Size = 64
+    num_heads: Size = 12
+    num_layers: Annotated[int, Field(gt=0, le=1024)] = Field(
+        12, description="in the encoder, and as many in the decoder"
+    )
     sparse_every: Positive = Field(2, description="every n-th FFN of a teacher is a Switch layer; 1: all of them")
     feed_forward: Literal["relu", "gelu", "gated-gelu"] = "relu"
     tie_word_embeddings: bool = True
@@ -72,11 +79,11 @@ class TrainingConfig(Section):
     """One training run. The same settings mean the same thing for teacher, baseline and student."""
 
     steps: Positive = 1000
-    batch_size: Positive = Field(128, description="examples per optimizer step, over all processes")
+    batch_size: Size = Field(128, description="examples per optimizer step, over all processes")
     micro_batch_size: Positive | None = Field(None, description="examples per forward pass of one process")
     optimizer: Literal["adamw", "adafactor"] = "adamw"
     learning_rate: PositiveFloat = 1e-3
-    weight_decay: Annotated[float, Field(ge=0, allow_inf_nan=False)] = 0.0
+    weight_decay: Annotated[float, Field(ge=0, le=1e9, allow_inf_nan=False)] = 0.0
     schedule: Literal["inverse_sqrt", "cosine"] = "inverse_sqrt"
     warmup_steps: Count = 100
     cooldown: Fraction = Field(

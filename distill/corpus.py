@@ -94,6 +94,7 @@ def _read_files(files: list[Path]) -> Iterator[str]:
 def _read_rows(corpus: str, kind: str, name: str, files: list[Path], text_column: str) -> Iterator[str]:
     import datasets  # slow to import, and only some corpora need it
 
+    datasets.logging.set_verbosity(datasets.logging.CRITICAL)  # it would print a traceback beside our sentence
     try:
         if kind == "hf":
             dataset, _, config = name.partition(":")

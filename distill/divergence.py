@@ -15,6 +15,28 @@ class TrainingDiverged(RuntimeError):
     """Loss, gradient, quality or routing is not what training can go on from. The message says where and what to do."""
 
 
+def check_figures(values: dict[str, float]) -> None:
+    """
+    Raises:
+        TrainingDiverged: one is not finite.
+    """
+    if unknown := [name for name, value in values.items() if not math.isfinite(value)]:
+        raise TrainingDiverged(f"{unknown[0]} is {values[unknown[0]]}")
+
+
+def check_losses(losses: list[float], title: str) -> None:
+    """Of the validation examples, in nats per target token, which the stage ``title`` has measured.
+
+    Raises:
+        TrainingDiverged: one is not finite, so that the model has no quality.
+    """
+    if wrong := sum(not math.isfinite(loss) for loss in losses):
+        raise TrainingDiverged(
+            f"{title} cannot be measured: {wrong} of {len(losses)} validation examples have a loss that is no number; "
+            "train it with a lower learning_rate, or load another checkpoint"
+        )
+
+
 class NormWatch:
     """The norms of the last gradients, and whether the next one is out of all proportion."""
 

@@ -42,6 +42,22 @@ def write_bytes(path: Path, content: bytes) -> None:
             raise
 
 
+def read_json(path: Path, cure: str) -> Any:
+    """The value in a JSON file.
+
+    Raises:
+        UserError: it cannot be read or is no JSON; ``cure`` says what to do about it.
+    """
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError as error:
+        raise UserError(f"{path} is missing; {cure}") from error
+    except OSError as error:
+        raise UserError(f"{path} cannot be read ({error.strerror}); {cure}") from error
+    except (ValueError, RecursionError) as error:
+        raise UserError(f"{path} is damaged: it is not JSON; {cure}") from error
+
+
 def write_record(path: Path, values: dict[str, Any]) -> None:
     """``write_json``, with a SHA-256 of ``values`` as their last key ``checksum``."""
     write_json(path, {**values, "checksum": _checksum(values)})
@@ -51,15 +67,12 @@ def read_record(path: Path, cure: str) -> dict[str, Any]:
     """What ``write_record`` wrote; of a file that carries no checksum, what is there.
 
     Raises:
-        UserError: it is missing, no JSON or has other values than were written; ``cure`` ends the sentence.
+        UserError: as ``read_json``, or it has other values than were written.
     """
-    try:
-        values = json.loads(path.read_text(encoding="utf-8"))
-        checksum = values.pop("checksum", None)
-    except FileNotFoundError:
-        raise UserError(f"{path} is missing; {cure}") from None
-    except (ValueError, AttributeError):  # no UTF-8, no JSON, or no object
-        raise UserError(f"{path} is damaged: it is not the JSON that was written; {cure}") from None
+    values = read_json(path, cure)
+    if not isinstance(values, dict):
+        raise UserError(f"{path} is damaged: it holds no keys and values; {cure}")
+    checksum = values.pop("checksum", None)
     if checksum not in (None, _checksum(values)):
         raise UserError(f"{path} is damaged: its checksum is not that of its values; {cure}")
     return values
@@ -80,9 +93,12 @@ def check_digests(directory: Path, digests: dict[str, str], cure: str) -> None:
     """Read the files of ``digests`` and compare.
 
     Raises:
-        UserError: one is missing or has other bytes than were written; ``cure`` ends the sentence.
+        UserError: one is missing, has other bytes than were written, or is named outside of ``directory``; ``cure``
+            ends the sentence.
     """
     for name, expected in digests.items():
+        if Path(name).is_absolute() or ".." in Path(name).parts:
+            raise UserError(f"the record in {directory} names {name!r:.80}, which is outside; {cure}")
         try:
             found = file_digest(directory / name)
         except OSError as error:
@@ -98,17 +114,20 @@ def check_digests(directory: Path, digests: dict[str, str], cure: str) -> None:
 def new_directory(path: Path, needed: int | None = None) -> Iterator[Path]:
     """A directory to fill, which becomes ``path`` when the block ends well and is removed when it does not.
 
-    Where ``path`` exists, its files of the same names are replaced one by one and all others stay. ``needed`` is the
-    size of what will be in it in bytes, where that is known.
+    Where ``path`` exists, its files of the same names are replaced one by one and all others stay. Directories above
+    it that had to be made are removed with it. ``needed`` is the size of what will be in it in bytes, where that is
+    known.
 
     Raises:
+        UserError: it cannot be made there.
         DiskFull: ``path`` is what it was before.
     """
     beside = path.with_name(f".{path.name}.{os.getpid()}")
     shutil.rmtree(beside, ignore_errors=True)
+    made = [parent for parent in beside.parents if not parent.exists()]
     try:
         with named_when_full(path, needed):
-            beside.mkdir(parents=True)
+            make_directory(beside)
             yield beside
             for file in beside.rglob("*"):
                 if file.is_file():
@@ -126,21 +145,23 @@ def new_directory(path: Path, needed: int | None = None) -> Iterator[Path]:
         raise DiskFull(str(error).replace(str(beside), str(path))) from error
     finally:
         shutil.rmtree(beside, ignore_errors=True)
+        for parent in made:
+            with contextlib.suppress(OSError):  # it is not empty
+                parent.rmdir()
 
 
-@contextlib.contextmanager
-def removed_if_unfinished(path: Path) -> Iterator[None]:
-    """A file that a library makes within the block, and other files whose names begin as its does; not one from before.
+def make_directory(path: Path) -> None:
+    """``path`` and those above it, as far as they are missing.
 
-    A database whose tables are not all there, because the disk was full, would never open again.
+    Raises:
+        UserError: a file is in the way, or it may not be written there.
     """
-    new = not path.exists()
     try:
-        yield
-    except BaseException:
-        for file in path.parent.glob(f"{path.name}*") if new else ():
-            file.unlink()
-        raise
+        path.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UserError(
+            f"{path.parent} cannot be written to ({error.strerror}); choose another place, or make room for it"
+        ) from error
 
 
 def _checksum(values: dict[str, Any]) -> str:

@@ -92,8 +92,16 @@ class PreparedData:
         return set()
 
 
-def prepare_data(config: DataConfig, root: Path, say: Callable[[str], None] = lambda text: None) -> PreparedData:
+def prepare_data(
+    config: DataConfig,
+    root: Path,
+    say: Callable[[str], None] = lambda text: None,
+    check: Callable[[PreparedData], None] = lambda data: None,
+) -> PreparedData:
     """Read, split, and cut a corpus into ``root``/<key>, or reuse it where files and settings are the same.
+
+    Args:
+        check: raises a UserError where the data does not fit; new data is not kept then.
 
     Raises:
         UserError: the corpus or the tokenizer cannot be used, one side of the split is empty, or what is to be reused
@@ -106,7 +114,11 @@ def prepare_data(config: DataConfig, root: Path, say: Callable[[str], None] = la
         with new_directory(directory) as beside:
             facts = _prepare(config, beside)
             write_record(beside / "data.json", {**facts, "sha256": file_digests(beside, beside.rglob("*"))})
-    return read_prepared(directory)
+            check(read_prepared(beside))
+        return read_prepared(directory)
+    data = read_prepared(directory)
+    check(data)
+    return data
 
 
 def read_prepared(directory: Path) -> PreparedData:
@@ -115,7 +127,11 @@ def read_prepared(directory: Path) -> PreparedData:
     Raises:
         UserError: its data.json is damaged.
     """
-    return PreparedData(directory=str(directory), **read_record(directory / "data.json", _cure(directory)))
+    values = read_record(directory / "data.json", _cure(directory))
+    try:
+        return PreparedData(directory=str(directory), **values)
+    except TypeError as error:
+        raise UserError(f"{directory / 'data.json'} is not what was written; {_cure(directory)}") from error
 
 
 def is_prepared(config: DataConfig, root: Path) -> bool:
@@ -167,11 +183,12 @@ def _prepare(config: DataConfig, directory: Path) -> dict:
 
     parts = ["train", "validation", *(["tuning"] if config.tuning_fraction else [])]
     digests = {name: Digest() for name in ("all", *parts)}
+    unknown = 0
     counts = {f"{part}_{unit}": 0 for part in parts for unit in ("documents", "tokens")}
     with contextlib.ExitStack() as stack:
         files = {part: stack.enter_context(open(directory / f"{part}.bin", "wb")) for part in parts}
         for batch in _batches(documents(), 256):
-            _write_tokens(batch, tokenizer, files, counts)
+            unknown += _write_tokens(batch, tokenizer, files, counts)
             for part, text in batch:
                 digests["all"].add(text)
                 digests[part].add(text)
@@ -184,6 +201,11 @@ def _prepare(config: DataConfig, directory: Path) -> dict:
                 f"the {part} part of {config.corpus} is empty ({found} documents at data.validation_fraction "
                 f"{config.validation_fraction}); use more documents or another fraction"
             )
+    if 4 * unknown > (total := sum(counts[f"{part}_tokens"] for part in parts)):
+        raise UserError(
+            f"tokenizer {config.tokenizer!r} does not know {unknown / total:.0%} of the words of {config.corpus}; "
+            "use one made for such text, or data.tokenizer: train"
+        )
     words = json.dumps([word_ids(tokenizer), tokenizer.backend_tokenizer.to_str()])
     identity = [digests["all"].hexdigest(), hashlib.sha256(words.encode()).hexdigest(), config.validation_fraction]
     if config.tuning_fraction:
@@ -203,13 +225,19 @@ def _write_tokens(
     tokenizer: "PreTrainedTokenizerFast",
     files: dict[str, BinaryIO],
     counts: dict,
-) -> None:
+) -> int:
+    """Append a batch to the files and counts; how many of its tokens stand for what the tokenizer does not know."""
     from distill.tokenizer import encode
 
+    id_of_unknown, unknown = tokenizer.unk_token_id, 0
+    if id_of_unknown is None and (word := getattr(tokenizer.backend_tokenizer.model, "unk_token", None)):
+        id_of_unknown = tokenizer.backend_tokenizer.token_to_id(word)
     for (part, _), ids in zip(batch, encode(tokenizer, [text for _, text in batch]), strict=True):
         files[part].write(np.asarray(ids, dtype=_token_type(len(tokenizer))).tobytes())  # tofile hides a full disk
         counts[f"{part}_documents"] += 1
         counts[f"{part}_tokens"] += len(ids)
+        unknown += ids.count(id_of_unknown)
+    return unknown
 
 
 def _batches(items: Iterable, size: int) -> Iterator[list]:

@@ -71,7 +71,8 @@ def _model(run: StageRun) -> T5ForConditionalGeneration:
     if source is None:
         return build_dense(run.config.model, run.data.vocab_size, pad=words.pad, eos=words.eos, seed=run.stage.seed)
     try:
-        model = T5ForConditionalGeneration.from_pretrained(source)
+        safe = True if Path(source).is_dir() else None  # older models of the hub are pickles, read with weights_only
+        model = T5ForConditionalGeneration.from_pretrained(source, use_safetensors=safe)
     except Exception as error:  # transformers raises many kinds; each means that this checkpoint cannot be used
         raise UserError(
             f"baseline.checkpoint {source!r} cannot be loaded: {' '.join(str(error).split())[:200]}"

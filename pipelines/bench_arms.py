@@ -163,7 +163,8 @@ def _transformers(directory: Path, threads: int, dtype: str) -> Answer:
     from transformers import AutoModelForSeq2SeqLM
 
     torch.set_num_threads(threads)
-    return _generate(AutoModelForSeq2SeqLM.from_pretrained(directory, dtype=getattr(torch, dtype)).eval(), directory)
+    safe = {"dtype": getattr(torch, dtype), "use_safetensors": True, "trust_remote_code": False}
+    return _generate(AutoModelForSeq2SeqLM.from_pretrained(directory, **safe).eval(), directory)
 
 
 def _teacher(directory: Path, threads: int) -> Answer:
@@ -180,7 +181,7 @@ def _generate(model: Any, directory: Path) -> Answer:
     import torch
     from transformers import AutoTokenizer
 
-    tokenizer = AutoTokenizer.from_pretrained(directory)
+    tokenizer = AutoTokenizer.from_pretrained(directory, trust_remote_code=False)
 
     @torch.inference_mode()
     def answer(prompts: list[str], max_tokens: int) -> int:

@@ -129,6 +129,8 @@ def _arms(
         for precision in FORMATS[format][2]:
             target = directory / f"{format}-{precision}"
             if (target / "manifest.json").is_file():
+                if read_manifest(target)["format"] != format:
+                    raise UserError(f"{target} in --exports is no {format} export; delete it, or name others")
                 say(f"{target}: reused")
             elif export_in_process(model, format, precision, target, workdir, text):
                 if format == "hf":

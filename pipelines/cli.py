@@ -4,6 +4,7 @@ import json
 import os
 import signal
 import sys
+import traceback
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -13,6 +14,7 @@ from distill.disk import is_full
 from distill.errors import UserError
 from pipelines import cli_serving
 from pipelines.cli_options import WORK, Json, Workdir
+from pipelines.store_uri import without_credentials
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -120,7 +122,7 @@ def distill(
 @app.command()
 def report(config: Config, set_: Set = None, workdir: Workdir = WORK, seed: Seed = None, json_: Json = False) -> None:
     """Stage 4: the fraction of each teacher's gain that its student keeps."""
-    pipeline = _pipeline(config, set_, workdir, seed)
+    pipeline = _pipeline(config, set_, workdir, seed, kind="report")
     _show_report(pipeline, *pipeline.execute_all(pipeline.select("report")), json_)
 
 
@@ -197,18 +199,16 @@ def _main() -> int:
             cause = str(error).strip().split("\n")[0]
             return _complain(f"the disk is full ({cause}); free some space and give the same command again", 1)
         if type(error).__name__ in ("MlflowException", "ConnectionError"):
-            from pipelines.tracking import without_credentials
-
-            cause = without_credentials(str(error))
-            return _complain(f"MLflow: {cause}; what was computed is kept, give the same command again", 1)
-        raise
+            return _complain(f"MLflow: {error}; what was computed is kept, give the same command again", 1)
+        print(without_credentials(traceback.format_exc()), file=sys.stderr, end="")
+        return 1
     if code == 130:
         _complain("interrupted; the same command goes on from the last checkpoint", 130)
     return code if isinstance(code, int) else 0
 
 
 def _complain(message: str, code: int) -> int:
-    print(f"switch-distill: {message}", file=sys.stderr)
+    print(f"switch-distill: {without_credentials(message)}", file=sys.stderr)
     return code
 
 
@@ -227,7 +227,12 @@ def _stderr() -> "Console":
 
 
 def _pipeline(
-    config: str, overrides: list[str] | None, workdir: Path, seed: int | None, ratio: str | None = None
+    config: str,
+    overrides: list[str] | None,
+    workdir: Path,
+    seed: int | None,
+    ratio: str | None = None,
+    kind: str | None = None,
 ) -> "Pipeline":
     from pipelines.config import load_config
 
@@ -236,7 +241,7 @@ def _pipeline(
         raise UserError(f"--ratio is {ratio!r}; {config} has {', '.join(resolved.teacher.ratios)}")
     from pipelines.run import Pipeline
 
-    return Pipeline(resolved, config, workdir, _stderr())
+    return Pipeline(resolved, config, workdir, _stderr(), kind=kind)
 
 
 def _one_kind(
@@ -248,10 +253,8 @@ def _one_kind(
     seed: int | None,
     json_: bool,
 ) -> None:
-    pipeline = _pipeline(config, overrides, workdir, seed, ratio)
-    if not (stages := pipeline.select(kind, ratio)):
-        raise UserError("there is nothing to label: distill.hard_fraction is 1, so that no student reads soft labels")
-    _execute(stages, pipeline, json_)
+    pipeline = _pipeline(config, overrides, workdir, seed, ratio, kind)
+    _execute(pipeline.select(kind, ratio), pipeline, json_)
 
 
 def _execute(stages: list["Stage"], pipeline: "Pipeline", json_: bool) -> None:

@@ -1,27 +1,19 @@
 """A run's config: presets, YAML files, overrides; whatever is wrong with it is said in one sentence."""
 
 import difflib
+import os
 import re
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-import yaml
 from pydantic import BaseModel, Field, ValidationError, model_validator
 
-from distill.config import DataConfig, DistillConfig, ModelConfig, Positive, Section
+from distill.config import DataConfig, DistillConfig, ModelConfig, Positive, Section, Source
 from distill.errors import UserError
 from pipelines.presets import PRESETS
+from pipelines.safe_yaml import parse_yaml, read_yaml
 from students.config import StudentConfig
 from teachers.config import TeacherConfig
-
-
-class _Loader(yaml.SafeLoader):
-    """Safe YAML that also reads 1e-3 as a number; YAML 1.1 wants 1.0e-3."""
-
-
-_Loader.add_implicit_resolver(
-    "tag:yaml.org,2002:float", re.compile(r"^[-+]?\d+(\.\d*)?[eE][-+]?\d+$"), list("-+0123456789")
-)
 
 
 class BaselineConfig(Section):
@@ -34,7 +26,7 @@ class BaselineConfig(Section):
     steps: Positive | None = Field(
         None, description="of the baseline, at most as many as teacher and student take; null: as many as the student"
     )
-    checkpoint: str | None = Field(None, description="a T5 to start from, such as a public one; null: from scratch")
+    checkpoint: Source | None = Field(None, description="a T5 to start from, such as a public one; null: from scratch")
 
 
 class ReportConfig(Section):
@@ -47,7 +39,7 @@ class RunConfig(Section):
     """Everything that a run depends on."""
 
     name: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_-]{0,63}$")] = "run"
-    seeds: Annotated[list[Annotated[int, Field(ge=0, lt=2**31)]], Field(min_length=1)] = [0]
+    seeds: Annotated[list[Annotated[int, Field(ge=0, lt=2**31)]], Field(min_length=1, max_length=1000)] = [0]
     precision: Literal["auto", "bfloat16", "float32"] = Field(
         "auto",
         description="of training and evaluation; auto: bfloat16 autocast where the machine is built for it",
@@ -131,14 +123,14 @@ def _read(source: str) -> dict[str, Any]:
     if source in PRESETS:
         return PRESETS[source]()
     path = Path(source)
-    if not path.is_file():
+    if not os.path.isfile(path):  # Path.is_file raises where the name is too long for one
         close = difflib.get_close_matches(source, PRESETS, n=1)
         hint = f" (did you mean {close[0]}?)" if close else ""
-        raise UserError(f"CONFIG {source!r} is neither a preset ({', '.join(PRESETS)}) nor a file{hint}")
+        raise UserError(f"CONFIG {source!r:.200} is neither a preset ({', '.join(PRESETS)}) nor a file{hint}")
     try:
-        values = yaml.load(path.read_text(encoding="utf-8"), _Loader)
-    except (yaml.YAMLError, UnicodeDecodeError, OSError, RecursionError) as error:
-        raise UserError(f"{source} is not readable YAML: {' '.join(str(error).split())[:200]}") from None
+        values = read_yaml(path)
+    except ValueError as error:
+        raise UserError(f"{source} is not readable YAML: {error}") from None
     if not isinstance(values, dict):
         raise UserError(f"{source} must hold keys and values at its top, such as 'teacher:'")
     preset = values.pop("preset", None)
@@ -163,15 +155,15 @@ def _override(values: dict[str, Any], override: str) -> None:
     if not equals or not all(key.split(".")):
         raise UserError(f"--set {override!r} must look like a.b=value")
     try:
-        value = yaml.load(text, _Loader)
-    except yaml.YAMLError:
-        raise UserError(f"--set {key}: {text!r} is not a YAML value") from None
+        value = parse_yaml(text)
+    except ValueError as error:
+        raise UserError(f"--set {key}: {text!r:.80} is not a YAML value: {error}") from None
     *sections, last = key.split(".")
     for section in sections:
-        inner = values.setdefault(section, {})
+        inner = values.get(section, {})
         if not isinstance(inner, dict):
             raise UserError(f"--set {key}: {section} is a value, not a section")
-        values = inner
+        values[section] = values = dict(inner)  # a section of its own, where a YAML alias shares it with others
     values[last] = value
 
 
@@ -187,13 +179,20 @@ def _sentence(error: ValidationError) -> str:
         hint = f"did you mean {close[0]}?" if close else f"allowed are {', '.join(allowed)}"
         return f"there is no key {key}; {hint}{more}"
     if first["type"] == "missing":
-        return f"{key} is missing{more}"
+        return f"{key} is missing; add it, or start from a preset (preset: demo){more}"
     message = first["msg"].removeprefix("Value error, ")
     if first["type"] == "value_error":
         return f"{key}: {message}{more}".removeprefix(": ")
     if first["type"] == "model_type":
-        return f"{key} is {first['input']!r:.80}; it must be a section with keys of its own{more}"
-    return f"{key} is {first['input']!r:.80}; {message[0].lower()}{message[1:]}{more}"
+        return f"{key} is {_shown(first['input'])}; it must be a section with keys of its own{more}"
+    return f"{key} is {_shown(first['input'])}; {message[0].lower()}{message[1:]}{more}"
+
+
+def _shown(value: Any) -> str:
+    try:
+        return f"{value!r:.80}"
+    except ValueError:  # Python writes no integer of more than 4,300 digits
+        return "a number of thousands of digits"
 
 
 def _fields_at(location: tuple) -> dict[str, Any]:

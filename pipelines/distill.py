@@ -18,7 +18,7 @@ def compute(run: StageRun) -> Outcome:
     """The distilled student, and the loss of every validation example."""
     config, settings = run.config, run.config.distill
     held_out = Examples(run.data, config.data, seed=None)
-    student = T5ForConditionalGeneration.from_pretrained(run.inputs["init"].read("model"))
+    student = T5ForConditionalGeneration.from_pretrained(run.inputs["init"].read("model"), use_safetensors=True)
     place(student, run.accelerator.device)
 
     def measure():

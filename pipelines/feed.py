@@ -12,14 +12,15 @@ from typing import Any
 
 from distill.disk import is_full, named_when_full
 from distill.files import write_text
+from pipelines.store_uri import without_credentials
 
 DELIVER_EVERY = 5.0  # seconds
 LARGEST_BATCH = 900  # MLflow takes 1000 metrics at once
 
 
 def cause_of(error: Exception) -> str:
-    """Why MLflow did not take something, without its SQL."""
-    return "the disk is full" if is_full(error) else " ".join(str(error).split())[:200]
+    """Why MLflow did not take something, without its SQL and without credentials."""
+    return "the disk is full" if is_full(error) else without_credentials(" ".join(str(error).split()))[:200]
 
 
 class MetricFeed:

@@ -62,7 +62,7 @@ def _calibration_text(run: StageRun) -> tuple[list[Batch], list[Batch]]:
 def _check_reload(run: StageRun, student: T5ForConditionalGeneration) -> None:
     """The saved student gives the same output as the one in memory. This says that it is whole, not that it is good."""
     batch = Examples(run.data, run.config.data, seed=None).batch(range(1))
-    reloaded = T5ForConditionalGeneration.from_pretrained(run.directory / "model").eval()
+    reloaded = T5ForConditionalGeneration.from_pretrained(run.directory / "model", use_safetensors=True).eval()
     with torch.no_grad():
         before = student.eval()(**batch._asdict()).logits
         after = reloaded(**batch._asdict()).logits

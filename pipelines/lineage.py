@@ -1,16 +1,16 @@
 """From a model back to the bytes of its data, read from MLflow alone."""
 
-import json
 import re
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
-from urllib.parse import unquote, urlsplit
+from urllib.parse import unquote
 
 from rich.tree import Tree
 
 from distill.errors import UserError
-from distill.files import file_digest
+from distill.files import check_digests, read_json
+from pipelines.store_uri import without_credentials
 from pipelines.tracking import Store
 from students.runtime import read_manifest
 
@@ -41,10 +41,11 @@ def read_export_lineage(model: str) -> dict[str, Any] | None:
     directory = Path(model)
     if not (directory / "lineage.json").is_file():
         return None
-    for name, digest in read_manifest(directory)["files"].items():
-        if not (directory / name).is_file() or file_digest(directory / name) != digest:
-            raise UserError(f"{directory / name} is missing or has changed since it was exported; export it again")
-    return json.loads((directory / "lineage.json").read_text(encoding="utf-8"))
+    files = read_manifest(directory).get("files")
+    if not isinstance(files, dict):
+        raise UserError(f"the manifest.json of {directory} names no files; export the model again")
+    check_digests(directory, files, "export the model again")
+    return read_json(directory / "lineage.json", "export the model again")
 
 
 def nodes(node: dict[str, Any]) -> Iterator[dict[str, Any]]:
@@ -113,14 +114,19 @@ def find_model(store: Store, model: str) -> str:
                 raise UserError(f"run {model} made no model; name a teacher, init, label or distill run")
             return outputs[-1].model_id
     except MlflowException as error:
-        raise UserError(f"MODEL {model!r} is not in the store: {str(error).splitlines()[0]}") from error
+        raise UserError(
+            f"MODEL {model!r} is not in the store: {without_credentials(str(error)).splitlines()[0]}"
+        ) from error
     return _of_directory(model)
 
 
 def _of_directory(model: str) -> str:
-    path = Path(unquote(urlsplit(model).path) if model.startswith("file:") else model)
+    path = Path(unquote(model.removeprefix("file://")) if model.startswith("file:") else model)
     for record in (path / "lineage.json", path / "stage.json", path.parent / "stage.json"):
-        if record.is_file() and (found := json.loads(record.read_text())["model_id"]):
+        if not record.is_file():
+            continue
+        values = read_json(record, "name the model by its run id, or make it again")
+        if isinstance(values, dict) and isinstance(found := values.get("model_id"), str):
             return found
     raise UserError(
         f"MODEL {model!r} is neither a run id, nor models:/NAME/VERSION or models:/NAME@ALIAS, "

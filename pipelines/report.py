@@ -15,8 +15,8 @@ from distill.prepare import example_lengths
 from pipelines.plan import baseline_training
 from pipelines.plot import plot_report
 from pipelines.registry import tag_students
-from pipelines.run import Outcome, StageRun, read_losses
-from pipelines.stage import Finished
+from pipelines.run import Outcome, StageRun
+from pipelines.stage import Finished, read_losses
 from pipelines.table import markdown
 from pipelines.tracking import COLOURS
 from pipelines.view import publish_view

@@ -1,7 +1,6 @@
 """Run stages: reuse the finished ones, say which command makes a missing one, compute the rest."""
 
 import importlib
-import json
 import math
 import os
 import shutil
@@ -17,15 +16,17 @@ import yaml
 from rich.console import Console
 
 from distill.disk import named_when_full
-from distill.divergence import TrainingDiverged
+from distill.divergence import check_figures, check_losses
 from distill.errors import DiskFull, UserError
-from distill.files import new_directory, write_json
-from distill.prepare import PreparedData, example_lengths, is_prepared, prepare_data
+from distill.files import make_directory, new_directory, write_json
+from distill.prepare import PreparedData, is_prepared, prepare_data
 from pipelines.config import RunConfig
 from pipelines.plan import plan
+from pipelines.preflight import check_data, check_models, check_size
 from pipelines.progress import Bar
 from pipelines.space import check_space
 from pipelines.stage import Finished, Stage, find_finished
+from pipelines.store_uri import check_store
 
 if TYPE_CHECKING:
     import numpy as np
@@ -52,20 +53,26 @@ class Outcome:
 class Pipeline:
     """A config in a work directory: its data, its stages, and what is needed to compute one."""
 
-    def __init__(self, config: RunConfig, source: str, workdir: Path, console: Console):
+    def __init__(self, config: RunConfig, source: str, workdir: Path, console: Console, *, kind: str | None = None):
+        """Prepare the data, once everything that can be known to be wrong has been looked for.
+
+        Args:
+            kind: the only stages that are asked for; None for all.
+
+        Raises:
+            UserError: the config does not fit its data, its models or this machine; nothing has been written.
+        """
         self.config, self.source, self.workdir, self.console = config, source, workdir, console
-        students = [config.of_variant(name).distill for name in config.variants or [None]]
-        for training in (config.teacher.training, *(student.training for student in students)):
-            training.examples_per_pass(int(os.environ.get("WORLD_SIZE", "1")))
+        check_size(config, int(os.environ.get("WORLD_SIZE", "1")))
+        check_store(workdir)
+        self.stages = plan(config, "")  # until the data is known
+        if kind and not self.select(kind):
+            raise UserError("there is nothing to label: with distill.hard_fraction 1 no student reads soft labels")
+        if kind not in (None, "baseline", "teacher") and not is_prepared(config.data, workdir / "data"):
+            for stage in self.select(kind):
+                self._inputs(stage)  # without data there are none, and the message names the first
         self.data = self._prepare()
-        example_lengths(self.data, config.data)  # whatever does not fit is said before anything is computed
         self.stages = plan(config, self.data.fingerprint)
-        words = max((student.labels.words for student in students if student.reads_cached_labels), default=0)
-        if words > self.data.vocab_size:
-            raise UserError(
-                f"distill.labels.words is {words}, but the vocabulary has only "
-                f"{self.data.vocab_size} words; ask for fewer"
-            )
 
     @cached_property
     def accelerator(self) -> "Accelerator":
@@ -103,7 +110,7 @@ class Pipeline:
         if found := find_finished(stage, self.workdir):
             self.say(f"{stage.title:<16} reused  (run {found.run_id[:8]})", style="dim")
             return found
-        inputs = {role: self.finished(upstream) for role, upstream in stage.inputs.items()}
+        inputs = self._inputs(stage)
         compute = importlib.import_module(f"pipelines.{stage.kind}").compute
         began = time.perf_counter()
         # Everything else that a stage writes is named by whoever writes it.
@@ -130,12 +137,19 @@ class Pipeline:
         """A line on stderr, in the main process alone."""
         self.console.print(message, style=style, markup=False, highlight=False, soft_wrap=True)
 
+    def _inputs(self, stage: Stage) -> dict[str, Finished]:
+        return {role: self.finished(upstream) for role, upstream in stage.inputs.items()}
+
     def _prepare(self) -> PreparedData:
         """Rank 0 prepares, the others wait for the file: a barrier of the process group would time out in minutes."""
-        root = self.workdir / "data"
-        while os.environ.get("RANK", "0") != "0" and not is_prepared(self.config.data, root):
+        root, config = self.workdir / "data", self.config
+        while os.environ.get("RANK", "0") != "0" and not is_prepared(config.data, root):
             time.sleep(0.5)
-        return prepare_data(self.config.data, root, self.say)
+        stages = self.stages
+        if is_prepared(config.data, root):  # a model that has been loaded already is not read again
+            stages = plan(config, prepare_data(config.data, root).fingerprint)
+        words = check_models(config, [stage for stage in stages if not find_finished(stage, self.workdir)])
+        return prepare_data(config.data, root, self.say, check=lambda data: check_data(config, data, words))
 
 
 @dataclass
@@ -156,7 +170,8 @@ class StageRun:
         directory = stage.directory(pipeline.workdir)
         new, tracked = not directory.exists(), None
         if pipeline.accelerator.is_main_process:
-            directory.mkdir(parents=True, exist_ok=True)
+            _ = pipeline.store  # where it cannot be used, no directory is left
+            make_directory(directory)
             tracked = _track(pipeline, stage, inputs, directory)
         pipeline.accelerator.wait_for_everyone()
         status = "FAILED"
@@ -197,8 +212,7 @@ class StageRun:
 
         def on_evaluation(step: int) -> None:
             values = evaluate()
-            if unknown := [name for name, value in values.items() if not math.isfinite(value)]:
-                raise TrainingDiverged(f"{unknown[0]} is {values[unknown[0]]}")
+            check_figures(values)
             self.log_curve(step, {f"{prefix}{name}": value for name, value in values.items()})
 
         def say(text: str) -> None:
@@ -216,11 +230,7 @@ class StageRun:
         Raises:
             TrainingDiverged: one is not finite, so that the model has no quality.
         """
-        if wrong := sum(not math.isfinite(loss) for loss in losses.tolist()):
-            raise TrainingDiverged(
-                f"{self.stage.title} cannot be measured: {wrong} of {len(losses)} validation examples have a loss that "
-                "is no number; train it with a lower learning_rate, or load another checkpoint"
-            )
+        check_losses(losses.tolist(), self.stage.title)
         if self.tracked:
             write_json(self.directory / f"{name}.json", losses.tolist())
             self.tracked.log_file(self.directory / f"{name}.json")
@@ -288,12 +298,3 @@ def _track(pipeline: Pipeline, stage: Stage, inputs: dict[str, Finished], direct
         tracked.log_data(f"{data.name}-{part}", getattr(data, f"{part}_digest"), "validation", held_out)
     tracked.log_model_inputs({role: done.model_id for role, done in inputs.items() if done.model_id})
     return tracked
-
-
-def read_losses(finished: Finished, name: str = "validation_losses") -> list[float]:
-    """The loss of every validation example that a stage measured.
-
-    Raises:
-        UserError: the file is not what the stage left.
-    """
-    return json.loads(finished.read(f"{name}.json").read_text())

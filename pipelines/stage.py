@@ -82,6 +82,15 @@ class Finished:
         return saved
 
 
+def read_losses(finished: Finished, name: str = "validation_losses") -> list[float]:
+    """The loss of every validation example that a stage measured.
+
+    Raises:
+        UserError: the file is not what the stage left.
+    """
+    return json.loads(finished.read(f"{name}.json").read_text())
+
+
 def find_finished(stage: Stage, workdir: Path) -> Finished | None:
     """The finished run of exactly this stage, if there is one.
 
@@ -92,7 +101,11 @@ def find_finished(stage: Stage, workdir: Path) -> Finished | None:
     path, cure = directory / "stage.json", _cure(directory, stage.title)
     if not path.exists():
         return None
-    found = Finished(directory=directory, **read_record(path, cure))
+    values = read_record(path, cure)
+    try:
+        found = Finished(directory=directory, **values)
+    except TypeError as error:
+        raise UserError(f"{path} is not what was written; {cure}") from error
     if found.fingerprint != stage.fingerprint:
         raise UserError(f"{path} is that of another stage ({found.title}, fingerprint {found.fingerprint}); {cure}")
     return found

@@ -16,13 +16,14 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
-from urllib.parse import urlsplit
 
 from filelock import FileLock
 
 from distill.errors import UserError
-from distill.files import read_record, removed_if_unfinished, write_json, write_text
+from distill.files import make_directory, read_record, write_json, write_text
+from pipelines import store_uri
 from pipelines.feed import MetricFeed, cause_of
+from pipelines.store_uri import check_store, redacted, without_credentials
 
 # A tracking server that is gone must not hold up training: few and short attempts, the rest is kept on disk.
 os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "2")
@@ -32,8 +33,6 @@ os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
 os.environ.setdefault("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")
 os.environ.setdefault("MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT", "true")
 
-# Read once: mlflow writes the store that we open into the environment, for its own use.
-ASKED_FOR = os.environ.get("MLFLOW_TRACKING_URI")
 # One per ratio, from the smallest on; the same in the UI and in the plot.
 COLOURS = ("#1b6ca8", "#2a9d8f", "#e9a23b", "#c8553d", "#7b5ea7", "#5b8e3e", "#b0457b", "#4f6d7a")
 
@@ -49,26 +48,38 @@ class Store:
         """
         self.workdir = workdir.resolve()
         local = f"sqlite:///{self.workdir / 'mlflow.db'}"
-        self.uri = ASKED_FOR or local
-        self.label = redacted(ASKED_FOR) if ASKED_FOR else "the work directory's own store"
-        self._check_same_store()
+        self.uri = store_uri.ASKED_FOR or local
+        check_store(self.workdir)
         import mlflow  # slow to import; a finished pipeline is answered without it
 
         logging.getLogger("mlflow.store.db.utils").setLevel(logging.CRITICAL)  # it prints the SQL of what it raises
-        self.workdir.mkdir(parents=True, exist_ok=True)
-        # The first process to open a new SQLite store builds its tables; two at once would break it for good.
-        lock = FileLock(self.workdir / ".mlflow.lock") if self.uri == local else contextlib.nullcontext()
+        make_directory(self.workdir)
         try:
-            with lock, removed_if_unfinished(self.workdir / "mlflow.db"):
-                mlflow.set_tracking_uri(self.uri)
-                self.client = mlflow.MlflowClient()
+            if self.uri == local:
+                self._make_sqlite()
+            mlflow.set_tracking_uri(self.uri)
+            self.client = mlflow.MlflowClient()
+            with FileLock(self.workdir / ".mlflow.lock"):  # two processes that both find no experiment make two
                 self.experiment = self._experiment(experiment) if experiment else None
         except mlflow.exceptions.MlflowException as error:
             cause = without_credentials(str(error)).split("\n")[0][:200]
             raise UserError(
                 f"the MLflow store {redacted(self.uri)} cannot be used: {cause}; check MLFLOW_TRACKING_URI"
             ) from error
-        write_json(self.workdir / "tracking.json", {"store": self.label})
+        write_json(self.workdir / "tracking.json", {"store": store_uri.label()})
+
+    def _make_sqlite(self) -> None:
+        """Build a new store's tables beside and rename: half of them, or two processes at it, break it for good."""
+        import mlflow
+
+        database, beside = self.workdir / "mlflow.db", self.workdir / ".mlflow.db.new"
+        with FileLock(self.workdir / ".mlflow.lock"):
+            if database.exists():
+                return
+            for left in self.workdir.glob(f"{beside.name}*"):  # by a killed process, its journal too
+                left.unlink()
+            mlflow.MlflowClient(f"sqlite:///{beside}").search_experiments(max_results=1)
+            beside.replace(database)
 
     def _experiment(self, name: str) -> str:
         found = self.client.get_experiment_by_name(name)
@@ -104,14 +115,6 @@ class Store:
             )
         return directory
 
-    def _check_same_store(self) -> None:
-        record = self.workdir / "tracking.json"
-        if record.exists() and (before := read_record(record, f"delete {record}")["store"]) != self.label:
-            raise UserError(
-                f"the stages in {self.workdir} are tracked in {before}, not in {self.label}; "
-                "set MLFLOW_TRACKING_URI (or unset it) accordingly, or choose another --workdir"
-            )
-
 
 def existing_store(workdir: Path) -> Store:
     """The store of a work directory in which stages have run, or the server that MLFLOW_TRACKING_URI names.
@@ -119,20 +122,9 @@ def existing_store(workdir: Path) -> Store:
     Raises:
         UserError: there is none.
     """
-    if not ASKED_FOR and not (workdir / "tracking.json").exists():
+    if not store_uri.ASKED_FOR and not (workdir / "tracking.json").exists():
         raise UserError(f"{workdir} holds no MLflow store; run a stage first, or name another --workdir")
     return Store(workdir, None)
-
-
-def redacted(uri: str) -> str:
-    """``uri`` without user and password."""
-    parts = urlsplit(uri)
-    return uri.replace(f"{parts.netloc.rpartition('@')[0]}@", "") if "@" in parts.netloc else uri
-
-
-def without_credentials(text: str) -> str:
-    """``text`` with the store that was asked for, if it stands there, redacted."""
-    return text.replace(ASKED_FOR, redacted(ASKED_FOR)) if ASKED_FOR else text
 
 
 class TrackedRun:

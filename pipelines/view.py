@@ -14,6 +14,7 @@ from typing import Any
 
 from rich.console import Console
 
+from pipelines.store_uri import redacted
 from pipelines.tracking import Store
 
 _TAG = "mlflow.sharedViewState."
@@ -43,7 +44,7 @@ def publish_view(store: Store, name: str, comparison: str) -> None:
 
 def serve(store: Store, workdir: Path, host: str, port: int, console: Console) -> None:
     """Say where the comparison is, and become the MLflow server of an embedded store."""
-    server = f"http://{host}:{port}" if store.uri.startswith("sqlite") else store.uri.rstrip("/")
+    server = f"http://{host}:{port}" if store.uri.startswith("sqlite") else redacted(store.uri).rstrip("/")
     report = workdir / "report.json"
     newest = json.loads(report.read_text())["fingerprint"][:12] if report.exists() else None
     for experiment in store.client.search_experiments(order_by=["last_update_time DESC"]):
@@ -58,7 +59,7 @@ def serve(store: Store, workdir: Path, host: str, port: int, console: Console) -
     artifacts = (store.workdir / "mlartifacts").as_uri()
     arguments = ["--backend-store-uri", store.uri, "--artifacts-destination", artifacts, "--workers", "1"]
     command = [sys.executable, "-m", "mlflow", "server", *arguments, "--host", host, "--port", str(port)]
-    os.execv(sys.executable, command)
+    os.execv(sys.executable, command)  # nosec B606: this Python, with arguments of ours and of the command line alone
 
 
 def _state(comparison: str) -> dict[str, Any]:

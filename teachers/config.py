@@ -4,14 +4,14 @@ from typing import Annotated
 
 from pydantic import Field, model_validator
 
-from distill.config import Section, TrainingConfig
+from distill.config import Section, Size, Source, TrainingConfig
 
 
 class SwitchConfig(Section):
     """How a Switch layer routes; the same for a teacher that was trained here or loaded."""
 
-    capacity_factor_train: Annotated[float, Field(gt=0, allow_inf_nan=False)] = 1.25
-    capacity_factor_eval: Annotated[float, Field(gt=0, allow_inf_nan=False)] = 2.0
+    capacity_factor_train: Annotated[float, Field(gt=0, le=4096, allow_inf_nan=False)] = 1.25
+    capacity_factor_eval: Annotated[float, Field(gt=0, le=4096, allow_inf_nan=False)] = 2.0
     jitter: Annotated[float, Field(ge=0, lt=1)] = Field(0.01, description="on the router's input, in training")
     expert_dropout: Annotated[float, Field(ge=0, lt=1)] = 0.0
 
@@ -20,11 +20,11 @@ class TeacherConfig(SwitchConfig):
     """The teachers of a comparison, trained here (``experts``) or loaded (``checkpoints``)."""
 
     experts: list[Annotated[int, Field(ge=2, le=4096)]] = Field([], description="one trained teacher for each")
-    checkpoints: dict[Annotated[str, Field(pattern=r"^e[1-9][0-9]*$")], str] = Field(
+    checkpoints: dict[Annotated[str, Field(pattern=r"^e[1-9][0-9]{0,3}$")], Source] = Field(
         {}, description="ratio -> directory or hub name of a transformers Switch model, for example e8: DIR"
     )
-    load_balancing_weight: Annotated[float, Field(ge=0, allow_inf_nan=False)] = Field(0.01, description="alpha")
-    evaluation_batch_size: Annotated[int, Field(gt=0)] = Field(64, description="examples; capacity depends on it")
+    load_balancing_weight: Annotated[float, Field(ge=0, le=1e9, allow_inf_nan=False)] = Field(0.01, description="alpha")
+    evaluation_batch_size: Size = Field(64, description="examples; capacity depends on it")
     training: TrainingConfig = TrainingConfig()
 
     @model_validator(mode="after")

@@ -23,6 +23,7 @@ from distill.config import ModelConfig
 from distill.errors import UserError
 from distill.files import new_directory
 from distill.seq2seq import embeddings
+from teachers.checkpoint import check_teacher_config
 from teachers.config import SwitchConfig
 from teachers.switch_layer import RoutingStatistics, SwitchLayer
 
@@ -121,12 +122,14 @@ def load_teacher(source: str | Path, switch: SwitchConfig | None = None) -> Swit
     paper's values where it is None. The model is in eval mode.
 
     Raises:
-        UserError: it cannot be read, is no Switch model, or its tensors do not fit its config.
+        UserError: it cannot be read, is no Switch model, its tensors do not fit its config, or are not finite.
     """
     config = read_teacher_config(source)
     try:
         cls = _GatedSwitch if config.is_gated_act else SwitchTransformersForConditionalGeneration
-        model, report = cls.from_pretrained(str(source), config=config, dtype=torch.float32, output_loading_info=True)
+        # Older models of the hub are pickles, which transformers reads with weights_only.
+        how = {"dtype": torch.float32, "use_safetensors": True if Path(source).is_dir() else None}
+        model, report = cls.from_pretrained(str(source), config=config, output_loading_info=True, **how)
     except MemoryError:
         raise
     except Exception as error:  # transformers raises many kinds; each means that this checkpoint cannot be used
@@ -144,6 +147,8 @@ def load_teacher(source: str | Path, switch: SwitchConfig | None = None) -> Swit
                 f"teacher {str(source)!r} has {len(names)} {problem} tensors for its config, "
                 f"such as {names[0]}; check that config.json belongs to these weights"
             )
+    if wrong := [name for name, weight in model.named_parameters() if not weight.isfinite().all()]:
+        raise UserError(f"teacher {str(source)!r} has weights in {wrong[0]} that are NaN or infinite; take another")
     return _with_switch_layers(model, switch or SwitchConfig(), copy_experts=True).eval()
 
 
@@ -158,10 +163,7 @@ def read_teacher_config(source: str | Path) -> SwitchTransformersConfig:
     except Exception as error:  # transformers raises many kinds; each means that there is no config to use
         cause = " ".join(str(error).split())[:300]
         raise UserError(f"teacher {str(source)!r} cannot be loaded: {cause}") from error
-    if config.model_type != "switch_transformers":
-        raise UserError(f"teacher {str(source)!r} is a {config.model_type} model; a Switch Transformer is needed")
-    if config.router_bias:
-        raise UserError(f"teacher {str(source)!r} has a router with a bias, which the paper's router has not")
+    check_teacher_config({**config.to_dict(), "model_type": config.model_type}, f"teacher {str(source)!r}")
     if getattr(config, "decoder_start_token_id", None) is None:
         config.decoder_start_token_id = config.pad_token_id
     names = (config.dense_act_fn, getattr(config, "feed_forward_proj", None) or "")

@@ -70,7 +70,9 @@ class _DecoderStep(nn.Module):
             use_cache=True,
         )
         made = cache.self_attention_cache.layers
-        return output.logits.flatten(0, 1), *(tensor for layer in layers for tensor in (made[layer].keys, made[layer].values))
+        return output.logits.flatten(0, 1), *(
+            tensor for layer in layers for tensor in (made[layer].keys, made[layer].values)
+        )
 
 
 def write(student: T5ForConditionalGeneration, source: Path, directory: Path, precision: str) -> None:

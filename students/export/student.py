@@ -1,6 +1,5 @@
 """Read the student that is exported, and write what every format has: tokenizer, config, generation config."""
 
-import json
 import shutil
 from pathlib import Path
 
@@ -8,6 +7,8 @@ import torch
 from transformers import T5ForConditionalGeneration
 
 from distill.errors import UserError
+from distill.files import read_json
+from students.checkpoint import check_dense
 
 # The targets of an input of 512 tokens are 114; transformers would stop at 20.
 MAX_NEW_TOKENS = 128
@@ -21,13 +22,15 @@ def load_student(directory: Path) -> T5ForConditionalGeneration:
         UserError: the directory holds no dense T5 with weights in safetensors and a tokenizer.json.
     """
     config = directory / "config.json"
-    kind = json.loads(config.read_text(encoding="utf-8")).get("model_type") if config.is_file() else None
+    values = read_json(config, "copy or save the model again") if config.is_file() else {}
+    kind = values.get("model_type") if isinstance(values, dict) else None
     if kind != "t5":
         found = f"a {kind} model" if kind else "no model"
         raise UserError(f"{directory} holds {found}, and only a dense T5 can be exported; name a student")
     for name in ("model.safetensors", "tokenizer.json"):
         if not (directory / name).is_file() and not (directory / f"{name}.index.json").is_file():
             raise UserError(f"{directory} has no {name}; save model and tokenizer there with save_pretrained")
+    check_dense(str(directory), f"the student in {directory}")
     student = T5ForConditionalGeneration.from_pretrained(
         directory, dtype=torch.float32, local_files_only=True, use_safetensors=True
     ).eval()

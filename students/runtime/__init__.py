@@ -12,7 +12,7 @@ from typing import NamedTuple, Protocol
 from tokenizers import Tokenizer
 
 from distill.errors import UserError
-from distill.files import check_digests, read_record
+from distill.files import read_json
 
 # What to import for each format, and the library that it needs.
 _RUNNERS = {
@@ -70,14 +70,12 @@ def load_runner(directory: str | Path, *, threads: int | None = None) -> Runner:
         threads: for one call; the runtime's default if None.
 
     Raises:
-        UserError: it is not an export, a file of it is damaged, or the library of its format is not installed.
+        UserError: it is not an export, or the library of its format is not installed.
     """
     directory = Path(directory)
-    manifest = read_manifest(directory)
-    format = manifest["format"]
+    format = read_manifest(directory)["format"]
     if format not in _RUNNERS:
         raise UserError(f"{directory} is a {format!r} export, which is not known here; export the model again")
-    check_digests(directory, manifest.get("files", {}), "export the model again")
     module, name, library = _RUNNERS[format]
     if importlib.util.find_spec(library) is None:
         raise UserError(f'a {format} export needs {library}; install it with: pip install "switch-distill[{format}]"')
@@ -88,14 +86,18 @@ def read_manifest(directory: str | Path) -> dict:
     """``manifest.json`` of an export: format, precision, runtime and the digests of its files.
 
     Raises:
-        UserError: the directory has none, or it is damaged.
+        UserError: the directory has none, or it is not what an export writes.
     """
     path = Path(directory) / "manifest.json"
     if not path.is_file():
         raise UserError(
             f"{directory} is not an export (it has no manifest.json); make one with: switch-distill export MODEL"
         )
-    return read_record(path, "export the model again")
+    cure = "copy it again, or export the model again"
+    manifest = read_json(path, cure)
+    if not isinstance(manifest, dict) or not isinstance(manifest.get("format"), str):
+        raise UserError(f"{path} is not what an export writes; {cure}")
+    return manifest
 
 
 def encode(tokenizer: Tokenizer, text: str) -> list[int]:

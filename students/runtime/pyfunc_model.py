@@ -21,9 +21,9 @@ class Student(mlflow.pyfunc.PythonModel):
 
         directory = context.artifacts["student"]
         self.device = "cuda" if torch.cuda.is_available() else "cpu"
-        self.tokenizer = AutoTokenizer.from_pretrained(directory, local_files_only=True)
+        self.tokenizer = AutoTokenizer.from_pretrained(directory, local_files_only=True, trust_remote_code=False)
         self.model = AutoModelForSeq2SeqLM.from_pretrained(
-            directory, dtype=torch.float32, local_files_only=True, use_safetensors=True
+            directory, dtype=torch.float32, local_files_only=True, use_safetensors=True, trust_remote_code=False
         )
         self.model.eval().to(self.device)
 

@@ -4,9 +4,10 @@ import logging
 import pytest
 
 from distill.errors import UserError
-from pipelines import feed, tracking
+from pipelines import feed, store_uri
 from pipelines.feed import MetricFeed
-from pipelines.tracking import Store, directory_digest, redacted
+from pipelines.store_uri import redacted, without_credentials
+from pipelines.tracking import Store, directory_digest
 
 
 class Client:
@@ -87,22 +88,30 @@ def test_what_was_written_but_not_delivered_is_delivered_later(tmp_path):
         ("https://me:secret@host:5000/x", "https://host:5000/x"),
         ("https://host:5000", "https://host:5000"),
         ("sqlite:////a/b.db", "sqlite:////a/b.db"),
+        ("postgresql://host/db?user=me&password=secret&x=1", "postgresql://host/db?user=me&password=***&x=1"),
+        ("http://me:secret@[broken", "http://[broken"),
     ],
 )
 def test_credentials_are_not_shown(uri, shown):
     assert redacted(uri) == shown
 
 
+def test_an_error_that_quotes_the_store_is_said_without_credentials(monkeypatch):
+    monkeypatch.setattr(store_uri, "ASKED_FOR", "https://me:secret@host/mlflow/")
+    said = without_credentials("request to https://me:secret@host/mlflow/api/2.0 failed, see https://me:secret@host")
+    assert said == "request to https://host/mlflow/api/2.0 failed, see https://host"
+
+
 def test_stages_of_one_store_are_not_mixed_with_another(tmp_path, monkeypatch):
     (tmp_path / "tracking.json").write_text(json.dumps({"store": "https://elsewhere"}))
-    monkeypatch.setattr(tracking, "ASKED_FOR", None)
+    monkeypatch.setattr(store_uri, "ASKED_FOR", None)
     with pytest.raises(UserError, match="tracked in https://elsewhere, not in the work directory's own store"):
         Store(tmp_path, "x")
     assert not (tmp_path / "mlflow.db").exists()
 
 
 def test_a_store_that_cannot_be_used_is_named(tmp_path, monkeypatch):
-    monkeypatch.setattr(tracking, "ASKED_FOR", "nonsense://me:secret@host")
+    monkeypatch.setattr(store_uri, "ASKED_FOR", "nonsense://me:secret@host")
     with pytest.raises(UserError, match="nonsense://host cannot be used") as raised:
         Store(tmp_path, "x")
     assert "secret" not in str(raised.value)

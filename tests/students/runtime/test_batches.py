@@ -4,7 +4,6 @@ import numpy as np
 import pytest
 
 from distill.errors import UserError
-from distill.files import file_digests
 from students import runtime
 from students.runtime import decode, encode, load_runner
 from students.runtime.batches import cut, log_softmax, pad
@@ -48,13 +47,7 @@ def test_what_is_no_export_is_refused(tmp_path, monkeypatch):
         load_runner(tmp_path)
 
 
-def test_an_export_with_a_damaged_file_is_refused(tmp_path):
-    (tmp_path / "weights").write_bytes(b"those that were written")
-    digests = file_digests(tmp_path, tmp_path.iterdir())
-    (tmp_path / "manifest.json").write_text(json.dumps({"format": "hf", "files": digests}))
-    (tmp_path / "weights").write_bytes(b"thosf that were written")
-    with pytest.raises(UserError, match=r"weights is damaged: .*; export the model again"):
-        load_runner(tmp_path)
+def test_a_damaged_manifest_is_refused(tmp_path):
     (tmp_path / "manifest.json").write_text('{"format": ')
-    with pytest.raises(UserError, match=r"manifest.json is damaged: .*; export the model again"):
+    with pytest.raises(UserError, match=r"manifest.json is damaged: .*, or export the model again"):
         load_runner(tmp_path)

@@ -1,0 +1,97 @@
+"""A teacher's directory before it is loaded: everything that can be wrong with it, said at once. Needs no torch."""
+
+from pathlib import Path
+from typing import Any
+
+from distill.errors import UserError
+from distill.model_files import (
+    Shapes,
+    check_finite,
+    check_shapes,
+    dimension,
+    read_model_config,
+    read_weights,
+    seq2seq_shapes,
+)
+
+# What transformers' SwitchTransformersConfig has where config.json says nothing.
+_DEFAULTS = {"vocab_size": 32128, "d_model": 768, "d_kv": 64, "d_ff": 2048, "num_layers": 12, "num_heads": 12}
+_DEFAULTS |= {"num_experts": 8, "num_sparse_encoder_layers": 3, "num_sparse_decoder_layers": 3}
+_DEFAULTS |= {"relative_attention_num_buckets": 32}
+ACTIVATIONS = ("relu", "gelu", "gelu_new", "gated-gelu", "gated-relu", "gated-silu", "silu")
+# Saved by some beside ``shared``, which they repeat; the bias is one that T5 once had and never read.
+_ALLOWED = ("encoder.embed_tokens.weight", "decoder.embed_tokens.weight", "lm_head.weight")
+_ALLOWED += ("decoder.block.0.layer.1.EncDecAttention.relative_attention_bias.weight",)
+
+
+def check_teacher(source: str) -> dict[str, int]:
+    """Read the config of a Switch model, and of a directory the names, shapes and values of its tensors.
+
+    Returns:
+        Its ``num_experts`` and ``vocab_size``.
+
+    Raises:
+        UserError: it cannot be a teacher.
+    """
+    what = f"teacher {source!r}"
+    config = read_model_config(source, what)
+    check_teacher_config(config, what)
+    if Path(source).is_dir():
+        weights = read_weights(Path(source), what)
+        head = (
+            {} if config.get("tie_word_embeddings", True) else {"lm_head.weight": weights.shapes.get("shared.weight")}
+        )
+        check_shapes(weights.shapes, teacher_shapes(config, what) | head, what, allowed=_ALLOWED)
+        check_finite(weights.files, what)
+    return {name: dimension(config, name, _DEFAULTS[name], what) for name in ("num_experts", "vocab_size")}
+
+
+def check_teacher_config(config: dict[str, Any], what: str) -> None:
+    """Whether a config is of a Switch model of the paper's kind.
+
+    Raises:
+        UserError: it is not.
+    """
+    if (kind := config.get("model_type")) != "switch_transformers":
+        raise UserError(f"{what} is a {kind} model; a Switch Transformer is needed")
+    if config.get("is_encoder_decoder", True) is not True:
+        raise UserError(f"{what} is a decoder alone (is_encoder_decoder); a whole Switch Transformer is needed")
+    if config.get("router_bias"):
+        raise UserError(f"{what} has a router with a bias, which the paper's router has not")
+    if (activation := config.get("dense_act_fn", "relu")) not in ACTIVATIONS:
+        raise UserError(f"{what} has dense_act_fn {activation!r:.40}; known are {', '.join(ACTIVATIONS)}")
+
+
+def teacher_shapes(config: dict[str, Any], what: str) -> Shapes:
+    """Name and shape of the tensors that transformers saves of a Switch model, without tied embeddings.
+
+    Raises:
+        UserError: a size in its config is no size.
+    """
+    config = {"num_decoder_layers": 12, **config}
+    width, inner = (dimension(config, name, _DEFAULTS[name], what) for name in ("d_model", "d_ff"))
+    experts = dimension(config, "num_experts", _DEFAULTS["num_experts"], what)
+    names = (str(config.get("dense_act_fn", "relu")), str(config.get("feed_forward_proj") or ""))
+    gated = config.get("is_gated_act") or any(name.startswith("gated-") for name in names)
+    one = {"wo": (width, inner), **dict.fromkeys(("wi_0", "wi_1") if gated else ("wi",), (inner, width))}
+
+    def ffn(stack: str, block: int) -> Shapes:
+        if not _is_sparse(config, stack, block, what):
+            return {f"mlp.{name}": shape for name, shape in one.items()}
+        every = {f"mlp.experts.expert_{e}.{name}": shape for e in range(experts) for name, shape in one.items()}
+        return {"mlp.router.classifier": (experts, width), **every}
+
+    return seq2seq_shapes(config, _DEFAULTS, ffn, what)
+
+
+def _is_sparse(config: dict[str, Any], stack: str, block: int, what: str) -> bool:
+    """As transformers decides: every step-th block from the second on, where its step is not given otherwise."""
+    layers = dimension(config, "num_layers", _DEFAULTS["num_layers"], what)
+    if stack == "decoder":
+        layers = dimension(config, "num_decoder_layers", layers, what)
+    sparse, step = config.get(f"num_sparse_{stack}_layers", 3), config.get(f"{stack}_sparse_step")
+    if step is None:
+        step = layers // sparse if type(sparse) is int and sparse > 0 else layers
+    if type(step) is not int or step < 0:
+        raise UserError(f"{what} has {stack}_sparse_step {step!r:.40} in its config.json; it must be a number")
+    return step > 0 and (block % step == 1 or step == 1)

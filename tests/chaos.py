@@ -1,0 +1,116 @@
+"""Kill a pipeline with SIGKILL at random moments, start it again, and compare what it ends with to an unharmed run.
+
+``python -m tests.chaos --kills 100``. Each trial is ``switch-distill run smoke`` in a work directory of its own, killed
+(all of its processes at once) and started again until it finishes; then the next trial begins, until there were as many
+kills as asked for.
+"""
+
+import argparse
+import hashlib
+import json
+import os
+import random
+import signal
+import sqlite3
+import subprocess
+import sys
+import tempfile
+import time
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+ROOT = Path(__file__).parent.parent
+# What a report says of runs and models, which have other names in every store.
+_NAMES = ("teacher_run_id", "student_run_id", "student_model_uri")
+
+
+def start(workdir: Path, overrides: list[str]) -> subprocess.Popen:
+    command = [sys.executable, "-m", "pipelines.cli", "run", "smoke", "--workdir", str(workdir)]
+    options = [f"--set={override}" for override in overrides]
+    environment = {**os.environ, "MLFLOW_TRACKING_URI": "", "OMP_NUM_THREADS": "1"}
+    pipes = {"stdout": subprocess.DEVNULL, "stderr": subprocess.PIPE, "text": True}
+    return subprocess.Popen([*command, *options], cwd=ROOT, env=environment, start_new_session=True, **pipes)
+
+
+def result(workdir: Path) -> dict[str, Any]:
+    """All that must not depend on kills: weights, losses, report, and every point of every curve in MLflow."""
+    report = json.loads((workdir / "report.json").read_text())
+    rows = [{key: value for key, value in row.items() if key not in _NAMES} for row in report.pop("ratios")]
+    found: dict[str, Any] = {"report": {**report, "ratios": rows}}
+    for path in sorted(workdir.glob("stages/*/**/*")):
+        if path.suffix == ".safetensors" or path.name.endswith("losses.json"):
+            found[str(path.relative_to(workdir))] = hashlib.sha256(path.read_bytes()).hexdigest()
+    with sqlite3.connect(workdir / "mlflow.db") as store:
+        points = "SELECT r.name, m.key, m.step, m.value FROM metrics m JOIN runs r USING (run_uuid) ORDER BY 1, 2, 3, 4"
+        runs = "SELECT name, status FROM runs ORDER BY 1"
+        # How fast a step was is a matter of the day.
+        found["curves"] = [point for point in store.execute(points) if not point[1].endswith("tokens_per_second")]
+        found["steps"] = sorted(row[:3] for row in store.execute(points))
+        found["runs"] = store.execute(runs).fetchall()
+        models = "SELECT name, status FROM logged_models ORDER BY 1"
+        found["versions"] = store.execute("SELECT name, version FROM model_versions ORDER BY 1, 2").fetchall()
+        ready = {2, "READY"}
+        found["models"] = Counter(name for name, status in store.execute(models) if status in ready)
+    return found
+
+
+def differences(found: dict[str, Any], expected: dict[str, Any]) -> list[str]:
+    """The names of what is not as expected."""
+    return sorted(name for name in found.keys() | expected.keys() if found.get(name) != expected.get(name))
+
+
+def trial(workdir: Path, overrides: list[str], kills: int, rng: random.Random, longest: float) -> tuple[int, Counter]:
+    """Run until it finishes, killed up to ``kills`` times; how often, and in which stage's directory it was then.
+
+    Raises:
+        RuntimeError: a run that nobody killed failed.
+    """
+    where: Counter = Counter()
+    for number in range(kills + 1):
+        process = start(workdir, overrides)
+        try:
+            if number == kills:
+                process.wait()
+            else:
+                process.wait(rng.uniform(0.5, longest))
+        except subprocess.TimeoutExpired:
+            os.killpg(process.pid, signal.SIGKILL)
+            process.wait()
+            unfinished = [p for p in workdir.glob("stages/*") if p.is_dir() and not (p / "stage.json").exists()]
+            where.update({p.name.partition("-")[0] for p in unfinished} or {"between stages"})
+            continue
+        if process.returncode:
+            raise RuntimeError(f"a run after {number} kills ended with {process.returncode}: {process.stderr.read()}")
+        return number, where
+    return kills, where
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Exit code 1 if any trial ended with something else than the unharmed run."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--kills", type=int, default=100)
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--set", dest="overrides", action="append", default=[], metavar="a.b=c")
+    asked = parser.parse_args(arguments)
+    rng, killed, where, failures, trials = random.Random(asked.seed), 0, Counter(), [], 0
+    with tempfile.TemporaryDirectory() as directory:
+        unharmed = Path(directory) / "unharmed"
+        began = time.perf_counter()
+        trial(unharmed, asked.overrides, 0, rng, 0)
+        longest = time.perf_counter() - began
+        expected = result(unharmed)
+        print(f"unharmed: {longest:.0f} s", flush=True)
+        while killed < asked.kills:
+            workdir = Path(directory) / f"killed-{trials}"
+            number, stages = trial(workdir, asked.overrides, asked.kills - killed, rng, longest * 0.6)
+            killed, where, trials = killed + number, where + stages, trials + 1
+            wrong = differences(result(workdir), expected)
+            failures += wrong
+            print(f"trial {trials}: {number} kills, {', '.join(wrong) or 'the same result'}", flush=True)
+    print(f"{killed} kills in {trials} trials: {dict(where)}; {len(failures)} differences")
+    return bool(failures)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

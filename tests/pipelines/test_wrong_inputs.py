@@ -1,0 +1,160 @@
+"""Wrong input: exit code 2, one line with cause and cure, no traceback, and not a byte written.
+
+The list is ``wrong_inputs.txt``, a case a line: ``COMMAND ==> TEXT``, where TEXT stands in the message. ``$name`` is
+what ``wrong_files.py`` makes; ``<<< 'text'`` writes a file, which is ``$input``. A line that begins with ``!`` is run
+in a process of its own, within two seconds of a core, and may begin with variables of the environment. To add a case,
+add a line.
+"""
+
+import hashlib
+import os
+import resource
+import runpy
+import shlex
+import signal
+import string
+import subprocess
+import sys
+import types
+import typing
+from pathlib import Path
+
+import pytest
+from pydantic import BaseModel
+
+from pipelines import cli, store_uri
+from pipelines.config import RunConfig
+
+HERE = Path(__file__).parent
+NAMED = runpy.run_path(str(HERE / "wrong_files.py"))["NAMED"]
+LINES = (HERE / "wrong_inputs.txt").read_text(encoding="utf-8").splitlines()
+CASES = [line for line in LINES if line and not line.startswith("#")]
+
+
+class Place:
+    """A directory with a work directory in it, whose bytes are compared before and after."""
+
+    def __init__(self, root: Path):
+        self.root, self.files = root, root / "files"
+        self.files.mkdir()
+        (root / "work" / "stages").mkdir(parents=True)
+        (root / "work" / "mine.txt").write_text("kept")
+
+    def named(self, name: str) -> Path:
+        path = self.files / name
+        if name in NAMED and not os.path.lexists(path):
+            NAMED[name](self.named, path)
+        return path
+
+    def command(self, line: str) -> tuple[list[str], dict[str, str], str]:
+        """Arguments, variables of the environment, and the text that the message must hold."""
+        command, _, text = line.removeprefix("!").rpartition(" ==> ")
+        command, _, content = command.partition(" <<< ")
+        if content:
+            written = shlex.split(content)[0].encode("latin-1", "backslashreplace").decode("unicode_escape")
+            (self.files / "input").write_bytes(written.encode("latin-1"))
+        names = string.Template(command).get_identifiers()
+        words = shlex.split(string.Template(command).substitute({name: self.named(name) for name in names}))
+        variables = {}
+        while line.startswith("!") and "=" in words[0]:
+            name, _, value = words.pop(0).partition("=")
+            variables[name] = value
+        return words, variables, text.strip()
+
+    def digest(self) -> str:
+        total = hashlib.sha256()
+        for path in sorted(self.root.rglob("*")):
+            total.update(str(path).encode())
+            if path.is_file() and path.stat().st_size < 10_000_000:
+                total.update(path.read_bytes())
+        return total.hexdigest()
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory):
+    return Place(tmp_path_factory.mktemp("wrong"))
+
+
+@pytest.fixture
+def run(place, monkeypatch, capsys):
+    """Run a command in this process: its exit code, and what it said."""
+    terminate = signal.getsignal(signal.SIGTERM)
+    monkeypatch.chdir(place.root)
+    monkeypatch.setattr(store_uri, "ASKED_FOR", None)
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+
+    def run_here(words: list[str]) -> tuple[int, str]:
+        monkeypatch.setattr(sys, "argv", ["switch-distill", *words])
+        capsys.readouterr()
+        return cli._main(), capsys.readouterr().err
+
+    yield run_here
+    signal.signal(signal.SIGTERM, terminate)
+
+
+def run_apart(place: Place, words: list[str], variables: dict[str, str]) -> tuple[int, str]:
+    """Run a command in a process of its own, which may take two seconds of a core."""
+    known = {"PYTHONPATH": str(HERE.parents[1]), "MLFLOW_TRACKING_URI": "", "HF_HUB_OFFLINE": "1"}
+    environment = {**os.environ, **known, "OMP_NUM_THREADS": "1", **variables}
+    before = resource.getrusage(resource.RUSAGE_CHILDREN)
+    command = [sys.executable, "-m", "pipelines.cli", *words]
+    done = subprocess.run(command, cwd=place.root, env=environment, capture_output=True, text=True)
+    after = resource.getrusage(resource.RUSAGE_CHILDREN)
+    assert after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime < 2
+    assert not done.stdout
+    return done.returncode, done.stderr
+
+
+def check_message(code: int, said: str) -> str:
+    assert code == 2, said
+    assert "Traceback" not in said
+    message = said.rstrip("\n").split("\n")[-1]
+    assert message.startswith("switch-distill: ") and len(message) < 700
+    return message
+
+
+@pytest.mark.parametrize("line", CASES)
+def test_wrong_input_is_answered_in_a_line_and_changes_nothing(line, place, run):
+    words, variables, text = place.command(line)
+    before = place.digest()
+    code, said = run_apart(place, words, variables) if line.startswith("!") else run(words)
+    assert text in check_message(code, said)
+    assert place.digest() == before
+
+
+def plain(kind: typing.Any) -> typing.Any:
+    return typing.get_args(kind)[0] if typing.get_origin(kind) is typing.Annotated else kind
+
+
+def wrong_values(model: type[BaseModel], prefix: str = "") -> typing.Iterator[tuple[str, str]]:
+    """For every key of a config, values of other types and beyond its range."""
+    for name, field in model.model_fields.items():
+        key, kind = f"{prefix}{name}", field.annotation
+        union = typing.get_origin(kind) in (types.UnionType, typing.Union)
+        options = [plain(one) for one in (typing.get_args(kind) if union else (kind,))]
+        values = ["{a: 1}", "[[1]]", "2024-01-01"]
+        if isinstance(kind, type) and issubclass(kind, BaseModel):
+            yield from wrong_values(kind, f"{key}.")
+            values = ["text", "3", "[]", "null"]
+        elif int in options:
+            values += ["text", "1.5", "'1'", "-1", "true", "9" * 30, "0x" + "f" * 40, ".nan"]
+        elif float in options:
+            values += ["text", "'0.5'", ".nan", ".inf", "-.inf", "-1", "1e999", "9" * 400, "true"]
+        elif str in options or typing.get_origin(kind) is typing.Literal:
+            values += ["1", "1.5", "true", "[a]"]
+        elif kind is bool:
+            values += ["text", "1", "null", "'true'"]
+        else:
+            values = ["text", "1", "1.5", "true", "null", "2024-01-01"]
+        yield from ((key, value) for value in values)
+        yield f"{key}x", "1"
+
+
+@pytest.mark.parametrize("key,value", list(wrong_values(RunConfig)))
+def test_a_value_that_no_key_can_have_is_named_with_its_key(key, value, place, run):
+    message = check_message(*run(["config", "demo", f"--set={key}={value}"]))
+    assert key.split(".")[-1] in message
+
+
+def test_the_list_is_long():
+    assert len(CASES) + len(list(wrong_values(RunConfig))) >= 300

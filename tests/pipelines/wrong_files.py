@@ -1,0 +1,309 @@
+"""What ``wrong_inputs.txt`` names with a ``$``: ``NAMED`` has a function for each, which makes it at a path.
+
+``files`` gives the path of another one.
+"""
+
+import gzip
+import json
+import os
+import pickle
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import torch
+import yaml
+from safetensors.torch import load_file, save_file
+from tokenizers import Tokenizer, models
+from transformers import (
+    PreTrainedTokenizerFast,
+    SwitchTransformersConfig,
+    SwitchTransformersForConditionalGeneration,
+    T5Config,
+    T5ForConditionalGeneration,
+)
+
+from distill.tokenizer import train_tokenizer
+from pipelines.tracking import Store
+
+SIZES = {"d_model": 8, "d_ff": 8, "d_kv": 4, "num_heads": 2, "num_layers": 2}
+NAMED: dict[str, Callable] = {}
+
+
+def named(make: Callable) -> Callable:
+    NAMED[make.__name__] = make
+    return make
+
+
+@named
+def texts(files, path):
+    path.mkdir()
+    words = Path(__file__).parents[2].joinpath("LICENSE").read_text().split()
+    for number in range(40):
+        (path / f"{number:02d}.txt").write_text(f"document {number}\n" + " ".join(words[number * 20 :][:200]))
+
+
+@named
+def base(files, path):
+    """A config that runs in seconds."""
+    training = {"steps": 2, "batch_size": 4, "warmup_steps": 1}
+    data = {"corpus": f"text:{files('texts')}/*.txt", "vocabulary": 400, "input_length": 32, "validation_fraction": 0.2}
+    config = {"name": "tiny", "data": {**data, "validation_examples": 4}, "model": SIZES, "report": {"resamples": 100}}
+    config |= {"teacher": {"experts": [2], "training": training}, "distill": {"training": training}}
+    path.write_text(yaml.safe_dump(config))
+
+
+@named
+def loaded(files, path):
+    """The same with a teacher that is loaded."""
+    config = yaml.safe_load(files("base").read_text())
+    config["data"]["tokenizer"] = str(files("tokenizer"))
+    config["teacher"] = {"checkpoints": {"e2": str(files("teacher"))}}
+    path.write_text(yaml.safe_dump(config))
+
+
+@named
+def store(files, path):
+    """A work directory with an MLflow store that knows no model."""
+    Store(path, "tiny").client.create_registered_model("known")
+
+
+@named
+def tokenizer(files, path):
+    train_tokenizer([text.read_text() for text in files("texts").iterdir()], 400).save_pretrained(path)
+
+
+@named
+def teacher(files, path, **changes):
+    sizes = {**SIZES, "num_decoder_layers": 2, "num_sparse_encoder_layers": 1, "num_sparse_decoder_layers": 1}
+    config = SwitchTransformersConfig(vocab_size=512, num_experts=2, decoder_start_token_id=0, **sizes, **changes)
+    torch.manual_seed(0)
+    SwitchTransformersForConditionalGeneration(config).save_pretrained(path)
+
+
+@named
+def dense(files, path):
+    T5ForConditionalGeneration(T5Config(vocab_size=512, decoder_start_token_id=0, **SIZES)).save_pretrained(path)
+
+
+def edited(of: str, *, config: dict | None = None, tensors: Callable | None = None, files_too: Callable | None = None):
+    """A copy of a named directory with other values in its config.json, other tensors, or other files."""
+
+    def make(files, path):
+        shutil.copytree(files(of), path)
+        if config:
+            values = json.loads((path / "config.json").read_text())
+            (path / "config.json").write_text(json.dumps({**values, **config}))
+        if tensors:
+            state = load_file(path / "model.safetensors")
+            tensors(state)
+            save_file(state, path / "model.safetensors", metadata={"format": "pt"})
+        if files_too:
+            files_too(path)
+
+    return make
+
+
+def _set(name: str, value: float, kind: torch.dtype = torch.float32) -> Callable:
+    def change(state: dict) -> None:
+        state[name] = state[name].to(kind)
+        state[name].view(-1)[0] = value
+
+    return change
+
+
+def _as_pickle(path: Path) -> None:
+    torch.save(load_file(path / "model.safetensors"), path / "pytorch_model.bin")
+    (path / "model.safetensors").unlink()
+
+
+def _write(name: str, content: str | bytes) -> Callable:
+    data = content.encode() if isinstance(content, str) else content
+    return lambda path: (path / name).write_bytes(data)
+
+
+def _sharded(*parts: object) -> Callable:
+    def change(path: Path) -> None:
+        (path / "model.safetensors").unlink()
+        index = {"weight_map": {f"tensor{number}": part for number, part in enumerate(parts)}}
+        (path / "model.safetensors.index.json").write_text(json.dumps(index))
+
+    return change
+
+
+EXPERT = "encoder.block.1.layer.1.mlp.experts.expert_1.wi.weight"
+NAMED |= {
+    f"teacher_{name}": edited("teacher", **changes)
+    for name, changes in {
+        "without_expert": {"tensors": lambda state: state.pop(EXPERT)},
+        "without_router": {"tensors": lambda s: s.pop("decoder.block.1.layer.2.mlp.router.classifier.weight")},
+        "without_shared": {"tensors": lambda state: state.pop("shared.weight")},
+        "with_more": {"tensors": lambda state: state.update(surprise=torch.zeros(1))},
+        "with_third_expert": {"tensors": lambda s: s.update({EXPERT.replace("t_1", "t_2"): torch.zeros(8, 8)})},
+        "other_shape": {"tensors": lambda state: state.update({EXPERT: torch.zeros(8, 9)})},
+        "flat": {"tensors": lambda state: state.update({EXPERT: torch.zeros(64)})},
+        "integers": {"tensors": lambda s: s.update({EXPERT: torch.zeros(8, 8, dtype=torch.int64)})},
+        "nan": {"tensors": _set(EXPERT, float("nan"))},
+        "inf": {"tensors": _set("shared.weight", float("inf"))},
+        "minus_inf": {"tensors": _set("encoder.final_layer_norm.weight", -float("inf"))},
+        "nan_half": {"tensors": _set(EXPERT, float("nan"), torch.float16)},
+        "nan_bfloat16": {"tensors": _set(EXPERT, float("nan"), torch.bfloat16)},
+        "pickle": {"files_too": _as_pickle},
+        "nothing": {"files_too": lambda path: (path / "model.safetensors").unlink()},
+        "without_config": {"files_too": lambda path: (path / "config.json").unlink()},
+        "cut": {"files_too": lambda p: os.truncate(p / "model.safetensors", 3000)},
+        "empty": {"files_too": lambda path: os.truncate(path / "model.safetensors", 0)},
+        "noise": {"files_too": _write("model.safetensors", bytes(range(256)) * 40)},
+        "huge_header": {"files_too": _write("model.safetensors", b"\xff" * 64)},
+        "bad_json": {"files_too": _write("config.json", "{")},
+        "deep_json": {"files_too": _write("config.json", "[" * 100_000)},
+        "list_json": {"files_too": _write("config.json", "[]")},
+        "latin_json": {"files_too": _write("config.json", b'{"a": "\xe9"}')},
+        "shard_outside": {"files_too": _sharded("../teacher/model.safetensors")},
+        "shard_missing": {"files_too": _sharded("model-00001-of-00002.safetensors")},
+        "shard_number": {"files_too": _sharded(3)},
+        "no_shards": {"files_too": _sharded()},
+        "bad_index": {"files_too": lambda p: (_sharded()(p), _write("model.safetensors.index.json", "[")(p))},
+        "gpt2": {"config": {"model_type": "gpt2"}},
+        "llama": {"config": {"model_type": "llama", "architectures": ["LlamaForCausalLM"]}},
+        "no_type": {"config": {"model_type": None}},
+        "odd_type": {"config": {"model_type": ["switch_transformers"]}},
+        "decoder_only": {"config": {"is_encoder_decoder": False}},
+        "router_bias": {"config": {"router_bias": True}},
+        "activation": {"config": {"dense_act_fn": "softmax"}},
+        "odd_activation": {"config": {"dense_act_fn": ["relu"]}},
+        "more_experts": {"config": {"num_experts": 4}},
+        "fewer_experts": {"config": {"num_experts": 1}},
+        "wider": {"config": {"d_model": 16}},
+        "more_heads": {"config": {"num_heads": 4}},
+        "more_layers": {"config": {"num_layers": 3}},
+        "fewer_layers": {"config": {"num_decoder_layers": 1}},
+        "more_words": {"config": {"vocab_size": 1024}},
+        "untied": {"config": {"tie_word_embeddings": False}},
+        "gated": {"config": {"is_gated_act": True}},
+        "all_sparse": {"config": {"encoder_sparse_step": 1}},
+        "none_sparse": {"config": {"decoder_sparse_step": 0}},
+        "odd_step": {"config": {"decoder_sparse_step": "two"}},
+        "text_size": {"config": {"d_model": "8"}},
+        "huge_size": {"config": {"d_ff": 10**18}},
+        "huge_layers": {"config": {"num_layers": 10**9}},
+        "no_heads": {"config": {"num_heads": 0}},
+        "minus_experts": {"config": {"num_experts": -2}},
+        "true_size": {"config": {"d_kv": True}},
+    }.items()
+}
+NAMED |= {
+    f"dense_{name}": edited("dense", **changes)
+    for name, changes in {
+        "nan": {"tensors": _set("shared.weight", float("nan"))},
+        "pickle": {"files_too": _as_pickle},
+        "missing": {"tensors": lambda state: state.pop("decoder.final_layer_norm.weight")},
+        "wider": {"config": {"d_ff": 16}},
+        "gated": {"config": {"feed_forward_proj": "gated-gelu"}},
+        "cut": {"files_too": lambda path: os.truncate(path / "model.safetensors", 2000)},
+        "zero": {"config": {"d_model": 0}},
+    }.items()
+}
+
+
+@named
+def student(files, path):
+    """A dense model with its tokenizer."""
+    shutil.copytree(files("dense"), path)
+    for file in files("tokenizer").iterdir():
+        shutil.copy(file, path)
+
+
+NAMED |= {
+    "student_nan": edited("student", tensors=_set("shared.weight", float("nan"))),
+    "student_wider": edited("student", config={"d_ff": 16}),
+    "student_cut": edited("student", files_too=lambda path: os.truncate(path / "model.safetensors", 2000)),
+    "student_pickle": edited("student", files_too=_as_pickle),
+    "student_bad_json": edited("student", files_too=_write("config.json", "{")),
+    "student_bad_tokenizer": edited("student", files_too=_write("tokenizer.json", "{")),
+}
+
+
+@named
+def small_teacher(files, path):
+    """With fewer words than the tokenizer."""
+    edited("teacher", config={"vocab_size": 128}, tensors=lambda s: s.update({"shared.weight": torch.zeros(128, 8)}))(
+        files, path
+    )
+
+
+@named
+def small_dense(files, path):
+    edited("dense", config={"vocab_size": 128}, tensors=lambda s: s.update({"shared.weight": torch.zeros(128, 8)}))(
+        files, path
+    )
+
+
+def _words(vocabulary: list[str], **special: str) -> Callable:
+    def make(files, path):
+        backend = Tokenizer(models.WordLevel({word: i for i, word in enumerate(vocabulary)}, unk_token="x"))
+        PreTrainedTokenizerFast(tokenizer_object=backend, **special).save_pretrained(path)
+
+    return make
+
+
+SPECIAL = {"pad_token": "p", "eos_token": "e"}
+NAMED |= {
+    "tokenizer_without_pad": _words(["x", "e"], eos_token="e"),
+    "tokenizer_without_eos": _words(["x", "p"], pad_token="p"),
+    "tokenizer_without_sentinels": _words(["x", "p", "e"], **SPECIAL),
+    "tokenizer_ascending": _words(["x", "p", "e", "<extra_id_0>", "<extra_id_1>"], **SPECIAL),
+    "tokenizer_one_sentinel": _words(["x", "p", "e", "<extra_id_0>"], **SPECIAL),
+    "tokenizer_second_alone": _words(["x", "p", "e", "<extra_id_1>"], **SPECIAL),
+    "tokenizer_broken": edited("tokenizer", files_too=_write("tokenizer.json", "{")),
+    "tokenizer_list": edited("tokenizer", files_too=_write("tokenizer.json", "[]")),
+    "tokenizer_empty": edited("tokenizer", files_too=_write("tokenizer.json", "")),
+    "tokenizer_noise": edited("tokenizer", files_too=_write("tokenizer.json", bytes(range(256)))),
+    "tokenizer_gone": edited("tokenizer", files_too=lambda path: (path / "tokenizer.json").unlink()),
+    "tokenizer_bad_config": edited("tokenizer", files_too=_write("tokenizer_config.json", "[")),
+    "nothing": lambda files, path: None,
+    "empty": lambda files, path: path.mkdir(),
+    "pickled": lambda files, path: path.write_bytes(pickle.dumps({"teacher": 1})),
+    "large": lambda files, path: path.write_bytes(b"a: 1\n" * 20_000_000),
+    "utf16": lambda files, path: path.write_bytes("teacher: {experts: [2]}".encode("utf-16")),
+    "gzipped": lambda files, path: path.write_bytes(gzip.compress(b"teacher: {experts: [2]}")),
+    "giant_line": lambda files, path: path.write_text("word " * 200_000),
+    "zip_as_parquet": lambda files, path: path.write_bytes(b"PK\x03\x04" + bytes(100)),
+    "array": lambda files, path: np.save(path.open("wb"), np.zeros(3)),
+    "loop": lambda files, path: path.symlink_to(path),
+    "bomb": lambda files, path: path.write_text(
+        "a: &a [x, x, x, x, x, x, x, x]\n"
+        + "".join(f"{b}: &{b} [{', '.join([f'*{a}'] * 9)}]\n" for a, b in zip("abcdefghi", "bcdefghij", strict=True))
+    ),
+    "merge_bomb": lambda files, path: path.write_text(
+        "a: &a {k: 1}\n"
+        + "".join(
+            f"{b}: &{b} {{<<: [{', '.join([f'*{a}'] * 9)}]}}\n" for a, b in zip("abcdefgh", "bcdefghi", strict=True)
+        )
+    ),
+    "deep": lambda files, path: path.write_text("[" * 3000),
+}
+
+
+def _workdir(name: str, content: str) -> Callable:
+    def make(files, path):
+        (path / name).parent.mkdir(parents=True)
+        (path / name).write_text(content)
+
+    return make
+
+
+NAMED |= {
+    "work_of_another_store": _workdir("tracking.json", '{"store": "https://elsewhere"}'),
+    "work_with_bad_record": _workdir("tracking.json", "{"),
+    "work_with_list": _workdir("tracking.json", "[]"),
+    "no_export": _workdir("manifest.json", '{"format": "gguf"}'),
+    "export_of_code": _workdir("manifest.json", '{"format": "mlflow"}'),
+    "export_of_path": _workdir("manifest.json", '{"format": "../../os"}'),
+    "export_broken": _workdir("manifest.json", "{"),
+    "export_list": _workdir("manifest.json", "[]"),
+    "lineage_alone": _workdir("lineage.json", "{}"),
+    "stage_broken": _workdir("stage.json", "{"),
+    "stage_list": _workdir("stage.json", "[]"),
+}

@@ -9,6 +9,7 @@ prepare          a corpus on disk as tokens, with its digests
 data             fixed-length examples and batches of them
 files            files that appear whole or not at all, and their checksums
 disk             space that is asked for before it is used, and named when it has run out
+model_files      a model directory before it is loaded: config, names, shapes and values of its tensors
 seq2seq          a dense T5 from a shape; the decoder's hidden states and head of any T5 or Switch model
 loss             0.75 hard + 0.25 soft labels
 soft_labels      the teacher's distribution in a few words per token

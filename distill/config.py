@@ -12,7 +12,7 @@ Count = Annotated[int, Field(ge=0, lt=2**31)]
 Size = Annotated[int, Field(gt=0, le=2**20)]  # of something that is in memory as a whole
 Source = Annotated[str, Field(min_length=1)]  # of a model: a directory, or a name on the hub
 Fraction = Annotated[float, Field(ge=0, le=1, allow_inf_nan=False)]
-PositiveFloat = Annotated[float, Field(gt=0, le=1e9, allow_inf_nan=False)]
+PositiveFloat = Annotated[float, Field(gt=0, le=1e30, allow_inf_nan=False)]
 
 
 class Section(BaseModel):
@@ -83,7 +83,7 @@ class TrainingConfig(Section):
     micro_batch_size: Positive | None = Field(None, description="examples per forward pass of one process")
     optimizer: Literal["adamw", "adafactor"] = "adamw"
     learning_rate: PositiveFloat = 1e-3
-    weight_decay: Annotated[float, Field(ge=0, le=1e9, allow_inf_nan=False)] = 0.0
+    weight_decay: Annotated[float, Field(ge=0, le=1e30, allow_inf_nan=False)] = 0.0
     schedule: Literal["inverse_sqrt", "cosine"] = "inverse_sqrt"
     warmup_steps: Count = 100
     cooldown: Fraction = Field(

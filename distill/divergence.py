@@ -15,13 +15,15 @@ class TrainingDiverged(RuntimeError):
     """Loss, gradient, quality or routing is not what training can go on from. The message says where and what to do."""
 
 
-def check_figures(values: dict[str, float]) -> None:
-    """
+def check_figures(values: dict[str, float]) -> dict[str, float]:
+    """``values`` as they are.
+
     Raises:
         TrainingDiverged: one is not finite.
     """
     if unknown := [name for name, value in values.items() if not math.isfinite(value)]:
         raise TrainingDiverged(f"{unknown[0]} is {values[unknown[0]]}")
+    return values
 
 
 def check_losses(losses: list[float], title: str) -> None:

@@ -67,7 +67,8 @@ class Pipeline:
         check_store(workdir)
         self.stages = plan(config, "")  # until the data is known
         if kind and not self.select(kind):
-            raise UserError("there is nothing to label: with distill.hard_fraction 1 no student reads soft labels")
+            cause = "distill.hard_fraction is 1, so that no student reads soft labels; lower it"
+            raise UserError(f"there is nothing to label: {cause}")
         if kind not in (None, "baseline", "teacher") and not is_prepared(config.data, workdir / "data"):
             for stage in self.select(kind):
                 self._inputs(stage)  # without data there are none, and the message names the first
@@ -211,8 +212,7 @@ class StageRun:
             self.log_curve(step, {f"{prefix}train/{name}": value for name, value in metrics.items()})
 
         def on_evaluation(step: int) -> None:
-            values = evaluate()
-            check_figures(values)
+            values = check_figures(evaluate())
             self.log_curve(step, {f"{prefix}{name}": value for name, value in values.items()})
 
         def say(text: str) -> None:
@@ -263,7 +263,7 @@ class StageRun:
         if self.tracked:
             own = {name: value for name, value in figures.items() if name not in outcome.not_of_model}
             self.tracked.log_results(own, model_id=model_id)
-            self.tracked.log_results({name: figures[name] for name in outcome.not_of_model})
+            self.tracked.log_results({name: figures[name] for name in figures.keys() & outcome.not_of_model})
         run_id = self.tracked.run_id if self.tracked else ""
         return Finished(stage.title, stage.fingerprint, run_id, model_id, uri, figures, outcome.facts, self.directory)
 

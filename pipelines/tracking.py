@@ -41,7 +41,7 @@ class Store:
     """The tracking store of a work directory: SQLite and files in it, or the server that MLFLOW_TRACKING_URI names."""
 
     def __init__(self, workdir: Path, experiment: str | None):
-        """Open the store; make the experiment if it is named and missing.
+        """Open the store; make the experiment if it is named and missing. Without one, nothing is written.
 
         Raises:
             UserError: the store cannot be reached, or the work directory's stages are tracked in another one.
@@ -53,20 +53,24 @@ class Store:
         import mlflow  # slow to import; a finished pipeline is answered without it
 
         logging.getLogger("mlflow.store.db.utils").setLevel(logging.CRITICAL)  # it prints the SQL of what it raises
-        make_directory(self.workdir)
+        if experiment:
+            make_directory(self.workdir)
         try:
             if self.uri == local:
                 self._make_sqlite()
             mlflow.set_tracking_uri(self.uri)
             self.client = mlflow.MlflowClient()
-            with FileLock(self.workdir / ".mlflow.lock"):  # two processes that both find no experiment make two
-                self.experiment = self._experiment(experiment) if experiment else None
+            self.experiment = None
+            if experiment:
+                with FileLock(self.workdir / ".mlflow.lock"):  # two processes that both find none make two
+                    self.experiment = self._experiment(experiment)
         except mlflow.exceptions.MlflowException as error:
             cause = without_credentials(str(error)).split("\n")[0][:200]
             raise UserError(
                 f"the MLflow store {redacted(self.uri)} cannot be used: {cause}; check MLFLOW_TRACKING_URI"
             ) from error
-        write_json(self.workdir / "tracking.json", {"store": store_uri.label()})
+        if experiment:
+            write_json(self.workdir / "tracking.json", {"store": store_uri.label()})
 
     def _make_sqlite(self) -> None:
         """Build a new store's tables beside and rename: half of them, or two processes at it, break it for good."""

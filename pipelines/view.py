@@ -59,7 +59,8 @@ def serve(store: Store, workdir: Path, host: str, port: int, console: Console) -
     artifacts = (store.workdir / "mlartifacts").as_uri()
     arguments = ["--backend-store-uri", store.uri, "--artifacts-destination", artifacts, "--workers", "1"]
     command = [sys.executable, "-m", "mlflow", "server", *arguments, "--host", host, "--port", str(port)]
-    os.execv(sys.executable, command)  # nosec B606: this Python, with arguments of ours and of the command line alone
+    # This Python, with arguments of ours and of the command line alone.
+    os.execv(sys.executable, command)  # nosec B606
 
 
 def _state(comparison: str) -> dict[str, Any]:

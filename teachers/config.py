@@ -23,7 +23,7 @@ class TeacherConfig(SwitchConfig):
     checkpoints: dict[Annotated[str, Field(pattern=r"^e[1-9][0-9]{0,3}$")], Source] = Field(
         {}, description="ratio -> directory or hub name of a transformers Switch model, for example e8: DIR"
     )
-    load_balancing_weight: Annotated[float, Field(ge=0, le=1e9, allow_inf_nan=False)] = Field(0.01, description="alpha")
+    load_balancing_weight: Annotated[float, Field(ge=0, le=1e30, allow_inf_nan=False)] = 0.01  # alpha
     evaluation_batch_size: Size = Field(64, description="examples; capacity depends on it")
     training: TrainingConfig = TrainingConfig()
 

@@ -187,10 +187,9 @@ def test_names_in_records_do_not_lead_outside(tmp_path):
 def test_a_store_that_cannot_be_reached_is_named_without_its_password(cli, tmp_path):
     uri = "http://me:hunter2@127.0.0.1:9"
     options = {"MLFLOW_TRACKING_URI": uri, "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "0"}
-    done = cli("lineage", "0" * 32, "--workdir", str(tmp_path), **options)
+    done = cli("lineage", "0" * 32, "--workdir", str(tmp_path / "work"), **options)
     assert done.returncode and "127.0.0.1" in done.stderr
-    said = [done.stderr, done.stdout, *(path.read_text() for path in tmp_path.rglob("*") if path.is_file())]
-    assert not [text for text in said if "hunter2" in text]
+    assert "hunter2" not in done.stderr + done.stdout and not list(tmp_path.iterdir())
 
 
 SOURCES = [

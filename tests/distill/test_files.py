@@ -22,6 +22,9 @@ def test_a_record_is_read_back_and_any_other_bytes_are_refused(tmp_path):
     path.write_bytes(whole[: len(whole) // 2])
     with pytest.raises(UserError, match=r"a.json is damaged: .*; make it again$"):
         read_record(path, "make it again")
+    path.write_text("[1]")
+    with pytest.raises(UserError, match=r"a.json is damaged: it holds no keys and values; make it again$"):
+        read_record(path, "make it again")
     path.unlink()
     with pytest.raises(UserError, match=r"a.json is missing; make it again$"):
         read_record(path, "make it again")

@@ -22,18 +22,24 @@ def test_operations_of_a_step_are_those_that_torch_counts():
     assert step_operations("demo", 16) == 4 * counter.get_total_flops()
 
 
+@pytest.fixture
+def own_precision():
+    """A process has one precision for good: whatever other tests chose is forgotten, before and after."""
+    AcceleratorState._reset_state(reset_partial_state=True)
+    yield
+    AcceleratorState._reset_state(reset_partial_state=True)
+
+
 @pytest.mark.parametrize("labels", ["hard", "online", "cached"])
-def test_our_step_is_one_of_the_training_loop(labels):
+def test_our_step_is_one_of_the_training_loop(own_precision, labels):
     step = our_step("demo", 2, labels)
     losses = [float(step()[0]["loss"]) for _ in range(8)]
     assert losses[-1] < losses[0]
 
 
-def test_the_plain_step_learns_too():
-    AcceleratorState._reset_state(reset_partial_state=True)
+def test_the_plain_step_learns_too(own_precision):
     step = plain_step("demo", 2, "no")
     losses = [step() for _ in range(8)]
-    AcceleratorState._reset_state(reset_partial_state=True)
     assert losses[-1] < losses[0]
 
 

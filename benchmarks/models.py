@@ -13,6 +13,7 @@ from transformers import (
 from distill.cached_labels import LabelledBatch
 from distill.config import ModelConfig, TrainingConfig
 from distill.data import Batch
+from distill.divergence import NormWatch
 from distill.flops import forward_flops
 from distill.loss import SparseSoftLabels
 from distill.objectives import HardAndCachedLabels, HardAndSoftLabels, HardLabels
@@ -60,9 +61,10 @@ def our_step(
     config = TrainingConfig()
     objective, optimizer = accelerator.prepare(objective, make_optimizer(objective, config))
     objective.train()
+    watch = NormWatch((), config.gradient_clip)
     if compiled:
         objective = torch.compile(objective)
-    return lambda: optimizer_step(objective, optimizer, [made], config, accelerator, step=0)
+    return lambda: optimizer_step(objective, optimizer, [made], config, accelerator, watch)
 
 
 def plain_step(size: str, batch: int, mixed_precision: str) -> Callable[[], None]:

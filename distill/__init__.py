@@ -1,13 +1,14 @@
 """The method, shared by every stage. Imports nothing of teachers, students or pipelines.
 
 config           what a run may set: data, model shape, training, distillation
-errors           UserError, the one exception for wrong input
+errors           UserError, for wrong input, and DiskFull
 corpus           documents of a corpus, split by hash, with a digest of their bytes
 tokenizer        a trained or a loaded tokenizer, checked for what T5 needs
 span_corruption  T5's objective on token ids, and its length algebra
 prepare          a corpus on disk as tokens, with its digests
 data             fixed-length examples and batches of them
-files            files that appear whole or not at all
+files            files that appear whole or not at all, and their checksums
+disk             space that is asked for before it is used, and named when it has run out
 model_files      a model directory before it is loaded: config, names, shapes and values of its tensors
 seq2seq          a dense T5 from a shape; the decoder's hidden states and head of any T5 or Switch model
 loss             0.75 hard + 0.25 soft labels
@@ -16,6 +17,8 @@ cached_labels    those on disk: made once by the teacher, read by students
 matching         states inside the student against the teacher's, layer by layer
 objectives       a model and its loss as one module: hard labels, or hard and soft labels
 training         the one training loop
+steps            what a step of it is given: batches by process, its seed; and a window of its metrics
+divergence       how training goes wrong in its numbers, and how that is noticed
 checkpoint       everything that a killed run needs, in safetensors and JSON
 evaluation       negative log perplexity on held-out examples
 """

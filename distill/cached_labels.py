@@ -6,9 +6,7 @@ memory-mapped and verified by their SHA-256; reading a batch touches its own row
 B examples, T target tokens, N = B x T, K words per token.
 """
 
-import hashlib
-import json
-import shutil
+import os
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -22,8 +20,9 @@ from transformers import PreTrainedModel
 
 from distill.config import LabelsConfig
 from distill.data import Examples
+from distill.disk import named_when_full, require_space
 from distill.errors import UserError
-from distill.files import write_json
+from distill.files import check_digests, file_digest, read_record, write_json, write_record
 from distill.loss import SparseSoftLabels
 from distill.soft_labels import equal_shares, sparse_labels
 from distill.t5 import hidden_states
@@ -55,19 +54,9 @@ class CachedLabels:
             UserError: a file is missing or has other bytes than were written.
         """
         cure = f"copy it again, or delete {directory.parent} and make the labels again with: switch-distill label"
+        self.facts: dict[str, Any] = read_record(directory / "labels.json", cure)
         try:
-            self.facts: dict[str, Any] = json.loads((directory / "labels.json").read_text())
-            if odd := [name for name in self.facts["sha256"] if Path(name).name != name]:
-                raise UserError(f"labels.json in {directory} names {odd[0]!r:.80}, which is outside; {cure}")
-            found = {name: _file_digest(directory / name) for name in self.facts["sha256"]}
-        except FileNotFoundError as error:
-            raise UserError(f"{error.filename} of the cached soft labels is missing; {cure}") from error
-        for name, expected in self.facts["sha256"].items():
-            if found[name] != expected:
-                raise UserError(
-                    f"{directory / name} has SHA-256 {found[name][:12]}..., not {expected[:12]}... as written; {cure}"
-                )
-        try:
+            check_digests(directory, self.facts["sha256"], cure)
             self._arrays = _open(directory, self.facts, "r")
         except (ValueError, KeyError) as error:
             raise UserError(f"the files in {directory} are no soft labels ({error}); {cure}") from error
@@ -141,12 +130,12 @@ def make_labels(
         on_batch: is told the examples done, their total, and this batch's ``entropy`` and ``tokens_per_second``.
 
     Raises:
-        UserError: the disk is too small.
+        DiskFull: before the first label; nothing is left of them.
     """
     teacher.eval()
     facts = {**config.model_dump(mode="json"), "examples": count, "temperature": temperature, **origin}
     facts |= {"targets": examples.lengths.targets, "vocabulary": teacher.lm_head.weight.shape[0]}
-    done, batches = _batches_done(progress, facts), -(-count // batch_size)
+    done, batches = _batches_done(progress, directory, facts), -(-count // batch_size)
     if accelerator.is_main_process and not done:
         _create(directory, facts)
     accelerator.wait_for_everyone()
@@ -164,11 +153,11 @@ def make_labels(
         done = stop
         if accelerator.is_main_process:
             progress.parent.mkdir(parents=True, exist_ok=True)
-            write_json(progress, {"batches": done, "of": facts})
+            write_record(progress, {"batches": done, "of": facts})
     if accelerator.is_main_process:
         write_json(
             directory / "labels.json",
-            {**facts, "sha256": {f"{name}.npy": _file_digest(directory / f"{name}.npy") for name in sorted(arrays)}},
+            {**facts, "sha256": {f"{name}.npy": file_digest(directory / f"{name}.npy") for name in sorted(arrays)}},
         )
     accelerator.wait_for_everyone()
 
@@ -212,26 +201,41 @@ def _create(directory: Path, facts: dict[str, Any]) -> None:
     layout = _layout(facts)
     for name in layout:
         (directory / f"{name}.npy").unlink(missing_ok=True)
-    needed = sum(np.dtype(kind).itemsize * int(np.prod(shape)) for kind, shape in layout.values())
-    if needed > (free := shutil.disk_usage(directory).free):  # writing to a full disk's memory map kills the process
-        raise UserError(
-            f"the soft labels need {needed / 1e9:.1f} GB, {directory} has {free / 1e9:.1f} GB left; "
-            "lower distill.labels.words or distill.labels.examples"
-        )
-    for name, (kind, shape) in layout.items():
-        open_memmap(directory / f"{name}.npy", "w+", kind, shape)
+    needed = labels_bytes(facts)
+    require_space(directory, needed, "storing soft labels", "lower distill.labels.words or distill.labels.examples")
+    try:
+        with named_when_full(directory, needed):
+            for name, (kind, shape) in layout.items():
+                open_memmap(directory / f"{name}.npy", "w+", kind, shape)
+                _reserve(directory / f"{name}.npy")
+    except BaseException:
+        for name in layout:
+            (directory / f"{name}.npy").unlink(missing_ok=True)
+        raise
+
+
+def labels_bytes(facts: dict[str, Any]) -> int:
+    """Size of the arrays; ``facts`` has examples, targets, words, vocabulary and form."""
+    return sum(np.dtype(kind).itemsize * int(np.prod(shape)) for kind, shape in _layout(facts).values())
+
+
+def _reserve(path: Path) -> None:
+    """Give a file all of its blocks: writing to the memory map of one that finds none left kills the process."""
+    if hasattr(os, "posix_fallocate"):
+        with open(path, "r+b") as file:
+            os.posix_fallocate(file.fileno(), 0, path.stat().st_size)
 
 
 def _open(directory: Path, facts: dict[str, Any], mode: str) -> dict[str, np.ndarray]:
     return {name: np.load(directory / f"{name}.npy", mmap_mode=mode, allow_pickle=False) for name in _layout(facts)}
 
 
-def _batches_done(progress: Path, facts: dict[str, Any]) -> int:
-    known = json.loads(progress.read_text()) if progress.exists() else {}
-    return known["batches"] if known.get("of") == facts else 0
-
-
-def _file_digest(path: Path) -> str:
-    """SHA-256 of a file in hexadecimal."""
-    with open(path, "rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
+def _batches_done(progress: Path, directory: Path, facts: dict[str, Any]) -> int:
+    """None where what there is belongs to other labels, or cannot be read."""
+    try:
+        known = read_record(progress, "the labels are made again")
+        whole = {name: (array.dtype, array.shape) for name, array in _open(directory, known["of"], "r").items()}
+    except (UserError, OSError, ValueError, KeyError):
+        return 0
+    expected = {name: (np.dtype(kind), shape) for name, (kind, shape) in _layout(facts).items()}
+    return known["batches"] if known["of"] == facts and whole == expected else 0

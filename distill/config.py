@@ -93,6 +93,9 @@ class TrainingConfig(Section):
     log_every: Positive = 10
     evaluate_every: Positive | None = Field(None, description="steps between evaluations; null: at the end only")
     checkpoint_every: Positive = 500
+    on_divergence: Literal["stop", "restart"] = Field(
+        "stop", description="restart: from the last good checkpoint with half the learning rate, at most three times"
+    )
 
     @model_validator(mode="after")
     def _lengths_fit(self) -> "TrainingConfig":
@@ -105,6 +108,10 @@ class TrainingConfig(Section):
                 f"batch_size ({self.batch_size}) must be a multiple of micro_batch_size ({self.micro_batch_size})"
             )
         return self
+
+    def checkpoint_bytes(self, parameters: int) -> int:
+        """About the size of a checkpoint: the weights in float32, and what the optimizer keeps of each."""
+        return 4 * parameters * {"adamw": 3, "adafactor": 1}[self.optimizer]
 
     def examples_per_pass(self, processes: int) -> int:
         """Examples of one forward pass of one process, so that all processes share a batch exactly.

@@ -5,7 +5,7 @@ import hashlib
 import itertools
 import json
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, BinaryIO, NamedTuple
@@ -15,7 +15,7 @@ import numpy as np
 from distill.config import DataConfig
 from distill.corpus import Digest, corpus_files, read_documents, split_of
 from distill.errors import UserError
-from distill.files import new_directory, read_json, write_json
+from distill.files import check_digests, file_digests, new_directory, read_record, write_record
 from distill.span_corruption import SpanLengths, raw_length_for, span_lengths
 
 if TYPE_CHECKING:  # transformers takes seconds to import, and prepared data is reused without it
@@ -53,11 +53,14 @@ class PreparedData:
     tuning_digest: str = ""
     tuning_documents: int = 0
     tuning_tokens: int = 0
+    sha256: dict[str, str] = field(default_factory=dict)  # of the files; none in data that was prepared without
 
     @cached_property
     def tokenizer(self) -> "PreTrainedTokenizerFast":
+        """Raises UserError where a file of it is not what was written."""
         from distill.tokenizer import load_tokenizer
 
+        self._check({name for name in self.sha256 if name.startswith("tokenizer/")})
         return load_tokenizer(Path(self.directory) / "tokenizer")
 
     @property
@@ -70,8 +73,23 @@ class PreparedData:
         return -(-self.words.size // 128) * 128
 
     def tokens(self, split: str) -> np.ndarray:
-        """All token ids of ``train``, ``validation`` or ``tuning``, memory-mapped."""
+        """All token ids of ``train``, ``validation`` or ``tuning``, memory-mapped.
+
+        Raises:
+            UserError: they are not those that were written.
+        """
+        self._check({f"{split}.bin"} & set(self.sha256))
         return np.memmap(Path(self.directory) / f"{split}.bin", dtype=_token_type(self.words.size), mode="r")
+
+    def _check(self, names: set[str]) -> None:
+        """Read files once, when they are first needed: a finished pipeline is answered without."""
+        directory = Path(self.directory)
+        check_digests(directory, {name: self.sha256[name] for name in names - self._checked}, _cure(directory))
+        self._checked.update(names)
+
+    @cached_property
+    def _checked(self) -> set[str]:
+        return set()
 
 
 def prepare_data(
@@ -86,15 +104,31 @@ def prepare_data(
         check: of new data; raises a UserError where it does not fit, and then it is not kept.
 
     Raises:
-        UserError: the corpus or the tokenizer cannot be used, or one side of the split is empty.
+        UserError: the corpus or the tokenizer cannot be used, one side of the split is empty, or what is to be reused
+            is damaged.
+        DiskFull: nothing is left of the preparation.
     """
     directory = root / _key(config)
     if not is_prepared(config, root):
         say(f"Preparing {config.corpus}: splitting documents by hash and cutting them into tokens")
         with new_directory(directory) as beside:
-            write_json(beside / "data.json", _prepare(config, beside))
-            check(_read(beside))
-    return _read(directory)
+            facts = _prepare(config, beside)
+            write_record(beside / "data.json", {**facts, "sha256": file_digests(beside, beside.rglob("*"))})
+            check(read_prepared(beside))
+    return read_prepared(directory)
+
+
+def read_prepared(directory: Path) -> PreparedData:
+    """What ``prepare_data`` left in ``directory``.
+
+    Raises:
+        UserError: its data.json is damaged.
+    """
+    values = read_record(directory / "data.json", _cure(directory))
+    try:
+        return PreparedData(directory=str(directory), **values)
+    except TypeError as error:
+        raise UserError(f"{directory / 'data.json'} is not what was written; {_cure(directory)}") from error
 
 
 def is_prepared(config: DataConfig, root: Path) -> bool:
@@ -128,19 +162,6 @@ def example_lengths(data: PreparedData, config: DataConfig) -> tuple[int, SpanLe
             f"has {data.words.sentinels} sentinels; choose a shorter one"
         )
     return raw, lengths
-
-
-def _read(directory: Path) -> PreparedData:
-    """
-    Raises:
-        UserError: data.json is not what was written.
-    """
-    cure = f"delete {directory}, and the data is prepared again"
-    values = read_json(directory / "data.json", cure)
-    try:
-        return PreparedData(directory=str(directory), **values)
-    except TypeError as error:
-        raise UserError(f"{directory / 'data.json'} is not what was written; {cure}") from error
 
 
 def _prepare(config: DataConfig, directory: Path) -> dict:
@@ -209,7 +230,7 @@ def _write_tokens(
     if id_of_unknown is None and (word := getattr(tokenizer.backend_tokenizer.model, "unk_token", None)):
         id_of_unknown = tokenizer.backend_tokenizer.token_to_id(word)
     for (part, _), ids in zip(batch, encode(tokenizer, [text for _, text in batch]), strict=True):
-        np.asarray(ids, dtype=_token_type(len(tokenizer))).tofile(files[part])
+        files[part].write(np.asarray(ids, dtype=_token_type(len(tokenizer))).tobytes())  # tofile hides a full disk
         counts[f"{part}_documents"] += 1
         counts[f"{part}_tokens"] += len(ids)
         unknown += ids.count(id_of_unknown)
@@ -220,6 +241,10 @@ def _batches(items: Iterable, size: int) -> Iterator[list]:
     iterator = iter(items)
     while batch := list(itertools.islice(iterator, size)):
         yield batch
+
+
+def _cure(directory: Path) -> str:
+    return f"delete {directory}, and the same command prepares the text again"
 
 
 def _token_type(vocabulary: int) -> type:

@@ -10,37 +10,47 @@ import os
 import platform
 import time
 from collections.abc import Callable, Iterator
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-import numpy as np
 import torch
 from accelerate import Accelerator
 from torch import nn
 
 from distill.adafactor import Adafactor
-from distill.checkpoint import checkpoints, load_checkpoint, save_checkpoint
+from distill.checkpoint import (
+    KEPT,
+    Progress,
+    load_checkpoint,
+    mark_restart,
+    newest_checkpoint,
+    remove_unfinished,
+    restart_point,
+    save_checkpoint,
+)
 from distill.config import TrainingConfig
 from distill.data import IGNORE_INDEX, Batch, Examples
+from distill.disk import require_space
+from distill.divergence import RESTARTS, NormWatch, TrainingDiverged
+from distill.steps import Window, one_ahead, seed_step, split_batch
 
 # Numbers of glibc's malloc.h.
 _M_TRIM_THRESHOLD, _M_TOP_PAD, _M_MMAP_MAX, _M_ARENA_MAX = -1, -2, -4, -8
 
 
-class TrainingDiverged(RuntimeError):
-    """Loss or gradient is not finite. The message says at which step and what to change."""
-
-
 @dataclass(frozen=True)
 class Hooks:
-    """What the caller wants to hear: each step (for a progress bar), and the metrics of every few steps."""
+    """What the caller wants to hear: each step (for a progress bar), the metrics of every few steps, and sentences.
+
+    ``evaluate`` may raise ``TrainingDiverged``.
+    """
 
     on_step: Callable[[int, int, dict[str, float]], None] = lambda step, total, metrics: None
     on_metrics: Callable[[int, dict[str, float]], None] = lambda step, metrics: None
     evaluate: Callable[[int], None] = lambda step: None
+    say: Callable[[str], None] = lambda text: None
 
 
 def make_accelerator(precision: Literal["auto", "bfloat16", "float32"]) -> Accelerator:
@@ -90,7 +100,7 @@ def train(
     start: Path | None = None,
     hooks: Hooks | None = None,
 ) -> None:
-    """Train ``objective.model`` in place, from the newest checkpoint in ``directory`` if there is one.
+    """Train ``objective.model`` in place, from the newest whole checkpoint in ``directory`` if there is one.
 
     Args:
         objective: gives the loss summed over target tokens, see ``distill.objectives``.
@@ -99,48 +109,118 @@ def train(
         start: a checkpoint to begin from where ``directory`` has none.
 
     Raises:
-        TrainingDiverged: loss or gradient not finite; the last checkpoint is untouched.
+        TrainingDiverged: loss or gradient is not what training can go on from, and ``config.on_divergence`` says to
+            stop or has restarted often enough; the last checkpoint is untouched.
+        DiskFull: there is no space for the checkpoints; those that there are are whole.
         UserError: the batch cannot be shared among the processes.
     """
     hooks = hooks or Hooks()
     steps = steps or config.steps
     stop = steps if stop is None else stop
-    micro_batches = _split_batch(config, accelerator)
+    micro_batches = split_batch(config, accelerator)
     model = objective.to(accelerator.device).model
     optimizer = make_optimizer(objective, config)
-    begin, saved = 0, checkpoints(directory)
-    if saved or start:
-        begin = load_checkpoint(saved[-1] if saved else start, model, optimizer)
-    bare = objective  # accelerate may wrap it
-    objective, optimizer = accelerator.prepare(objective, optimizer)
-    objective.train()
-
-    window, batches_of_steps = _Window(), _one_ahead(examples, micro_batches, range(begin, stop))
-    for step in range(begin, stop):
-        began = time.perf_counter()
-        for group in optimizer.param_groups:
-            group["lr"] = learning_rate(config, step, steps)
-        batches = [batch.to(accelerator.device) for batch in next(batches_of_steps)]
-        _seed_step(seed, step, accelerator.process_index)
-        bare.step = step
-        sums, tokens = optimizer_step(objective, optimizer, batches, config, accelerator, step)
-        processed = sum(batch.input_ids.numel() + batch.labels.numel() for batch in batches)
-        metrics = window.add(sums, tokens, processed, began)
-        hooks.on_step(step + 1, steps, metrics)
-
-        done = step + 1
-        if done % config.log_every == 0 or done == stop:
-            hooks.on_metrics(done, {**metrics, "learning_rate": optimizer.param_groups[0]["lr"]})
-            window = _Window()
-        if config.evaluate_every and done % config.evaluate_every == 0:
-            hooks.evaluate(done)
-        if (done % config.checkpoint_every == 0 or done == stop) and accelerator.is_main_process:
-            save_checkpoint(directory, done, model, optimizer)
-    if not checkpoints(directory) and accelerator.is_main_process:
-        save_checkpoint(directory, begin, model, optimizer)  # a trunk of no steps: branches begin here
+    found, progress = newest_checkpoint(directory, hooks.say), Progress()
+    if found or start:
+        progress = load_checkpoint(found or start, model, optimizer)
+    if accelerator.is_main_process:
+        remove_unfinished(directory)
+        if progress.step < stop:
+            _check_space(directory, model, config)
+        if not found and (config.on_divergence == "restart" or progress.step == stop):
+            # What the first restart goes back to; or a trunk of no steps, where branches begin.
+            save_checkpoint(directory, progress, model, optimizer)
+    course = _Course(objective, model, optimizer, config, accelerator, directory, hooks)
+    while progress.step < stop:
+        batches = one_ahead(examples, micro_batches, range(progress.step, stop))
+        try:
+            progress = course.take_steps(progress, batches, seed, steps, stop)
+        except TrainingDiverged as error:
+            progress = course.go_back(error)
     accelerator.wait_for_everyone()
-    accelerator.unwrap_model(objective, keep_fp32_wrapper=False)
+    accelerator.unwrap_model(course.objective, keep_fp32_wrapper=False)
     accelerator.free_memory()
+
+
+class _Course:
+    """What a run's steps have in common, and where it is."""
+
+    def __init__(
+        self,
+        objective: nn.Module,
+        model: nn.Module,
+        optimizer: torch.optim.Optimizer,
+        config: TrainingConfig,
+        accelerator: Accelerator,
+        directory: Path,
+        hooks: Hooks,
+    ):
+        self.bare, self.model, self.config, self.accelerator = objective, model, config, accelerator
+        self.directory, self.hooks = directory, hooks
+        self.objective, self.optimizer = accelerator.prepare(objective, optimizer)  # which may wrap them
+        self.objective.train()
+        self.step, self.restarts = 0, 0
+
+    def take_steps(
+        self, progress: Progress, batches_of_steps: Iterator[list[Batch]], seed: int, steps: int, stop: int
+    ) -> Progress:
+        """From where ``progress`` is to ``stop``, with checkpoints on the way; returns where that is."""
+        config, accelerator, hooks = self.config, self.accelerator, self.hooks
+        self.restarts, window = progress.restarts, Window()
+        watch = NormWatch(progress.norms, config.gradient_clip)
+        for step in range(progress.step, stop):
+            began, done = time.perf_counter(), step + 1
+            self.step = done
+            for group in self.optimizer.param_groups:
+                group["lr"] = learning_rate(config, step, steps) * 0.5**self.restarts
+            batches = [batch.to(accelerator.device) for batch in next(batches_of_steps)]
+            seed_step(seed, step, accelerator.process_index)
+            self.bare.step = step
+            sums, tokens = optimizer_step(self.objective, self.optimizer, batches, config, accelerator, watch)
+            processed = sum(batch.input_ids.numel() + batch.labels.numel() for batch in batches)
+            metrics = window.add(sums, tokens, processed, began)
+            hooks.on_step(done, steps, metrics)
+
+            if done % config.log_every == 0 or done == stop:
+                restarts = {"restarts": self.restarts} if self.restarts else {}
+                hooks.on_metrics(done, {**metrics, **restarts, "learning_rate": self.optimizer.param_groups[0]["lr"]})
+                window = Window()
+            last = (
+                done == stop and config.on_divergence == "restart"
+            )  # what it finds, the caller could not go back from
+            if last or (config.evaluate_every and done % config.evaluate_every == 0):
+                hooks.evaluate(done)
+            if done % config.checkpoint_every == 0 or done == stop:
+                progress = Progress(done, self.restarts, norms=tuple(watch.norms))
+                if accelerator.is_main_process:
+                    save_checkpoint(self.directory, progress, self.model, self.optimizer)
+        return progress
+
+    def go_back(self, error: TrainingDiverged) -> Progress:
+        """Load the last good checkpoint, to go on from it with half the learning rate; or stop, as the config says.
+
+        Raises:
+            TrainingDiverged: the run stops, and the message says why.
+        """
+        path = restart_point(self.directory) if self.config.on_divergence == "restart" else None
+        if path is None or self.restarts == RESTARTS:
+            after = f" after {self.restarts} restarts" if self.restarts else ""
+            other = "" if self.config.on_divergence == "restart" else ", or set on_divergence to restart"
+            raise TrainingDiverged(
+                f"training stopped at step {self.step}{after}: {error}; the last checkpoint is kept. "
+                f"Lower learning_rate or raise warmup_steps{other}"
+            ) from error
+        self.accelerator.wait_for_everyone()
+        if self.accelerator.is_main_process:
+            mark_restart(path, self.restarts + 1)
+        self.accelerator.wait_for_everyone()
+        self.optimizer.zero_grad()
+        progress = load_checkpoint(path, self.model, self.optimizer)
+        self.hooks.say(
+            f"Diverged at step {self.step}: {error}; going on from step {progress.step} with 1/{2**progress.restarts} "
+            "of the learning rate"
+        )
+        return progress
 
 
 def optimizer_step(
@@ -149,9 +229,13 @@ def optimizer_step(
     batches: list[Batch],
     config: TrainingConfig,
     accelerator: Accelerator,
-    step: int,
+    watch: NormWatch,
 ) -> tuple[dict[str, torch.Tensor], torch.Tensor]:
-    """One update from all micro-batches of all processes, with one denominator: the target tokens of the step."""
+    """One update from all micro-batches of all processes, with one denominator: the target tokens of the step.
+
+    Raises:
+        TrainingDiverged: ``watch`` finds loss or gradient at fault; there was no update.
+    """
     tokens = torch.stack([(batch.labels != IGNORE_INDEX).sum() for batch in batches]).sum()
     tokens = accelerator.reduce(tokens, "sum")
     sums: dict[str, torch.Tensor] = {}
@@ -163,65 +247,19 @@ def optimizer_step(
         for name, value in metrics.items():
             sums[name] = sums.get(name, 0) + value.float()
     norm = accelerator.clip_grad_norm_(objective.parameters(), config.gradient_clip)
-    if not torch.isfinite(norm + sums["loss"]):
-        raise TrainingDiverged(
-            f"training stopped at step {step + 1}: loss {float(sums['loss'] / tokens):.3g}, gradient norm "
-            f"{float(norm):.3g}; the last checkpoint is kept. Lower learning_rate or raise warmup_steps"
-        )
+    sums = accelerator.reduce(sums, "sum")
+    watch.check(float(sums["loss"] / tokens), float(norm))
     optimizer.step()
     optimizer.zero_grad()
-    return accelerator.reduce(sums, "sum"), tokens
+    return sums, tokens
 
 
-class _Window:
-    """Sums since the last logged step."""
-
-    def __init__(self) -> None:
-        self.sums: dict[str, tuple[torch.Tensor, torch.Tensor]] = {}  # and the tokens of the steps that had a value
-        self.processed, self.seconds = 0, 0.0
-
-    def add(
-        self, sums: dict[str, torch.Tensor], tokens: torch.Tensor, processed: int, began: float
-    ) -> dict[str, float]:
-        """Means per target token, and the tokens (inputs and targets of this process) per second of the steps alone."""
-        for name, value in sums.items():
-            total, count = self.sums.get(name, (0, 0))
-            self.sums[name] = total + value, count + tokens
-        self.processed += processed
-        means = {name: float(total / count) for name, (total, count) in self.sums.items()}
-        self.seconds += time.perf_counter() - began  # after float(), which waits for the device
-        return {**means, "tokens_per_second": self.processed / self.seconds}
-
-
-def _split_batch(config: TrainingConfig, accelerator: Accelerator) -> Callable[[int], list[range]]:
-    """Which examples this process takes at a step, per micro-batch; over all processes, each exactly once."""
-    processes, rank = accelerator.num_processes, accelerator.process_index
-    micro = config.examples_per_pass(processes)
-
-    def indices(step: int) -> list[range]:
-        starts = range(step * config.batch_size + rank * micro, (step + 1) * config.batch_size, micro * processes)
-        return [range(start, start + micro) for start in starts]
-
-    return indices
-
-
-def _one_ahead(examples: Examples, micro_batches: Callable[[int], list[range]], steps: range) -> Iterator[list[Batch]]:
-    """The micro-batches of each step, made in a thread while the step before runs."""
-
-    def make(step: int) -> list[Batch]:
-        return [examples.batch(indices) for indices in micro_batches(step)]
-
-    with ThreadPoolExecutor(max_workers=1) as pool:
-        coming = [pool.submit(make, step) for step in steps[:1]]
-        for step in steps:
-            batches = coming.pop().result()
-            coming = [pool.submit(make, step + 1)] if step + 1 < steps.stop else []
-            yield batches
-
-
-def _seed_step(seed: int, step: int, rank: int) -> None:
-    """Dropout and jitter of a step, whether or not the run was interrupted before it."""
-    torch.manual_seed(int(np.random.SeedSequence((seed, step, rank)).generate_state(1, np.uint64)[0]))
+def _check_space(directory: Path, model: nn.Module, config: TrainingConfig) -> None:
+    """One checkpoint is written while those before it are still there."""
+    parameters = sum(parameter.numel() for parameter in model.parameters())
+    there = sum(file.stat().st_size for file in directory.rglob("*") if file.is_file())
+    needed = (KEPT + 1) * config.checkpoint_bytes(parameters) - there
+    require_space(directory, needed, f"training (checkpoints of {parameters:,} parameters)")
 
 
 def make_optimizer(objective: nn.Module, config: TrainingConfig) -> torch.optim.Optimizer:

@@ -4,6 +4,7 @@ cli        the commands
 config     a run's config: presets, YAML files, overrides, and errors in one sentence
 safe_yaml  YAML from anyone: plain values of bounded size, every key once
 preflight  what is wrong with a run, said before anything is written
+space      how much disk a run needs, known before it begins
 store_uri  which MLflow store, and how to speak of it without its password
 presets    named configs; the smallest comes first
 stage      what a stage is: its fingerprint, its directory, its reuse

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from distill.disk import is_full
 from distill.errors import UserError
 from pipelines import cli_serving
 from pipelines.cli_options import WORK, Json, Workdir
@@ -55,7 +56,7 @@ def run(
 
         if run_side_by_side(pipeline, _options(set_, workdir, seed)):
             stages = stages[-1:]
-    finished = [pipeline.execute(stage) for stage in stages]
+    finished = pipeline.execute_all(stages)
     _show_report(pipeline, finished[-1], json_)
 
 
@@ -122,7 +123,7 @@ def distill(
 def report(config: Config, set_: Set = None, workdir: Workdir = WORK, seed: Seed = None, json_: Json = False) -> None:
     """Stage 4: the fraction of each teacher's gain that its student keeps."""
     pipeline = _pipeline(config, set_, workdir, seed, kind="report")
-    _show_report(pipeline, pipeline.execute(pipeline.select("report")[0]), json_)
+    _show_report(pipeline, *pipeline.execute_all(pipeline.select("report")), json_)
 
 
 @app.command()
@@ -188,12 +189,15 @@ def _main() -> int:
     try:
         code = app(standalone_mode=False)
     except UserError as error:
-        return _complain(str(error), 2)
+        return _complain(str(error), 1 if is_full(error) else 2)
     except Exception as error:
         if hasattr(error, "format_message"):  # wrong usage, found by the parser
             return _complain(f"{error.format_message()} (see --help)", 2) if error.format_message() else 2
-        if type(error).__name__ in ("TrainingDiverged", "ParityFailure"):
+        if type(error).__name__ in ("TrainingDiverged", "ParityFailure", "DiskFull"):
             return _complain(str(error), 1)
+        if is_full(error):
+            cause = str(error).strip().split("\n")[0]
+            return _complain(f"the disk is full ({cause}); free some space and give the same command again", 1)
         if type(error).__name__ in ("MlflowException", "ConnectionError"):
             return _complain(f"MLflow: {error}; what was computed is kept, give the same command again", 1)
         print(without_credentials(traceback.format_exc()), file=sys.stderr, end="")
@@ -254,7 +258,7 @@ def _one_kind(
 
 
 def _execute(stages: list["Stage"], pipeline: "Pipeline", json_: bool) -> None:
-    finished = [pipeline.execute(stage) for stage in stages]
+    finished = pipeline.execute_all(stages)
     if json_ and _is_main_process():
         print(json.dumps([_facts(one) for one in finished], indent=2))
 

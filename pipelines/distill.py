@@ -18,7 +18,7 @@ def compute(run: StageRun) -> Outcome:
     """The distilled student, and the loss of every validation example."""
     config, settings = run.config, run.config.distill
     held_out = Examples(run.data, config.data, seed=None)
-    student = T5ForConditionalGeneration.from_pretrained(run.inputs["init"].model, use_safetensors=True)
+    student = T5ForConditionalGeneration.from_pretrained(run.inputs["init"].read("model"), use_safetensors=True)
     place(student, run.accelerator.device)
 
     def measure():
@@ -47,7 +47,7 @@ def _objective_and_examples(
     examples = Examples(run.data, config.data, seed=run.stage.seed)
     mix = settings.model_dump(include={"hard_fraction", "temperature", "soft_start"})
     if settings.reads_cached_labels:
-        labels = CachedLabels(run.inputs["label"].directory / "labels")
+        labels = CachedLabels(run.inputs["label"].read("labels/labels.json").parent)
         labelled = LabelledExamples(Examples(run.data, config.data, seed=settings.labels.seed), labels)
         return HardAndCachedLabels(student, **mix), labelled
     if not settings.runs_teacher:

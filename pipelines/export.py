@@ -8,11 +8,12 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from distill.disk import require_space
 from distill.errors import UserError
-from distill.files import new_directory, write_json, write_text
+from distill.files import file_digest, new_directory, write_json, write_text
 from pipelines.card import model_card, report_row
 from pipelines.export_source import Source, find_source, validation_text
-from pipelines.lineage import file_digest, read_lineage
+from pipelines.lineage import read_lineage
 from pipelines.tracking import TrackedRun, directory_digest
 from students.export import check_format, write_export
 
@@ -57,16 +58,23 @@ def export(
 
     Raises:
         UserError: the model, the format or the text cannot be used, or ``output`` exists.
+        DiskFull: nothing is left at ``output``.
         students.export.parity.ParityFailure: the export differs from the student; nothing is left at ``output``.
     """
     check_format(format, precision)
     if output.exists():
         raise UserError(f"--output {output} exists already; remove it, or choose another directory")
     source = find_source(model, workdir, text)
+    weights = sum(file.stat().st_size for file in source.directory.rglob("*") if file.is_file())
+    needed = weights * (
+        3 if format == "onnx" else 1
+    )  # two graphs with embeddings of their own, and what int8 is made of
+    require_space(output, needed, "the export", "free some, or choose another --output")
     title = f"export {format}" + ("" if precision == "float32" else f" {precision}")
-    with _run(source, title, {"format": format, "precision": precision}) as tracked, new_directory(output) as beside:
+    settings = {"format": format, "precision": precision}
+    with _run(source, title, settings) as tracked, new_directory(output, needed) as beside:
         write_export(source.directory, beside, format, precision)
-        write_json(beside / "manifest.json", {"format": format, "precision": precision})
+        write_json(beside / "manifest.json", settings)
         say(f"{title}: comparing its answers in a fresh process with the student's")
         parity, reply = _verify(source, workdir, text, beside, precision, tracked)
         (beside / "manifest.json").unlink()  # until here it said how to load the files, from now on what they are

@@ -1,6 +1,5 @@
 """Which student is exported, and the validation text that its export is compared on."""
 
-import json
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -8,7 +7,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from distill.errors import UserError
-from distill.prepare import PreparedData, WordIds
+from distill.prepare import WordIds, read_prepared
 from pipelines.lineage import find_model, nodes, read_lineage
 from pipelines.tracking import Store, existing_store
 
@@ -72,7 +71,7 @@ def validation_text(source: Source, workdir: Path, text: str | None) -> Validati
         if entry["context"] == "validation"
     }
     for path in sorted(workdir.glob("data/*/data.json")):
-        data = PreparedData(directory=str(path.parent), **json.loads(path.read_text()))
+        data = read_prepared(path.parent)
         words = Tokenizer.from_file(str(path.parent / "tokenizer" / "tokenizer.json")).get_vocab()
         for part in ("validation", "tuning"):  # what the student was measured on
             digest = getattr(data, f"{part}_digest")

@@ -10,11 +10,17 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from distill.disk import is_full, named_when_full
 from distill.files import write_text
 from pipelines.store_uri import without_credentials
 
 DELIVER_EVERY = 5.0  # seconds
 LARGEST_BATCH = 900  # MLflow takes 1000 metrics at once
+
+
+def cause_of(error: Exception) -> str:
+    """Why MLflow did not take something, without its SQL and without credentials."""
+    return "the disk is full" if is_full(error) else without_credentials(" ".join(str(error).split()))[:200]
 
 
 class MetricFeed:
@@ -37,7 +43,9 @@ class MetricFeed:
         new = {k: v for k, v in metrics.items() if math.isfinite(v) and step > self._last.get(k, -1)}
         if new:
             self._last |= dict.fromkeys(new, step)
-            self._file.write(json.dumps({"time": int(time.time() * 1000), "step": step, "metrics": new}) + "\n")
+            line = json.dumps({"time": int(time.time() * 1000), "step": step, "metrics": new}) + "\n"
+            with named_when_full(self.path, len(line)):
+                self._file.write(line)
 
     def close(self) -> None:
         self._stop.set()
@@ -52,8 +60,8 @@ class MetricFeed:
                 self._silent = False
             except Exception as error:  # training must not end because a server is away
                 if not self._silent:
-                    cause = without_credentials(str(error))
-                    logging.getLogger(__name__).warning("MLflow is away, metrics wait in %s: %s", self.path, cause)
+                    warn = logging.getLogger(__name__).warning
+                    warn("MLflow is away, metrics wait in %s: %s", self.path, cause_of(error))
                 self._silent = True
 
     def _deliver(self) -> None:

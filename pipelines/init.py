@@ -19,7 +19,7 @@ def compute(run: StageRun) -> Outcome:
     text that the calibration has not seen.
     """
     settings = run.config.student
-    teacher = place(load_teacher(run.inputs["teacher"].model, run.config.teacher), run.accelerator.device)
+    teacher = place(load_teacher(run.inputs["teacher"].read("model"), run.config.teacher), run.accelerator.device)
     calibration, held_out = _calibration_text(run)
     student, counts = init_student_with_counts(
         teacher,

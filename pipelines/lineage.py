@@ -1,6 +1,5 @@
 """From a model back to the bytes of its data, read from MLflow alone."""
 
-import hashlib
 import re
 from collections.abc import Iterator
 from pathlib import Path
@@ -10,7 +9,7 @@ from urllib.parse import unquote
 from rich.tree import Tree
 
 from distill.errors import UserError
-from distill.files import read_json
+from distill.files import check_digests, read_json
 from pipelines.store_uri import without_credentials
 from pipelines.tracking import Store
 from students.runtime import read_manifest
@@ -45,11 +44,7 @@ def read_export_lineage(model: str) -> dict[str, Any] | None:
     files = read_manifest(directory).get("files")
     if not isinstance(files, dict):
         raise UserError(f"the manifest.json of {directory} names no files; export the model again")
-    for name, digest in files.items():
-        if not (directory / name).resolve().is_relative_to(directory.resolve()):
-            raise UserError(f"the manifest.json of {directory} names {name!r:.80}, which is outside; export it again")
-        if not (directory / name).is_file() or file_digest(directory / name) != digest:
-            raise UserError(f"{directory / name} is missing or has changed since it was exported; export it again")
+    check_digests(directory, files, "export the model again")
     return read_json(directory / "lineage.json", "export the model again")
 
 
@@ -58,12 +53,6 @@ def nodes(node: dict[str, Any]) -> Iterator[dict[str, Any]]:
     yield node
     for upstream in node["inputs"]:
         yield from nodes(upstream)
-
-
-def file_digest(path: Path) -> str:
-    """SHA-256 in hexadecimal."""
-    with open(path, "rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def draw(node: dict[str, Any]) -> Tree:

@@ -61,7 +61,8 @@ def _baseline(config: RunConfig, data: str, seed: int) -> Stage:
     else:
         made = {"model": _values(config.model)}
     lengths = {"steps": baseline_steps(config), "long_steps": long_steps(config)}
-    settings = {**_common(config), "seed": seed, **made, "training": _values(baseline_training(config)), **lengths}
+    training = _training_settings(baseline_training(config))
+    settings = {**_common(config), "seed": seed, **made, "training": training, **lengths}
     return Stage("baseline", settings, data=data, seed=seed)
 
 
@@ -72,7 +73,7 @@ def _teacher(config: RunConfig, data: str, ratio: str, experts: int, seed: int |
         made = {
             "seed": seed,
             "model": _values(config.model),
-            "training": _values(config.teacher.training),
+            "training": _training_settings(config.teacher.training),
             "load_balancing_weight": config.teacher.load_balancing_weight,
         }
     settings = {**_common(config), **_switch_layer(config), **made, "experts": experts}
@@ -111,7 +112,13 @@ def _distill_settings(distill: DistillConfig) -> dict[str, Any]:
     """Options that are off are left out: a student without them is the same stage, whatever options there are."""
     off = {name for name in _OPTIONS if getattr(distill, name) == DistillConfig.model_fields[name].default}
     unread = set() if distill.reads_cached_labels else {"soft_labels", "labels"}
-    return distill.model_dump(mode="json", exclude=off | unread)
+    settings = distill.model_dump(mode="json", exclude=off | unread)
+    return settings | {"training": _training_settings(distill.training)}
+
+
+def _training_settings(training: TrainingConfig) -> dict[str, Any]:
+    """A run that stops where it diverges is the same stage, whatever else it might do."""
+    return training.model_dump(mode="json", exclude={"on_divergence"} if training.on_divergence == "stop" else None)
 
 
 def _label_settings(config: RunConfig) -> dict[str, Any]:

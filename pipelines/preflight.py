@@ -6,10 +6,10 @@ Needs no torch, so that it is said at once.
 import os
 from collections.abc import Iterable
 
-from distill.config import ModelConfig
 from distill.errors import UserError
 from distill.prepare import PreparedData, example_lengths
 from pipelines.config import RunConfig
+from pipelines.space import parameters
 from pipelines.stage import Stage
 from students.checkpoint import check_dense
 from teachers.checkpoint import check_teacher
@@ -94,12 +94,3 @@ def check_size(config: RunConfig, processes: int) -> None:
             f"a teacher of this model and {max(config.teacher.experts)} experts takes {needed / 1e9:,.0f} GB, this "
             f"machine has {memory / 1e9:,.0f} GB; choose a smaller model or fewer teacher.experts"
         )
-
-
-def parameters(model: ModelConfig, vocabulary: int, experts: int) -> int:
-    """Parameters of a teacher but for norms and position biases."""
-    attention = 4 * model.d_model * model.d_kv * model.num_heads
-    ffn = (3 if model.feed_forward.startswith("gated-") else 2) * model.d_model * model.d_ff
-    sparse = model.num_layers // model.sparse_every
-    ffns = 2 * (model.num_layers - sparse + sparse * experts)
-    return vocabulary * model.d_model * (2 - model.tie_word_embeddings) + 3 * model.num_layers * attention + ffns * ffn

@@ -1,7 +1,6 @@
 """Stage 4: the fraction of each teacher's gain that its student keeps (section 4.2, tables 6 and 7)."""
 
 import json
-import shutil
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
@@ -10,14 +9,14 @@ import numpy as np
 
 from distill.config import TrainingConfig
 from distill.errors import UserError
-from distill.files import write_json, write_text
+from distill.files import write_bytes, write_json, write_text
 from distill.flops import forward_flops
 from distill.prepare import example_lengths
 from pipelines.plan import baseline_training
 from pipelines.plot import plot_report
 from pipelines.registry import tag_students
-from pipelines.run import Outcome, StageRun, read_losses
-from pipelines.stage import Finished
+from pipelines.run import Outcome, StageRun
+from pipelines.stage import Finished, read_losses
 from pipelines.table import markdown
 from pipelines.tracking import COLOURS
 from pipelines.view import publish_view
@@ -46,7 +45,7 @@ def fraction_kept(
 
     Returns:
         The fraction (1.0 keeps all of the gain) and (low, high); None and None where the interval of the gain
-        reaches 0, because a fraction of nothing says nothing.
+        reaches 0, because a fraction of nothing says nothing. Neither is ever infinite or NaN.
 
     Raises:
         ValueError: the three do not have the same shape.
@@ -57,7 +56,8 @@ def fraction_kept(
     if _interval(gains, confidence)[0] <= 0:
         return None, None
     fraction = (quality["student"] - quality["baseline"]) / (quality["teacher"] - quality["baseline"])
-    return fraction, _interval((sampled["student"] - sampled["baseline"]) / gains, confidence)
+    some = gains != 0  # where a resample has no gain, it has no fraction
+    return fraction, _interval((sampled["student"] - sampled["baseline"])[some] / gains[some], confidence)
 
 
 def gain(
@@ -108,10 +108,10 @@ def _check_same_shape(run: StageRun) -> None:
         "num_decoder_layers",
         "feed_forward_proj",
     )
-    baseline = json.loads((_of_kind(run, "baseline")[0].model / "config.json").read_text())
+    baseline = json.loads(_of_kind(run, "baseline")[0].read("model/config.json").read_text())
     for ratio in run.config.teacher.ratios:
         first = next(iter(run.config.variants), None)
-        student = json.loads((_of_kind(run, "distill", ratio, first)[0].model / "config.json").read_text())
+        student = json.loads(_of_kind(run, "distill", ratio, first)[0].read("model/config.json").read_text())
         if differing := [f"{key} {student[key]} and {baseline[key]}" for key in keys if student[key] != baseline[key]]:
             raise UserError(
                 f"student {ratio} and the baseline differ in {', '.join(differing)}; set baseline.checkpoint to "
@@ -122,9 +122,7 @@ def _check_same_shape(run: StageRun) -> None:
 def publish(finished: Finished, workdir: Path) -> dict[str, Any]:
     """Copy a finished report to the top of the work directory; return report.json."""
     for name in FILES:
-        beside = workdir / f".{name}"
-        shutil.copyfile(finished.directory / name, beside)
-        beside.replace(workdir / name)
+        write_bytes(workdir / name, finished.read(name).read_bytes())
     return json.loads((workdir / "report.json").read_text())
 
 
@@ -193,7 +191,7 @@ def _row(run: StageRun, ratio: str, variant: str | None, baselines: dict[str, np
                 f"[{interval[0]:.4f}, {interval[1]:.4f}] reaches 0"
             )
         gains, kept = ((baselines[key] - losses).mean(axis=1) for losses in (teacher, student))
-        row[f"fraction_kept{suffix}_by_seed"] = None if fraction is None else (kept / gains).tolist()
+        row[f"fraction_kept{suffix}_by_seed"] = None if fraction is None or not gains.all() else (kept / gains).tolist()
     return row
 
 
@@ -220,7 +218,7 @@ def _spent(run: StageRun, model: Finished, training: TrainingConfig, steps: int 
     """Tokens, inputs and targets, and floating-point operations of a model's training."""
     lengths = example_lengths(run.data, run.config.data)[1]
     examples = (steps or training.steps) * training.batch_size
-    shape = json.loads((model.model / "config.json").read_text())
+    shape = json.loads(model.read("model/config.json").read_text())
     forward = forward_flops(shape, lengths.inputs, lengths.targets)
     return {"tokens": examples * (lengths.inputs + lengths.targets), "flops": 3 * examples * forward}
 
@@ -255,7 +253,11 @@ def _of_kind(run: StageRun, kind: str, ratio: str | None = None, variant: str | 
 
 
 def _losses(finished: list[Finished], name: str = "validation_losses") -> np.ndarray:
-    return np.array([read_losses(one, name) for one in finished])
+    losses = np.array([read_losses(one, name) for one in finished])
+    if not np.isfinite(losses).all():
+        one = finished[int(np.argmin(np.isfinite(losses).all(axis=1)))]
+        raise UserError(f"{one.title} has a loss that is no number in {one.directory / name}.json; make it again")
+    return losses
 
 
 def _bootstrap(

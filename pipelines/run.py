@@ -1,7 +1,7 @@
 """Run stages: reuse the finished ones, say which command makes a missing one, compute the rest."""
 
 import importlib
-import json
+import math
 import os
 import shutil
 import time
@@ -15,13 +15,16 @@ from typing import TYPE_CHECKING, Any
 import yaml
 from rich.console import Console
 
-from distill.errors import UserError
+from distill.disk import named_when_full
+from distill.divergence import check_figures, check_losses
+from distill.errors import DiskFull, UserError
 from distill.files import make_directory, new_directory, write_json
 from distill.prepare import PreparedData, is_prepared, prepare_data
 from pipelines.config import RunConfig
 from pipelines.plan import plan
 from pipelines.preflight import check_data, check_models, check_size
 from pipelines.progress import Bar
+from pipelines.space import check_space
 from pipelines.stage import Finished, Stage, find_finished
 from pipelines.store_uri import check_store
 
@@ -111,15 +114,25 @@ class Pipeline:
         inputs = self._inputs(stage)
         compute = importlib.import_module(f"pipelines.{stage.kind}").compute
         began = time.perf_counter()
-        with StageRun.open(self, stage, inputs) as run:
+        # Everything else that a stage writes is named by whoever writes it.
+        with named_when_full(self.workdir / "mlflow.db"), StageRun.open(self, stage, inputs) as run:
             finished = run.finish(compute(run))
         if self.accelerator.is_main_process:
-            finished.save()  # from now on the stage is a finished one
+            finished = finished.save()  # from now on the stage is a finished one
             shutil.rmtree(finished.directory / "checkpoints", ignore_errors=True)
         self.accelerator.wait_for_everyone()
         quality = f"  quality {finished.metrics['quality']:.4f}" if "quality" in finished.metrics else ""
         self.say(f"{stage.title:<16} done in {time.perf_counter() - began:.0f} s{quality}")
         return finished
+
+    def execute_all(self, stages: list[Stage]) -> list[Finished]:
+        """``execute`` each, if there is space for all of them.
+
+        Raises:
+            DiskFull: there is not; nothing has been computed.
+        """
+        check_space(self, stages)
+        return [self.execute(stage) for stage in stages]
 
     def say(self, message: str, style: str | None = None) -> None:
         """A line on stderr, in the main process alone."""
@@ -173,9 +186,9 @@ class StageRun:
         except (KeyboardInterrupt, SystemExit):
             status = "KILLED"
             raise
-        except UserError:
+        except (UserError, DiskFull):
             if tracked and new and not list(directory.glob("checkpoints/*/")):
-                shutil.rmtree(directory)  # the input was wrong from the start: there is nothing to go on from
+                shutil.rmtree(directory)  # it could not begin: there is nothing to go on from
             raise
         finally:
             if tracked:
@@ -202,16 +215,25 @@ class StageRun:
             self.log_curve(step, {f"{prefix}train/{name}": value for name, value in metrics.items()})
 
         def on_evaluation(step: int) -> None:
-            self.log_curve(step, {f"{prefix}{name}": value for name, value in evaluate().items()})
+            values = check_figures(evaluate())
+            self.log_curve(step, {f"{prefix}{name}": value for name, value in values.items()})
 
-        return Hooks(on_step=self.bar.update, on_metrics=on_metrics, evaluate=on_evaluation)
+        def say(text: str) -> None:
+            self.pipeline.say(f"{self.stage.title:<16} {text}")
+
+        return Hooks(on_step=self.bar.update, on_metrics=on_metrics, evaluate=on_evaluation, say=say)
 
     def log_curve(self, step: int, metrics: dict[str, float]) -> None:
         if self.tracked:
             self.tracked.log_curve(step, metrics)
 
     def save_losses(self, losses: "np.ndarray", name: str = "validation_losses") -> None:
-        """Keep the loss of every validation example, here and as an artifact: the report is made of these."""
+        """Keep the loss of every validation example, here and as an artifact: the report is made of these.
+
+        Raises:
+            TrainingDiverged: one is not finite, so that the model has no quality.
+        """
+        check_losses(losses.tolist(), self.stage.title)
         if self.tracked:
             write_json(self.directory / f"{name}.json", losses.tolist())
             self.tracked.log_file(self.directory / f"{name}.json")
@@ -229,6 +251,9 @@ class StageRun:
     def finish(self, outcome: Outcome) -> Finished:
         """Log figures and model to MLflow, and register a student."""
         stage, model_id, uri = self.stage, None, None
+        figures = {name: value for name, value in outcome.metrics.items() if math.isfinite(value)}
+        if unknown := sorted(set(outcome.metrics) - set(figures)):
+            self.pipeline.say(f"{stage.title:<16} left out, because they are no numbers: {', '.join(unknown)}")
         if self.tracked and outcome.model:
             made = {"distill": "student", "label": "labels"}.get(stage.kind, stage.kind)
             name = "-".join(filter(None, (made, stage.ratio, stage.variant)))
@@ -239,13 +264,11 @@ class StageRun:
                 registered = f"{self.config.name}-{name}"
                 uri = f"models:/{registered}/{self.tracked.register(model_id, registered, facts)}"
         if self.tracked:
-            own = {name: value for name, value in outcome.metrics.items() if name not in outcome.not_of_model}
+            own = {name: value for name, value in figures.items() if name not in outcome.not_of_model}
             self.tracked.log_results(own, model_id=model_id)
-            self.tracked.log_results({name: outcome.metrics[name] for name in outcome.not_of_model})
+            self.tracked.log_results({name: figures[name] for name in figures.keys() & outcome.not_of_model})
         run_id = self.tracked.run_id if self.tracked else ""
-        return Finished(
-            stage.title, stage.fingerprint, run_id, model_id, uri, outcome.metrics, outcome.facts, self.directory
-        )
+        return Finished(stage.title, stage.fingerprint, run_id, model_id, uri, figures, outcome.facts, self.directory)
 
 
 def _track(pipeline: Pipeline, stage: Stage, inputs: dict[str, Finished], directory: Path) -> "TrackedRun":
@@ -278,8 +301,3 @@ def _track(pipeline: Pipeline, stage: Stage, inputs: dict[str, Finished], direct
         tracked.log_data(f"{data.name}-{part}", getattr(data, f"{part}_digest"), "validation", held_out)
     tracked.log_model_inputs({role: done.model_id for role, done in inputs.items() if done.model_id})
     return tracked
-
-
-def read_losses(finished: Finished, name: str = "validation_losses") -> list[float]:
-    """The loss of every validation example that a stage measured."""
-    return json.loads((finished.directory / f"{name}.json").read_text())

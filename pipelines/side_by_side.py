@@ -15,6 +15,7 @@ from collections.abc import Iterator
 from threading import Thread
 
 from pipelines.run import Pipeline
+from pipelines.space import check_space
 from pipelines.stage import find_finished
 
 _PARENT_DIES = 1  # Linux's PR_SET_PDEATHSIG
@@ -31,10 +32,12 @@ def run_side_by_side(pipeline: Pipeline, arguments: list[str]) -> bool:
 
     Raises:
         SystemExit: with the exit code of the first chain that failed; the others have been stopped.
+        DiskFull: there is no space for what they will write.
     """
     waiting = _commands(pipeline)
     if not waiting:
         return False
+    check_space(pipeline, pipeline.stages)
     threads = str(max((os.cpu_count() or 1) // pipeline.config.jobs, 1))
     environment = {"OMP_NUM_THREADS": threads, **os.environ}
     _ = pipeline.store  # made by one process, before several use it

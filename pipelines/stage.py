@@ -2,13 +2,16 @@
 
 import hashlib
 import json
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 from distill.errors import UserError
-from distill.files import read_json, write_json
+from distill.files import check_digests, file_digests, read_record, write_record
+
+# What later stages and commands read of a stage's directory.
+_READ_LATER = ("model/**/*", "*_losses.json", "labels/labels.json", "report.*", "fraction_kept.png")
 
 
 @dataclass(frozen=True)
@@ -51,28 +54,65 @@ class Finished:
     metrics: dict[str, float]
     facts: dict[str, Any]
     directory: Path
+    digests: dict[str, str] = field(
+        default_factory=dict
+    )  # SHA-256 of files; a stage made before there were any has none
 
     @property
     def model(self) -> Path:
         return self.directory / "model"
 
-    def save(self) -> None:
-        values = {key: value for key, value in vars(self).items() if key != "directory"}
-        write_json(self.directory / "stage.json", values)
+    def read(self, name: str) -> Path:
+        """A file or directory that this stage left, for another to read: its bytes are those that it left.
+
+        Raises:
+            UserError: a file is missing or damaged; the message says how to make it again.
+        """
+        digests = {file: sha for file, sha in self.digests.items() if file == name or file.startswith(f"{name}/")}
+        check_digests(self.directory, digests, _cure(self.directory, self.title))
+        return self.directory / name
+
+    def save(self) -> "Finished":
+        """Write stage.json; returns what it says."""
+        files = {path for pattern in _READ_LATER for path in self.directory.glob(pattern)}
+        saved = replace(self, digests=file_digests(self.directory, files))
+        write_record(
+            self.directory / "stage.json", {key: value for key, value in vars(saved).items() if key != "directory"}
+        )
+        return saved
+
+
+def read_losses(finished: Finished, name: str = "validation_losses") -> list[float]:
+    """The loss of every validation example that a stage measured.
+
+    Raises:
+        UserError: the file is not what the stage left.
+    """
+    return json.loads(finished.read(f"{name}.json").read_text())
 
 
 def find_finished(stage: Stage, workdir: Path) -> Finished | None:
     """The finished run of exactly this stage, if there is one.
 
     Raises:
-        UserError: its record is not what was written.
+        UserError: its stage.json is damaged, or that of another stage.
     """
     directory = stage.directory(workdir)
-    path = directory / "stage.json"
+    path, cure = directory / "stage.json", _cure(directory, stage.title)
     if not path.exists():
         return None
-    cure = f"delete {directory}, and the stage is computed again"
+    values = read_record(path, cure)
     try:
-        return Finished(directory=directory, **read_json(path, cure))
+        found = Finished(directory=directory, **values)
     except TypeError as error:
         raise UserError(f"{path} is not what was written; {cure}") from error
+    if found.fingerprint != stage.fingerprint:
+        raise UserError(f"{path} is that of another stage ({found.title}, fingerprint {found.fingerprint}); {cure}")
+    return found
+
+
+def _cure(directory: Path, title: str) -> str:
+    """``title`` begins with the kind, which is a command's name, and the ratio."""
+    kind, *ratio = title.split()[:2]
+    option = f" --ratio {ratio[0]}" if kind not in ("baseline", "report") else ""
+    return f"delete {directory} and make it again with: switch-distill {kind} CONFIG{option} (and the same options)"

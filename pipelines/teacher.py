@@ -5,6 +5,7 @@ import torch
 from transformers import SwitchTransformersForConditionalGeneration
 
 from distill.data import Examples
+from distill.divergence import TrainingDiverged
 from distill.errors import UserError
 from distill.evaluation import evaluate
 from distill.seq2seq import count_parameters, freeze, place
@@ -31,6 +32,8 @@ def compute(run: StageRun) -> Outcome:
 
     def curves() -> dict[str, float]:
         quality, _, routing = measure()
+        if collapsed := routing.collapsed():
+            raise TrainingDiverged(f"{collapsed} (or raise teacher.load_balancing_weight)")
         return {"eval/quality": quality, **routing.curves()}
 
     if not source:
@@ -44,6 +47,11 @@ def compute(run: StageRun) -> Outcome:
             hooks=run.hooks(curves),
         )
     quality, losses, routing = measure()
+    if not source and (collapsed := routing.collapsed()):
+        raise TrainingDiverged(
+            f"{stage.title} is no sparse teacher: {collapsed}; raise teacher.load_balancing_weight or lower "
+            "teacher.training.learning_rate"
+        )
     run.save_losses(losses)
     if run.tracked:
         plot_routing(routing.layers, routing.load.numpy(), run.directory / "routing.png")
@@ -64,7 +72,7 @@ def compute(run: StageRun) -> Outcome:
 
 def frozen_teacher(run: StageRun) -> SwitchTransformersForConditionalGeneration:
     """The teacher of a later stage, which only reads it: matrices in the precision of the run, its own routing."""
-    model = load_teacher(run.inputs["teacher"].model, run.config.teacher)
+    model = load_teacher(run.inputs["teacher"].read("model"), run.config.teacher)
     for _, layer in switch_layers(model):
         layer.mlp.routing, layer.mlp.draws = run.config.distill.teacher_routing, run.config.distill.draws
     precision = torch.bfloat16 if run.accelerator.mixed_precision == "bf16" else torch.float32

@@ -20,9 +20,9 @@ from typing import Any
 from filelock import FileLock
 
 from distill.errors import UserError
-from distill.files import make_directory, write_json, write_text
+from distill.files import make_directory, read_record, write_json, write_text
 from pipelines import store_uri
-from pipelines.feed import MetricFeed
+from pipelines.feed import MetricFeed, cause_of
 from pipelines.store_uri import check_store, redacted, without_credentials
 
 # A tracking server that is gone must not hold up training: few and short attempts, the rest is kept on disk.
@@ -52,6 +52,7 @@ class Store:
         check_store(self.workdir)
         import mlflow  # slow to import; a finished pipeline is answered without it
 
+        logging.getLogger("mlflow.store.db.utils").setLevel(logging.CRITICAL)  # it prints the SQL of what it raises
         if experiment:
             make_directory(self.workdir)
         try:
@@ -137,7 +138,7 @@ class TrackedRun:
         self.store, self.client, self.directory = store, store.client, directory
         record = directory / "run.json"
         if record.exists():
-            self.run_id = json.loads(record.read_text())["run_id"]
+            self.run_id = read_record(record, "delete it, and the stage gets a new MLflow run")["run_id"]
             self.client.update_run(self.run_id, status="RUNNING")
         else:
             everything = {**tags, **_environment()}
@@ -251,7 +252,7 @@ class TrackedRun:
             if status == "FINISHED":
                 raise
             logging.getLogger(__name__).warning(
-                "the MLflow run %s could not be ended: %s", self.run_id, without_credentials(str(error))
+                "the MLflow run %s could not be ended: %s", self.run_id, cause_of(error)
             )
 
 

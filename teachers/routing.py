@@ -11,6 +11,8 @@ from torch import nn
 from teachers.model import short_name, switch_layers
 from teachers.switch_layer import RoutingStatistics
 
+COLLAPSED = 0.999  # of the tokens on one expert are all of them
+
 
 class MeasuredRouting(NamedTuple):
     """Means over forward passes, by layer; L Switch layers, E experts."""
@@ -27,6 +29,14 @@ class MeasuredRouting(NamedTuple):
             "router_entropy": float(self.entropy.mean()),
             "load_max": float(self.load.max()) * self.load.shape[1],
         }
+
+    def collapsed(self) -> str | None:
+        """What is wrong where a layer sends all tokens to one of its experts, and has in effect no others."""
+        share, expert = self.load.max(-1)
+        if self.load.shape[1] == 1 or share.max() < COLLAPSED:
+            return None
+        layer = int(share.argmax())
+        return f"all tokens of {self.layers[layer]} go to expert {int(expert[layer])}"
 
     def curves(self) -> dict[str, float]:
         """Every figure by layer, and each expert's load as a multiple of an equal share."""

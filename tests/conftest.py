@@ -108,6 +108,25 @@ def interrupted_switch_distill(arguments: list[str], step: int, kind: signal.Sig
     return subprocess.run([sys.executable, "-c", code, *arguments], cwd=ROOT, env=environment).returncode
 
 
+@pytest.fixture
+def small_disk(tmp_path) -> Iterator[Callable[[int], Path]]:
+    """Mount a file system of so many bytes (rounded up to pages) and give its directory."""
+    disks = []
+
+    def mount(size: int) -> Path:
+        directory = tmp_path / f"disk{len(disks)}"
+        directory.mkdir()
+        done = subprocess.run(["mount", "-t", "tmpfs", "-o", f"size={size}", "tmpfs", directory], capture_output=True)
+        if done.returncode:
+            pytest.skip("only root can mount a small file system")
+        disks.append(directory)
+        return directory
+
+    yield mount
+    for directory in disks:
+        subprocess.run(["umount", "--lazy", directory], check=True)
+
+
 @pytest.fixture(scope="session")
 def cli():
     return switch_distill

@@ -8,7 +8,7 @@ import torch
 from distill.cached_labels import CachedLabels, LabelledExamples, make_labels
 from distill.config import LabelsConfig, TrainingConfig
 from distill.data import Examples
-from distill.errors import UserError
+from distill.errors import DiskFull, UserError
 from distill.objectives import HardAndCachedLabels, HardAndSoftLabels
 from distill.seq2seq import build_dense
 from distill.training import Hooks, make_accelerator, train
@@ -149,20 +149,49 @@ def test_changed_or_missing_files_are_named_with_the_cure(label):
     whole = (directory / "probs.npy").read_bytes()
     for broken in (whole[:-1] + bytes([whole[-1] ^ 1]), whole[:-8]):
         (directory / "probs.npy").write_bytes(broken)
-        with pytest.raises(UserError, match=r"probs.npy has SHA-256 .* as written; .*switch-distill label"):
+        with pytest.raises(UserError, match=r"probs.npy is damaged: .* as written; .*switch-distill label"):
             CachedLabels(directory)
     for name in ("words.npy", "labels.json"):
         (directory / "probs.npy").write_bytes(whole)
         (directory / name).unlink()
-        with pytest.raises(UserError, match=f"{name} of the cached soft labels is missing"):
+        with pytest.raises(UserError, match=f"{name} is missing.*switch-distill label"):
             CachedLabels(directory)
+    (directory / "labels.json").write_text('{"form": ')
+    with pytest.raises(UserError, match="labels.json is damaged.*switch-distill label"):
+        CachedLabels(directory)
 
 
 def test_labels_that_do_not_fit_the_disk_are_refused(label, monkeypatch, tmp_path):
     monkeypatch.setattr("shutil.disk_usage", lambda path: SimpleNamespace(free=100))
-    with pytest.raises(UserError, match="soft labels need .* lower distill.labels.words"):
+    with pytest.raises(DiskFull, match="storing soft labels needs about .* lower distill.labels.words"):
         label()
     assert not list((tmp_path / "labels").iterdir())
+
+
+def test_a_disk_that_fills_up_beside_the_labels_is_found_before_the_first_one(label, monkeypatch, small_disk):
+    disk = small_disk(40_000)
+    monkeypatch.setattr("shutil.disk_usage", lambda path: SimpleNamespace(free=10**9))  # as it was a moment ago
+    seen = []
+    with pytest.raises(DiskFull, match=r"labels cannot be written, the disk is full: it needs \d+"):
+        label(disk / "labels", count=2000, on_batch=lambda *facts: seen.append(facts))
+    assert not seen and not list((disk / "labels").iterdir())
+    assert len(CachedLabels(label(disk / "labels", count=11))) == 11
+
+
+@pytest.mark.parametrize("broken", ["words.npy", "progress"])
+def test_half_made_labels_that_are_damaged_are_made_again(label, monkeypatch, tmp_path, broken):
+    monkeypatch.setattr("distill.cached_labels._BATCHES_PER_SAVE", 2)
+    straight = bytes_of(label("straight", count=47))
+
+    def die(done, count, metrics):
+        if done == 24:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        label("killed", count=47, on_batch=die)
+    path = tmp_path / ("killed.progress.json" if broken == "progress" else f"killed/{broken}")
+    path.write_bytes(path.read_bytes()[:-10])
+    assert bytes_of(label("killed", count=47)) == straight
 
 
 def test_labelled_examples_are_the_examples_and_go_round(label, examples):

@@ -1,4 +1,5 @@
 import json
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -7,7 +8,7 @@ import torch
 from distill.config import DataConfig
 from distill.corpus import read_documents, split_of
 from distill.data import Examples
-from distill.errors import UserError
+from distill.errors import DiskFull, UserError
 from distill.prepare import example_lengths, prepare_data
 from distill.tokenizer import encode
 
@@ -101,6 +102,59 @@ def test_prepared_data_is_reused_until_a_file_changes(tmp_path):
     changed = prepare_data(config, tmp_path / "data", said.append)
     assert changed.digest != first.digest and changed.fingerprint != first.fingerprint and len(said) == 2
     assert not list((tmp_path / "data").glob(".*"))
+
+
+@pytest.fixture
+def prepared(tmp_path, data_config):
+    return prepare_data(data_config, tmp_path / "data")
+
+
+def broken(path, how):
+    content = bytearray(path.read_bytes())
+    if how == "flipped":
+        content[len(content) // 2] ^= 4
+    path.unlink()
+    if how != "missing":
+        path.write_bytes(content[:-2] if how == "cut" else content)
+
+
+@pytest.mark.parametrize("how", ["flipped", "cut", "missing"])
+@pytest.mark.parametrize("name", ["train.bin", "validation.bin", "tokenizer/tokenizer.json"])
+def test_damaged_prepared_data_is_named_with_the_cure(prepared, data_config, tmp_path, name, how):
+    broken(Path(prepared.directory, name), how)
+    again = prepare_data(data_config, tmp_path / "data")  # what is not read is not checked
+    with pytest.raises(UserError, match=f"{name} is (damaged|missing).*; delete .*/data/.* prepares the text again"):
+        if name.startswith("tokenizer"):
+            _ = again.tokenizer
+        else:
+            Examples(again, data_config, seed=None if name.startswith("validation") else 0)
+
+
+def test_damaged_facts_of_prepared_data_are_named_with_the_cure(prepared, data_config, tmp_path):
+    path = Path(prepared.directory, "data.json")
+    path.write_text(path.read_text().replace('"train_tokens": ', '"train_tokens": 1'))
+    with pytest.raises(UserError, match="data.json is damaged: its checksum .*; delete"):
+        prepare_data(data_config, tmp_path / "data")
+
+
+def test_data_that_was_prepared_without_checksums_is_used(prepared, data_config, tmp_path):
+    path = Path(prepared.directory, "data.json")
+    facts = {key: value for key, value in json.loads(path.read_text()).items() if key not in ("sha256", "checksum")}
+    path.write_text(json.dumps(facts))
+    old = prepare_data(data_config, tmp_path / "data")
+    assert old.fingerprint == prepared.fingerprint and old.tokenizer
+    assert torch.equal(
+        Examples(old, data_config, seed=0).batch([3])[0], Examples(prepared, data_config, seed=0).batch([3])[0]
+    )
+
+
+def test_a_full_disk_leaves_nothing_of_a_preparation(data_config, small_disk):
+    disk = small_disk(60_000)
+    with pytest.raises(
+        DiskFull, match=r"data/[0-9a-f]{16} cannot be written, the disk is full: .* are left; .*free some"
+    ):
+        prepare_data(data_config, disk / "data")
+    assert not list(disk.iterdir())
 
 
 def test_reading_stops_at_train_tokens(tmp_path):

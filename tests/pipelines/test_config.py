@@ -202,6 +202,11 @@ class TestPlan:
         stages = {stage.title: stage for stage in plan(load_config("smoke"), "data")}
         assert set(stages["distill e2"].settings["distill"]) == {"hard_fraction", "temperature", "training"}
 
+    def test_what_happens_to_a_run_that_diverges_is_a_setting_only_where_it_goes_on(self):
+        assert self.changed("teacher.training.on_divergence=stop") == set()
+        assert self.changed("distill.training.on_divergence=restart") == {"distill e2", "distill e4", "report"}
+        assert len(self.changed("teacher.training.on_divergence=restart")) == 8
+
     def test_cached_labels_are_made_between_teacher_and_student(self):
         stages = plan(load_config("smoke", ["distill.soft_labels=cached"]), "data")
         titles = [stage.title for stage in stages]

@@ -153,7 +153,7 @@ def test_a_directory_that_no_store_knows_is_verified_on_given_text(student, text
     tree = read_export_lineage(str(output))
     assert tree["run_id"] is None and tree["inputs"][0]["model"] == student.name
     (output / "config.json").write_text("{}")
-    with pytest.raises(UserError, match=r"config.json is missing or has changed since it was exported"):
+    with pytest.raises(UserError, match=r"config.json is damaged: .*; export the model again"):
         read_export_lineage(str(output))
 
 

@@ -12,11 +12,12 @@ import torch
 from safetensors import SafetensorError
 from transformers import T5ForConditionalGeneration
 
-from distill.cached_labels import CachedLabels, _file_digest
-from distill.checkpoint import load_checkpoint, save_checkpoint
+from distill.cached_labels import CachedLabels
+from distill.checkpoint import Progress, load_checkpoint, save_checkpoint
 from distill.config import ModelConfig
 from distill.corpus import read_documents
 from distill.errors import UserError
+from distill.files import file_digest
 from distill.seq2seq import build_dense
 from distill.tokenizer import load_tokenizer
 from pipelines.lineage import read_export_lineage
@@ -111,7 +112,7 @@ def test_pickles_of_the_hub_are_read_with_weights_only(mark, dense):
 def test_a_training_checkpoint_that_is_a_pickle_is_refused(name, mark, tmp_path):
     model = torch.nn.Linear(2, 2)
     optimizer = torch.optim.AdamW(model.parameters())
-    path = save_checkpoint(tmp_path / "checkpoints", 1, model, optimizer)
+    path = save_checkpoint(tmp_path / "checkpoints", Progress(1), model, optimizer)
     torch.save(Hostile(mark), path / name)
     with pytest.raises(SafetensorError):
         load_checkpoint(path, model, optimizer)
@@ -157,7 +158,7 @@ def test_a_corpus_that_is_a_pickle_is_refused(kind, mark, tmp_path):
 
 def labels(directory: Path, names: tuple[str, ...]) -> None:
     facts = {"examples": 1, "targets": 1, "words": 1, "vocabulary": 8, "form": "sampled"}
-    sha256 = {name: _file_digest(directory / name) for name in names}
+    sha256 = {name: file_digest(directory / name) for name in names}
     (directory / "labels.json").write_text(json.dumps({**facts, "sha256": sha256}))
 
 
@@ -177,7 +178,7 @@ def test_names_in_records_do_not_lead_outside(tmp_path):
         CachedLabels(tmp_path / "export")
     (tmp_path / "export" / "lineage.json").write_text("{}")
     for name in ("../secret", str(tmp_path / "secret")):
-        manifest = {"format": "hf", "files": {name: _file_digest(tmp_path / "secret")}}
+        manifest = {"format": "hf", "files": {name: file_digest(tmp_path / "secret")}}
         (tmp_path / "export" / "manifest.json").write_text(json.dumps(manifest))
         with pytest.raises(UserError, match="which is outside"):
             read_export_lineage(str(tmp_path / "export"))

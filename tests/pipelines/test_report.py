@@ -26,6 +26,15 @@ def test_the_fraction_is_that_of_table_7():
     assert low == pytest.approx(fraction) and high == pytest.approx(fraction)
 
 
+def test_resamples_without_a_gain_make_no_interval_of_no_numbers():
+    """One of four seeds gains nothing at all, and its student keeps nothing of it: some resamples hold it alone."""
+    teacher = np.full((4, 3), 3.0)
+    baseline = teacher + np.array([0.0, 0.4, 0.5, 0.6])[:, None]
+    student = teacher + np.array([0.0, 0.1, 0.1, 0.1])[:, None]
+    fraction, interval = fraction_kept(baseline, teacher, student)
+    assert fraction == pytest.approx((0.375 - 0.075) / 0.375) and np.isfinite(interval).all()
+
+
 def test_the_interval_is_paired(losses):
     """Examples vary by 1.0 and models by 0.1: unpaired, nothing could be said of a gain of 0.2."""
     baseline, teacher, student = losses

@@ -14,7 +14,7 @@ from teachers import load_teacher, save_teacher
 from teachers.config import TeacherConfig
 from teachers.model import build_teacher, switch_layers
 from teachers.objective import HardLabelsAndLoadBalance
-from teachers.routing import measured_routing
+from teachers.routing import MeasuredRouting, measured_routing
 
 NO_DROPPING = TeacherConfig(experts=[4], capacity_factor_eval=4.0)
 
@@ -147,11 +147,20 @@ def test_the_objective_adds_one_load_balancing_loss_per_layer(shape, batch):
     total, metrics = HardLabelsAndLoadBalance(model, load_balancing_weight=0.5)(**batch)
     balance = sum(layer.statistics.load_balancing_loss.item() for _, layer in switch_layers(model))
     tokens = batch["labels"].numel()
-    assert float(total) == pytest.approx(float(metrics["loss"]) + 0.5 * balance * tokens, rel=1e-5)
+    assert total.item() == pytest.approx(float(metrics["loss"]) + 0.5 * balance * tokens, rel=1e-5)
     assert float(metrics["load_balancing_loss"]) / tokens == pytest.approx(balance / 2, rel=1e-5)
     logits = model(**batch).logits
     expected = torch.nn.functional.cross_entropy(logits.flatten(0, 1), batch["labels"].flatten())
     assert float(metrics["loss"]) / tokens == pytest.approx(float(expected), rel=1e-5)
+
+
+def test_a_layer_that_sends_all_tokens_to_one_expert_is_named():
+    load = torch.tensor([[0.25, 0.25, 0.25, 0.25], [0.0, 0.9999, 0.0001, 0.0]])
+    nothing = torch.zeros(2)
+    routing = MeasuredRouting(["encoder.1", "decoder.1"], load, nothing, nothing)
+    assert routing.collapsed() == "all tokens of decoder.1 go to expert 1"
+    assert routing._replace(load=torch.tensor([[0.25] * 4, [0.0, 0.99, 0.01, 0.0]])).collapsed() is None
+    assert routing._replace(load=torch.ones(2, 1)).collapsed() is None
 
 
 def test_measured_routing_averages_layers_and_batches(shape, batch):

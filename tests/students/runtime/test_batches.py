@@ -45,3 +45,9 @@ def test_what_is_no_export_is_refused(tmp_path, monkeypatch):
     monkeypatch.setattr(runtime.importlib.util, "find_spec", lambda name: None)
     with pytest.raises(UserError, match=r'needs onnxruntime; install it with: pip install "switch-distill\[onnx\]"'):
         load_runner(tmp_path)
+
+
+def test_a_damaged_manifest_is_refused(tmp_path):
+    (tmp_path / "manifest.json").write_text('{"format": ')
+    with pytest.raises(UserError, match=r"manifest.json is damaged: .*, or export the model again"):
+        load_runner(tmp_path)

@@ -1,0 +1,72 @@
+"""Space on disk: asked for before it is used, and named when it has run out."""
+
+import contextlib
+import errno
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+
+from distill.errors import DiskFull
+
+_FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
+# What libraries that are not written in Python say instead of an errno: safetensors and tokenizers, SQLite.
+_SAYS_FULL = ("no space left on device", "disk quota exceeded", "database or disk is full")
+
+
+def require_space(path: Path, needed: int, what: str, cure: str = "free some, or choose another --workdir") -> None:
+    """Check that the file system of ``path``, which need not exist yet, has ``needed`` bytes left.
+
+    Raises:
+        DiskFull: it has not; ``what`` says in the message what needs them.
+    """
+    free = _free(path)
+    if needed > free:
+        raise DiskFull(f"{what} needs about {size(needed)} in {path}, where {size(free)} are left; {cure}")
+
+
+@contextlib.contextmanager
+def named_when_full(path: Path, needed: int | None = None) -> Iterator[None]:
+    """Say of whatever finds the disk full within the block that it was writing ``path``, of ``needed`` bytes.
+
+    An error that knows its file names that one instead.
+
+    Raises:
+        DiskFull: in place of the exception.
+    """
+    try:
+        yield
+    except DiskFull:
+        raise
+    except Exception as error:
+        if not is_full(error):
+            raise
+        file = getattr(error, "filename2", None) or getattr(error, "filename", None) or path
+        wants = f"it needs {size(needed)}, " if needed else ""
+        raise DiskFull(
+            f"{file} cannot be written, the disk is full: {wants}{size(_free(path))} are left; what was finished "
+            "before is kept, free some space and give the same command again"
+        ) from error
+
+
+def is_full(error: BaseException | None) -> bool:
+    """Whether ``error``, or one that it came from, says that a disk or a quota is full."""
+    while error is not None:
+        if isinstance(error, OSError) and error.errno in _FULL:
+            return True
+        if any(says in str(error).lower() for says in _SAYS_FULL):
+            return True
+        error = error.__cause__ or error.__context__
+    return False
+
+
+def size(count: int) -> str:
+    """Bytes for people: ``3.1 MB``."""
+    for unit, factor in (("TB", 1e12), ("GB", 1e9), ("MB", 1e6)):
+        if count >= factor:
+            return f"{count / factor:.1f} {unit}"
+    return f"{count / 1e3:.1f} kB"
+
+
+def _free(path: Path) -> int:
+    existing = next(parent for parent in (path.absolute(), *path.absolute().parents) if parent.exists())
+    return shutil.disk_usage(existing).free

@@ -7,8 +7,13 @@ TABLE_6 = {"soft-labels": "3%", "initialised": "20%", "hard-and-soft": "29%", "h
 TABLE_7 = {16: (0.37, 0.82), 32: (0.32, 0.90), 64: (0.30, 0.95), 128: (0.27, 0.97), 256: (0.28, 0.99)}
 
 
-def kept_in_paper(variant: str | None, experts: int) -> str:
-    """What the paper keeps with the technique of that name, or with a teacher of as many experts; else a dash."""
+def kept_in_paper(variant: str | None, experts: int | None) -> str:
+    """What the paper keeps with the technique of that name, or with a teacher of as many experts; else a dash.
+
+    Without ``experts``, the mean of its teachers.
+    """
     if variant is not None:
         return TABLE_6.get(variant, "–")
+    if experts is None:
+        return f"{sum(kept for kept, _ in TABLE_7.values()) / len(TABLE_7):.0%}"
     return f"{TABLE_7[experts][0]:.0%}" if experts in TABLE_7 else "–"

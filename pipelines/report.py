@@ -1,7 +1,6 @@
 """Stage 4: the fraction of each teacher's gain that its student keeps (section 4.2, tables 6 and 7)."""
 
 import json
-from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -12,65 +11,21 @@ from distill.errors import UserError
 from distill.files import write_bytes, write_json, write_text
 from distill.flops import forward_flops
 from distill.prepare import example_lengths
+from pipelines.bootstrap import average_kept, fraction_kept, gain
 from pipelines.plan import baseline_training
 from pipelines.plot import plot_report
 from pipelines.registry import tag_students
 from pipelines.run import Outcome, StageRun
 from pipelines.stage import Finished, read_losses
-from pipelines.table import markdown
+from pipelines.table import comma_separated, markdown
 from pipelines.tracking import COLOURS
 from pipelines.view import publish_view
 
-FILES = ("report.json", "report.md", "fraction_kept.png")
-Interval = tuple[float, float]
-
-
-def fraction_kept(
-    baseline_losses: np.ndarray,
-    teacher_losses: np.ndarray,
-    student_losses: np.ndarray,
-    *,
-    resamples: int = 10_000,
-    seed: int = 0,
-    confidence: float = 0.95,
-) -> tuple[float | None, Interval | None]:
-    """(Q_student - Q_baseline) / (Q_teacher - Q_baseline), with its paired bootstrap interval.
-
-    Args:
-        baseline_losses, teacher_losses, student_losses: nats per target token of each validation example,
-            [examples] or [seeds, examples], the same examples in the same order for all three.
-        resamples: bootstrap samples, over examples and over seeds where there are several.
-        seed: of the bootstrap.
-        confidence: of the interval, in (0, 1).
-
-    Returns:
-        The fraction (1.0 keeps all of the gain) and (low, high); None and None where the interval of the gain
-        reaches 0, because a fraction of nothing says nothing. Neither is ever infinite or NaN.
-
-    Raises:
-        ValueError: the three do not have the same shape.
-    """
-    losses = {"baseline": baseline_losses, "teacher": teacher_losses, "student": student_losses}
-    quality, sampled = _bootstrap(losses, resamples=resamples, seed=seed)
-    gains = sampled["teacher"] - sampled["baseline"]
-    if _interval(gains, confidence)[0] <= 0:
-        return None, None
-    fraction = (quality["student"] - quality["baseline"]) / (quality["teacher"] - quality["baseline"])
-    some = gains != 0  # where a resample has no gain, it has no fraction
-    return fraction, _interval((sampled["student"] - sampled["baseline"])[some] / gains[some], confidence)
-
-
-def gain(
-    baseline_losses: np.ndarray, teacher_losses: np.ndarray, *, resamples: int = 10_000, seed: int = 0
-) -> tuple[float, Interval]:
-    """Q_teacher - Q_baseline in nats per target token, with its 95 % paired bootstrap interval."""
-    losses = {"baseline": baseline_losses, "teacher": teacher_losses}
-    quality, sampled = _bootstrap(losses, resamples=resamples, seed=seed)
-    return quality["teacher"] - quality["baseline"], _interval(sampled["teacher"] - sampled["baseline"], 0.95)
+FILES = ("report.json", "report.md", "report.csv", "fraction_kept.png")
 
 
 def compute(run: StageRun) -> Outcome:
-    """Write report.json, report.md and the plot; put each ratio's figures on its student's run.
+    """Write the report's files; put each ratio's figures on its student's run.
 
     Raises:
         UserError: a student has not the shape of the baseline, so that their difference is not the teacher's doing.
@@ -80,6 +35,7 @@ def compute(run: StageRun) -> Outcome:
     if run.tracked:
         write_json(run.directory / "report.json", report)
         write_text(run.directory / "report.md", markdown(report))
+        write_text(run.directory / "report.csv", comma_separated(report))
         plot_report(report, run.directory / "fraction_kept.png")
         for name in FILES:
             run.tracked.log_file(run.directory / name)
@@ -94,6 +50,10 @@ def compute(run: StageRun) -> Outcome:
         "_".join(filter(None, ("fraction_kept", row["ratio"], row["variant"]))): row["fraction_kept"]
         for row in report["ratios"]
     }
+    for average in report["averages"]:
+        name = "_".join(filter(None, ("fraction_kept_mean", average["variant"])))
+        low, high = average["fraction_interval"] or (None, None)
+        kept |= {name: average["fraction_kept"], f"{name}_low": low, f"{name}_high": high}
     return Outcome({name: value for name, value in kept.items() if value is not None}, {})
 
 
@@ -149,6 +109,7 @@ def build_report(run: StageRun) -> dict[str, Any]:
             for ratio in config.teacher.ratios
             for variant in config.variants or [None]
         ],
+        "averages": [_average(run, variant, losses) for variant in config.variants or [None]],
         "data": {
             "name": run.data.name,
             "digest": run.data.digest,
@@ -193,6 +154,20 @@ def _row(run: StageRun, ratio: str, variant: str | None, baselines: dict[str, np
         gains, kept = ((baselines[key] - losses).mean(axis=1) for losses in (teacher, student))
         row[f"fraction_kept{suffix}_by_seed"] = None if fraction is None or not gains.all() else (kept / gains).tolist()
     return row
+
+
+def _average(run: StageRun, variant: str | None, baselines: dict[str, np.ndarray]) -> dict[str, Any]:
+    """What the students of one variant keep, over all ratios."""
+    students = [_losses(_of_kind(run, "distill", ratio, variant)) for ratio in run.config.teacher.ratios]
+    teachers = [
+        np.broadcast_to(_losses(_of_kind(run, "teacher", ratio)), student.shape)
+        for ratio, student in zip(run.config.teacher.ratios, students, strict=True)
+    ]
+    average: dict[str, Any] = {"variant": variant}
+    for suffix, key in (("", "baseline_losses"), ("_long", "long_baseline_losses")):
+        kept, bounds = average_kept(baselines[key], teachers, students, resamples=run.config.report.resamples)
+        average |= {f"fraction_kept{suffix}": kept, f"fraction{suffix}_interval": list(bounds) if bounds else None}
+    return average
 
 
 def _seen(run: StageRun, ratio: str, variant: str | None) -> dict[str, Any]:
@@ -258,30 +233,3 @@ def _losses(finished: list[Finished], name: str = "validation_losses") -> np.nda
         one = finished[int(np.argmin(np.isfinite(losses).all(axis=1)))]
         raise UserError(f"{one.title} has a loss that is no number in {one.directory / name}.json; make it again")
     return losses
-
-
-def _bootstrap(
-    losses: dict[str, np.ndarray], *, resamples: int, seed: int
-) -> tuple[dict[str, float], dict[str, np.ndarray]]:
-    """Quality of each model, and its quality in every resample [resamples]: the same examples and seeds for all."""
-    arrays = {name: np.atleast_2d(np.asarray(values, dtype=np.float64)) for name, values in losses.items()}
-    shapes = {values.shape for values in arrays.values()}
-    if len(shapes) != 1:
-        raise ValueError(f"losses must have the same seeds and examples, not shapes {sorted(shapes)}")
-    seeds, examples = shapes.pop()
-    example_weights, seed_weights = _weights(examples, seeds, resamples, seed)
-    sampled = {name: -((example_weights @ values.T) * seed_weights).sum(axis=1) for name, values in arrays.items()}
-    return {name: -float(values.mean()) for name, values in arrays.items()}, sampled
-
-
-@lru_cache(maxsize=1)
-def _weights(examples: int, seeds: int, resamples: int, seed: int) -> tuple[np.ndarray, np.ndarray]:
-    """What each example [resamples, examples] and each seed [resamples, seeds] counts in each resample."""
-    rng = np.random.default_rng(seed)
-    of_examples = rng.multinomial(examples, np.full(examples, 1 / examples), size=resamples) / examples
-    return of_examples, rng.multinomial(seeds, np.full(seeds, 1 / seeds), size=resamples) / seeds
-
-
-def _interval(samples: np.ndarray, confidence: float) -> Interval:
-    low, high = np.quantile(samples, [(1 - confidence) / 2, (1 + confidence) / 2])
-    return float(low), float(high)

@@ -1,5 +1,7 @@
-"""The report as a table, in Markdown and for a terminal."""
+"""The report as a table: in Markdown, for a terminal, and as CSV."""
 
+import csv
+import io
 from collections.abc import Sequence
 from typing import Any
 
@@ -27,6 +29,28 @@ def markdown(report: dict[str, Any]) -> str:
         f"Data: {data['name']}, {data['train_tokens']:,} training tokens, digest `{data['digest']}`. "
         f"Report: `{report['fingerprint']}`.\n"
     )
+
+
+def comma_separated(report: dict[str, Any]) -> str:
+    """report.csv: a line per ratio and variant with every figure at full precision, an interval as low and high."""
+    lines = []
+    for row in report["ratios"]:
+        line: dict[str, Any] = {}
+        for key, value in row.items():
+            if key.endswith("_interval"):
+                low, high = value or (None, None)
+                line |= {f"{key.removesuffix('_interval')}_low": low, f"{key.removesuffix('_interval')}_high": high}
+            elif isinstance(value, list):
+                line[key] = " ".join(str(one) for one in value)
+            elif not key.endswith("_undefined"):
+                line[key] = value
+        line |= {"baseline_quality": report["baseline"]["quality"], "data_digest": report["data"]["digest"]}
+        lines.append(line | {"long_baseline_quality": report["long_baseline"]["quality"]})
+    text = io.StringIO()
+    writer = csv.DictWriter(text, list(lines[0]), lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(lines)
+    return text.getvalue()
 
 
 def table(report: dict[str, Any]) -> Table:
@@ -69,10 +93,16 @@ def _cells(report: dict[str, Any]) -> tuple[list[str], list[list[str]]]:
         ]
         for row in report["ratios"]
     ]
-    if report["ratios"][0]["variant"] is not None:
+    named = [row["variant"] for row in report["ratios"]]
+    if len({row["ratio"] for row in report["ratios"]}) > 1:
+        for average in report["averages"]:
+            kept = [_percent(average[f"fraction_kept{s}"], average[f"fraction{s}_interval"]) for s in ("", "_long")]
+            rows.append(["mean", *[""] * 5, *kept, kept_in_paper(average["variant"], None)])
+            named.append(average["variant"])
+    if named[0] is not None:
         header.insert(1, "variant")
-        for cells, row in zip(rows, report["ratios"], strict=True):
-            cells.insert(1, row["variant"])
+        for cells, variant in zip(rows, named, strict=True):
+            cells.insert(1, variant)
     return header, rows
 
 
@@ -107,7 +137,8 @@ def _caption(report: dict[str, Any]) -> str:
     )
     for name, key in (("baseline", "fraction_kept"), ("long baseline", "fraction_kept_long")):
         if ratios := list(dict.fromkeys(row["ratio"] for row in report["ratios"] if row[key] is None)):
-            text += f" Undefined for {', '.join(ratios)}: the gain over the {name} has an interval that reaches 0."
+            named, reaches = ", ".join(ratios), "has an interval that reaches 0"
+            text += f" Undefined, and in no mean, for {named}: the gain over the {name} {reaches}."
     return text
 
 

@@ -1,12 +1,13 @@
+import csv
 import io
 
 import numpy as np
 import pytest
 from rich.console import Console
 
+from pipelines.bootstrap import average_kept, fraction_kept, gain
 from pipelines.plot import plot_report
-from pipelines.report import fraction_kept, gain
-from pipelines.table import markdown, table
+from pipelines.table import comma_separated, markdown, table
 
 
 @pytest.fixture
@@ -75,6 +76,16 @@ def test_a_gain_that_reaches_zero_makes_the_fraction_undefined(losses):
     assert fraction_kept(baseline, baseline + 0.1, student) == (None, None)
 
 
+def test_the_mean_over_ratios_is_over_those_that_gain(losses):
+    baseline, teacher, student = losses
+    half = baseline + 0.5 * (teacher - baseline)
+    mean, (low, high) = average_kept(baseline, [teacher, teacher, baseline + 0.1], [student, half, student])
+    one, (one_low, one_high) = fraction_kept(baseline, teacher, student)
+    assert mean == pytest.approx((one + 0.5) / 2)
+    assert high - low == pytest.approx((one_high - one_low) / 2)  # the second is half in every resample
+    assert average_kept(baseline, [baseline + 0.1], [student]) == (None, None)
+
+
 def test_the_result_does_not_depend_on_anything_but_its_arguments(losses):
     assert fraction_kept(*losses) == fraction_kept(*losses)
     assert fraction_kept(*losses, seed=1) != fraction_kept(*losses)
@@ -117,6 +128,11 @@ def report(*rows: dict) -> dict:
         "baseline": {"quality": -1.2, "parameters": 1_000_000, "steps": 10, "tokens": 1000, "flops": 8e8},
         "long_baseline": {"quality": -0.9, "steps": 30, "tokens": 3000, "flops": 2.4e9},
         "ratios": list(rows),
+        "averages": [
+            {"variant": name, "fraction_kept": 0.25, "fraction_interval": [0.2, 0.3]}
+            | {"fraction_kept_long": None, "fraction_long_interval": None}
+            for name in dict.fromkeys(row["variant"] for row in rows)
+        ],
         "data": {"name": "x", "digest": "d", "train_tokens": 5, "validation_examples": 3},
         "fingerprint": "f",
     }
@@ -125,7 +141,7 @@ def report(*rows: dict) -> dict:
 def test_an_undefined_fraction_is_said_to_be_undefined():
     text = markdown(report(row()))
     assert "| e4 | 2.00M | 50% | -1.000 | -1.100 | 0.100 [0.050, 0.150] | 50% [40%, 60%] | undefined | – |" in text
-    assert "Undefined for e4: the gain over the long baseline has an interval that reaches 0." in text
+    assert "Undefined, and in no mean, for e4: the gain over the long baseline has an interval that reaches 0." in text
 
 
 def test_the_papers_figures_stand_beside_ours():
@@ -145,6 +161,22 @@ def test_nothing_of_the_table_is_cut_off_in_80_columns():
         drawn = console.file.getvalue()
         assert "…" not in drawn and max(map(len, drawn.splitlines())) <= 80
         assert "undefined" in drawn and "[0.050, 0.150]" in drawn
+
+
+def test_several_ratios_have_a_mean():
+    assert "| mean |" not in markdown(report(row(variant="a"), row(variant="b")))
+    several = markdown(report(row(), row(ratio="e8", experts=8)))
+    assert "| mean |  |  |  |  |  | 25% [20%, 30%] | undefined | 31% |" in several
+    variants = [row(ratio=ratio, variant=name) for ratio in ("e4", "e8") for name in ("a", "b")]
+    assert "| mean | b |  |  |  |  |  | 25% [20%, 30%] | undefined | – |" in markdown(report(*variants))
+
+
+def test_the_csv_has_every_figure_once():
+    text = comma_separated(report(row(seeds=[0, 1], gain_undefined="why"), row(ratio="e8, old")))
+    first, second = csv.DictReader(io.StringIO(text))
+    assert (first["ratio"], first["seeds"], second["ratio"]) == ("e4", "0 1", "e8, old")
+    assert (first["gain_low"], first["gain_high"], first["fraction_long_low"]) == ("0.05", "0.15", "")
+    assert first["long_baseline_quality"] == "-0.9" and "gain_undefined" not in first
 
 
 def test_the_report_says_what_every_model_has_seen():

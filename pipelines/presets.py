@@ -58,7 +58,7 @@ def demo() -> dict[str, Any]:
 def _laptop() -> dict[str, Any]:
     """The comparison that two cores can afford: tiny models whose FFNs are narrow, so that experts are worth something.
 
-    Teachers and baseline start from scratch and take the same steps, students a quarter of them. Evaluation batches
+    Teachers and baseline start from scratch and take the same steps, students a tenth of them. Evaluation batches
     are large: neighbouring examples are of one document and want the same experts, which drop tokens in small ones.
     """
     training = {
@@ -66,7 +66,7 @@ def _laptop() -> dict[str, Any]:
         "optimizer": "adafactor",
         "learning_rate": 0.06,
         "warmup_steps": 200,
-        "cooldown": 0.3,
+        "cooldown": 0.5,
         "log_every": 100,
         "evaluate_every": 1000,
         "checkpoint_every": 1000,
@@ -81,7 +81,7 @@ def _laptop() -> dict[str, Any]:
             "validation_examples": 4096,
             "tuning_fraction": 0.05,
         },
-        "model": {"d_model": 64, "d_ff": 16, "d_kv": 16, "num_heads": 8, "num_layers": 1, "sparse_every": 1},
+        "model": {"d_model": 64, "d_ff": 16, "d_kv": 16, "num_heads": 4, "num_layers": 2, "sparse_every": 1},
         "teacher": {
             "experts": [2, 4, 8, 16, 32],
             "capacity_factor_train": 2.0,
@@ -89,7 +89,18 @@ def _laptop() -> dict[str, Any]:
             "training": {**training, "steps": 6000},
         },
         "baseline": {"steps": 6000},
-        "distill": {"training": {**training, "steps": 1500, "learning_rate": 0.02, "cooldown": 1.0}},
+        "distill": {
+            "training": {
+                **training,
+                "steps": 600,
+                "learning_rate": 0.02,
+                "warmup_steps": 50,
+                "cooldown": 1.0,
+                "log_every": 20,
+                "evaluate_every": 200,
+                "checkpoint_every": 200,
+            }
+        },
     }
 
 
@@ -98,15 +109,15 @@ def table6() -> dict[str, Any]:
 
     A student that starts from scratch is trained as the baseline is.
     """
-    from_scratch = {"steps": 6000, "learning_rate": 0.06, "cooldown": 0.3}
+    teacher = {**_laptop()["teacher"], "experts": [16]}
     return {
         **_laptop(),
         "name": "table6",
-        "teacher": {**_laptop()["teacher"], "experts": [16]},
+        "teacher": teacher,
         "variants": {
             "soft-labels": {
                 "student": {"non_expert_init": "random"},
-                "distill": {"hard_fraction": 0.0, "training": from_scratch},
+                "distill": {"hard_fraction": 0.0, "training": teacher["training"]},
             },
             "initialised": {"distill": {"hard_fraction": 0.0}},
             "hard-and-soft": {},
@@ -126,7 +137,7 @@ def study() -> dict[str, Any]:
     All students take the same steps on the same examples. The variant "paper" is what each other one differs from.
     """
     regress = {"ffn_init": "regress", "calibration_examples": 1024}
-    gentle = {"training": {"learning_rate": 0.005}}
+    gentle = {"training": {"learning_rate": 0.01}}
     variants: dict[str, dict[str, Any]] = {
         "paper": {},
         "hard-labels": {"distill": {"hard_fraction": 1.0}},
@@ -136,15 +147,19 @@ def study() -> dict[str, Any]:
         "two-draws": {"distill": {"teacher_routing": "sampled", "draws": 2}},
         "match-hidden": {"distill": {"match": ["hidden"]}},
         "match-ffn": {"distill": {"match": ["ffn"]}},
-        "match-ffn-fading": {"distill": {"match": ["ffn"], "match_steps": 1000}},
+        "match-ffn-fading": {"distill": {"match": ["ffn"], "match_steps": 400}},
         "half-soft": {"distill": {"hard_fraction": 0.5}},
         "soft-only": {"distill": {"hard_fraction": 0.0}},
         "temperature-2": {"distill": {"temperature": 2.0}},
-        "soft-from-half": {"distill": {"soft_start": 1000}},
+        "soft-from-half": {"distill": {"soft_start": 300}},
         "gentle": {"distill": gentle},
         "gentle-hard-labels": {"distill": {**gentle, "hard_fraction": 1.0}},
-        "gentle-regress": {"student": regress, "distill": gentle},
-        "gentle-regress-soft": {"student": regress, "distill": {**gentle, "hard_fraction": 0.25}},
+        "regress-hard-labels": {"student": regress, "distill": {"hard_fraction": 1.0}},
+        "regress-half-soft": {"student": regress, "distill": {"hard_fraction": 0.5}},
+        "regress-soft-only": {"student": regress, "distill": {"hard_fraction": 0.0}},
+        "regress-gentle": {"student": regress, "distill": gentle},
+        "regress-match-ffn": {"student": regress, "distill": {"match": ["ffn"]}},
+        "regress-match-hidden": {"student": regress, "distill": {"match": ["hidden"]}},
     }
     base = _laptop()
     return {

@@ -10,8 +10,8 @@ from rich.tree import Tree
 
 from distill.errors import UserError
 from distill.files import check_digests, read_json
+from pipelines.store import Store
 from pipelines.store_uri import without_credentials
-from pipelines.tracking import Store
 from students.runtime import read_manifest
 
 

@@ -94,8 +94,9 @@ class Pipeline:
         self.inputs_of(stage)
         # Everything else that a stage writes is named by whoever writes it.
         with self.turn(stage), named_when_full(self.workdir / "mlflow.db"):
+            self.accelerator.wait_for_everyone()  # all look while it is our turn, and before one of them writes
             found = find_finished(stage, self.workdir)  # whoever was waited for may have finished it
-            self.accelerator.wait_for_everyone()  # nobody writes before all have looked
+            self.accelerator.wait_for_everyone()
             # A report names the runs of its inputs, which it did not know if MLflow has not got it.
             if found and (found.is_tracked or stage.kind != "report"):
                 self._reused(found)
@@ -151,6 +152,14 @@ class Pipeline:
         """A line on stderr, in the main process alone."""
         self.console.print(message, style=style, markup=False, highlight=False, soft_wrap=True)
 
+    def inputs_of(self, stage: Stage) -> dict[str, Finished]:
+        """Role -> the finished stage whose output ``stage`` reads.
+
+        Raises:
+            UserError: one has not run.
+        """
+        return {role: self.finished(upstream) for role, upstream in stage.inputs.items()}
+
     def _reused(self, found: Finished) -> Finished:
         self.say(f"{found.title:<16} reused" + (f"  (run {found.run_id[:8]})" if found.is_tracked else ""), style="dim")
         return found
@@ -162,9 +171,6 @@ class Pipeline:
             finished = run.finish(compute(run))
         quality = f"  quality {finished.metrics['quality']:.4f}" if "quality" in finished.metrics else ""
         self.say(f"{stage.title:<16} done in {time.perf_counter() - began:.0f} s{quality}")
-
-    def inputs_of(self, stage: Stage) -> dict[str, Finished]:
-        return {role: self.finished(upstream) for role, upstream in stage.inputs.items()}
 
     def _prepare(self) -> PreparedData:
         """Rank 0 prepares, the others wait for the file: a barrier of the process group would time out in minutes."""

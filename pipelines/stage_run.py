@@ -152,7 +152,6 @@ class StageRun:
         figures = {name: value for name, value in outcome.metrics.items() if math.isfinite(value)}
         if unknown := sorted(set(outcome.metrics) - set(figures)):
             self.pipeline.say(f"{stage.title:<16} left out, because they are no numbers: {', '.join(unknown)}")
-        missing = [name for name in outcome.not_of_model if name in figures]
         finished = Finished(
             stage.title,
             stage.fingerprint,
@@ -162,7 +161,7 @@ class StageRun:
             metrics=figures,
             facts=outcome.facts,
             directory=self.directory,
-            not_of_model=missing,
+            not_of_model=[name for name in outcome.not_of_model if name in figures],
         )
         if self.curves:
             self.curves.close()

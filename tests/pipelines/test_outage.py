@@ -92,6 +92,8 @@ def test_what_a_store_that_went_away_did_not_take_is_delivered_by_the_same_comma
     kept = {str(path.relative_to(directory)) for path in directory.rglob("*")}
     assert {"stage.json", "metrics.jsonl", "validation_losses.json", "model/model.safetensors"} <= kept
 
+    traced = cli("lineage", str(directory), "--workdir", str(work))
+    assert traced.returncode == 2 and "has not got MODEL" in traced.stderr
     second = cli(*arguments, "--json")
     assert second.returncode == 0 and "delivered to MLflow" in second.stderr and "done in" not in second.stderr
     assert json.loads(second.stdout)[0]["run_id"] == json.loads((directory / "run.json").read_text())["run_id"]

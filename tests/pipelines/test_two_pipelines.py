@@ -1,10 +1,14 @@
 """Two pipelines in one work directory at once."""
 
 import json
+import os
 import shutil
 import sqlite3
+import subprocess
+import sys
 import threading
 import time
+from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
@@ -13,6 +17,8 @@ from distill.errors import UserError
 from distill.lock import one_at_a_time
 from pipelines.run import Pipeline
 from pipelines.stage import Stage
+
+ROOT = Path(__file__).parents[2]
 
 # A process that waits in the middle of training until a file is there.
 HELD = """
@@ -91,3 +97,14 @@ def test_processes_that_share_a_stage_do_not_wait_at_a_barrier_that_would_time_o
         pass
     stop.set()
     other.join()
+
+
+def test_two_work_directories_on_a_new_sqlite_file_find_one_experiment(tmp_path):
+    environment = {**os.environ, "MLFLOW_TRACKING_URI": f"sqlite:///{tmp_path}/shared/store.db"}
+    code = "import pathlib\nfrom pipelines.store import Store\nprint(Store(pathlib.Path({!r}), 'x').experiment)"
+    commands = [[sys.executable, "-c", code.format(str(tmp_path / name))] for name in ("one", "two")]
+    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
+    both = [subprocess.Popen(command, cwd=ROOT, env=environment, **pipes) for command in commands]
+    found = [process.communicate() for process in both]
+    assert [process.returncode for process in both] == [0, 0], found
+    assert found[0][0] == found[1][0] != "None\n"

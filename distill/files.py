@@ -84,6 +84,15 @@ def file_digest(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
+def directory_digest(directory: Path) -> str:
+    """SHA-256 over names and bytes of the files of a directory, cut to 32 hexadecimal digits."""
+    total = hashlib.sha256()
+    for path in sorted(path for path in directory.rglob("*") if path.is_file()):
+        with open(path, "rb") as file:
+            total.update(path.relative_to(directory).as_posix().encode() + hashlib.file_digest(file, "sha256").digest())
+    return total.hexdigest()[:32]
+
+
 def file_digests(directory: Path, paths: Iterable[Path]) -> dict[str, str]:
     """SHA-256 of files by their name within ``directory``."""
     return {path.relative_to(directory).as_posix(): file_digest(path) for path in sorted(paths) if path.is_file()}

@@ -16,6 +16,7 @@ from distill.config import DataConfig
 from distill.corpus import Digest, corpus_files, read_documents, split_of
 from distill.errors import UserError
 from distill.files import check_digests, file_digests, new_directory, read_record, write_record
+from distill.lock import one_at_a_time
 from distill.span_corruption import SpanLengths, raw_length_for, span_lengths
 
 if TYPE_CHECKING:  # transformers takes seconds to import, and prepared data is reused without it
@@ -109,12 +110,19 @@ def prepare_data(
         DiskFull: nothing is left of the preparation.
     """
     directory = root / _key(config)
-    if not is_prepared(config, root):
-        say(f"Preparing {config.corpus}: splitting documents by hash and cutting them into tokens")
-        with new_directory(directory) as beside:
-            facts = _prepare(config, beside)
-            write_record(beside / "data.json", {**facts, "sha256": file_digests(beside, beside.rglob("*"))})
-            check(read_prepared(beside))
+    if is_prepared(config, root):
+        return read_prepared(directory)
+
+    def held(by: str) -> None:
+        say(f"Waiting for {by}, which prepares {config.corpus} (Ctrl-C stops waiting)")
+
+    with one_at_a_time(directory, held):
+        if not is_prepared(config, root):  # by whoever was waited for
+            say(f"Preparing {config.corpus}: splitting documents by hash and cutting them into tokens")
+            with new_directory(directory) as beside:
+                facts = _prepare(config, beside)
+                write_record(beside / "data.json", {**facts, "sha256": file_digests(beside, beside.rglob("*"))})
+                check(read_prepared(beside))
     return read_prepared(directory)
 
 

@@ -17,7 +17,7 @@ from distill.objectives import HardLabels
 from distill.seq2seq import build_dense, count_parameters, new_t5, place
 from distill.training import train, trunk_steps
 from pipelines.plan import baseline_steps, baseline_training, long_steps
-from pipelines.run import Outcome, StageRun
+from pipelines.stage_run import Outcome, StageRun
 from students.initialise import student_config
 from teachers.model import read_teacher_config
 
@@ -60,8 +60,9 @@ def compute(run: StageRun) -> Outcome:
     metrics = {"quality": measured[short][0], "quality_long": measured[long][0]}
     parameters = count_parameters(model)
     facts = {"steps": short, "long_steps": long, "parameters": parameters}
+    run.save_model(model)
     # The saved model is the long one, so the short one's quality is not among its figures.
-    return Outcome({**metrics, "parameters": parameters}, facts, run.save_model(model), not_of_model={"quality"})
+    return Outcome({**metrics, "parameters": parameters}, facts, not_of_model=["quality"])
 
 
 def _model(run: StageRun) -> T5ForConditionalGeneration:

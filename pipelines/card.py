@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from pipelines.lineage import nodes
-from pipelines.tracking import Store
+from pipelines.store import Store
 
 if TYPE_CHECKING:
     from students.export.parity import Parity

@@ -6,7 +6,7 @@ import signal
 import sys
 import traceback
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from rich.console import Console
 
     from pipelines.run import Pipeline
-    from pipelines.stage import Finished, Stage
+    from pipelines.stage import Stage
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -56,8 +56,7 @@ def run(
 
         if run_side_by_side(pipeline, _options(set_, workdir, seed)):
             stages = stages[-1:]
-    finished = pipeline.execute_all(stages)
-    _show_report(pipeline, finished[-1], json_)
+    _show_report(pipeline, stages, json_)
 
 
 @app.command()
@@ -123,7 +122,7 @@ def distill(
 def report(config: Config, set_: Set = None, workdir: Workdir = WORK, seed: Seed = None, json_: Json = False) -> None:
     """Stage 4: the fraction of each teacher's gain that its student keeps."""
     pipeline = _pipeline(config, set_, workdir, seed, kind="report")
-    _show_report(pipeline, *pipeline.execute_all(pipeline.select("report")), json_)
+    _show_report(pipeline, pipeline.select("report"), json_)
 
 
 @app.command()
@@ -136,7 +135,7 @@ def lineage(
     from rich.console import Console
 
     from pipelines.lineage import draw, read_export_lineage, read_lineage
-    from pipelines.tracking import existing_store
+    from pipelines.store import existing_store
 
     tree = read_export_lineage(model) or read_lineage(existing_store(workdir), model)
     if json_:
@@ -152,7 +151,7 @@ def ui(
     host: Annotated[str, typer.Option()] = "127.0.0.1",
 ) -> None:
     """The MLflow UI on this work directory's store."""
-    from pipelines.tracking import existing_store
+    from pipelines.store import existing_store
     from pipelines.view import serve
 
     serve(existing_store(workdir), workdir, host, port, _stderr())
@@ -193,7 +192,7 @@ def _main() -> int:
     except Exception as error:
         if hasattr(error, "format_message"):  # wrong usage, found by the parser
             return _complain(f"{error.format_message()} (see --help)", 2) if error.format_message() else 2
-        if type(error).__name__ in ("TrainingDiverged", "ParityFailure", "DiskFull"):
+        if type(error).__name__ in ("TrainingDiverged", "ParityFailure", "DiskFull", "Undelivered"):
             return _complain(str(error), 1)
         if is_full(error):
             cause = str(error).strip().split("\n")[0]
@@ -258,42 +257,21 @@ def _one_kind(
 
 
 def _execute(stages: list["Stage"], pipeline: "Pipeline", json_: bool) -> None:
-    finished = pipeline.execute_all(stages)
-    if json_ and _is_main_process():
-        print(json.dumps([_facts(one) for one in finished], indent=2))
+    from pipelines.cli_results import show_stages
+
+    show_stages(pipeline, pipeline.execute_all(stages), json_)
+
+
+def _show_report(pipeline: "Pipeline", stages: list["Stage"], json_: bool) -> None:
+    from pipelines.cli_results import show_report
+
+    show_report(pipeline, pipeline.execute_all(stages), json_)
 
 
 def _options(overrides: list[str] | None, workdir: Path, seed: int | None) -> list[str]:
     """The options of a command, for another one on the same config."""
     options = ["--workdir", str(workdir), *(f"--set={override}" for override in overrides or [])]
     return options if seed is None else [*options, "--seed", str(seed)]
-
-
-def _facts(finished: "Finished") -> dict[str, Any]:
-    return {key: str(value) if key == "directory" else value for key, value in vars(finished).items()}
-
-
-def _show_report(pipeline: "Pipeline", finished: "Finished", json_: bool) -> None:
-    if not _is_main_process():
-        return
-    from rich.console import Console
-
-    from pipelines.report import publish
-    from pipelines.table import table
-
-    values = publish(finished, pipeline.workdir)
-    if json_:
-        print(json.dumps(values, indent=2))
-        return
-    Console().print(table(values), highlight=False)
-    pipeline.say(f"Report and plot: {pipeline.workdir / 'report.md'}, {pipeline.workdir / 'fraction_kept.png'}")
-    where = "" if pipeline.workdir == WORK else f" --workdir {pipeline.workdir}"
-    pipeline.say(f"Compare in the MLflow UI: switch-distill ui{where}")
-    pipeline.say(f"Back to the data: switch-distill lineage {values['ratios'][-1]['student_model_uri']}{where}")
-
-
-def _is_main_process() -> bool:
-    return os.environ.get("RANK", "0") == "0"
 
 
 if __name__ == "__main__":

@@ -10,7 +10,7 @@ from distill.matching import Matching
 from distill.objectives import HardAndCachedLabels, HardAndSoftLabels, HardLabels
 from distill.seq2seq import count_parameters, place
 from distill.training import train
-from pipelines.run import Outcome, StageRun
+from pipelines.stage_run import Outcome, StageRun
 from pipelines.teacher import frozen_teacher
 
 
@@ -36,7 +36,8 @@ def compute(run: StageRun) -> Outcome:
     run.save_losses(losses)
     parameters = count_parameters(student)
     facts = {"parameters": parameters, "steps": settings.training.steps}
-    return Outcome({"quality": quality, "parameters": parameters}, facts, run.save_model(student))
+    run.save_model(student)
+    return Outcome({"quality": quality, "parameters": parameters}, facts)
 
 
 def _objective_and_examples(

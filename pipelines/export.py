@@ -10,11 +10,11 @@ from typing import TYPE_CHECKING, Any
 
 from distill.disk import require_space
 from distill.errors import UserError
-from distill.files import file_digest, new_directory, write_json, write_text
+from distill.files import directory_digest, file_digest, new_directory, write_json, write_text
 from pipelines.card import model_card, report_row
 from pipelines.export_source import Source, find_source, validation_text
 from pipelines.lineage import read_lineage
-from pipelines.tracking import TrackedRun, directory_digest
+from pipelines.tracking import TrackedRun, describe_run
 from students.export import check_format, write_export
 
 if TYPE_CHECKING:
@@ -127,8 +127,8 @@ def _run(source: Source, title: str, settings: dict[str, str]) -> Iterator[Track
     client = source.store.client
     source.store.experiment = client.get_run(source.lineage["run_id"]).info.experiment_id
     with tempfile.TemporaryDirectory() as directory:
-        tags = {"stage": "export", **settings}
-        tracked = TrackedRun(source.store, Path(directory), f"{title} of {source.name}", tags)
+        describe_run(Path(directory), {"stage": "export", **settings})
+        tracked = TrackedRun(source.store, Path(directory), f"{title} of {source.name}")
         status = "FAILED"
         try:
             tracked.log_params(settings)

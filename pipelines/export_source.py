@@ -9,7 +9,7 @@ import numpy as np
 from distill.errors import UserError
 from distill.prepare import WordIds, read_prepared
 from pipelines.lineage import find_model, nodes, read_lineage
-from pipelines.tracking import Store, existing_store
+from pipelines.store import Store, existing_store
 
 
 @dataclass(frozen=True)

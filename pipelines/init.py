@@ -6,7 +6,7 @@ from transformers import T5ForConditionalGeneration
 from distill.data import Batch, Examples
 from distill.errors import UserError
 from distill.seq2seq import count_parameters, place
-from pipelines.run import Outcome, StageRun
+from pipelines.stage_run import Outcome, StageRun
 from students.calibration import ffn_errors, record
 from students.initialise import init_student_with_counts
 from teachers.model import load_teacher
@@ -29,12 +29,12 @@ def compute(run: StageRun) -> Outcome:
         copy=settings.non_expert_init == "teacher",
     )
     errors = ffn_errors(student, record(teacher, held_out))
-    path = run.save_model(student)
+    run.save_model(student)
     _check_reload(run, student)
     parameters = count_parameters(student)
     metrics = {f"{kind}_{fate}": n for kind, fates in counts.items() for fate, n in fates.items()}
     metrics |= {f"ffn_error/{layer}": error for layer, error in errors.items()}
-    return Outcome({**metrics, "parameters": parameters}, {**counts, "total": parameters}, path)
+    return Outcome({**metrics, "parameters": parameters}, {**counts, "total": parameters})
 
 
 def _calibration_text(run: StageRun) -> tuple[list[Batch], list[Batch]]:

@@ -2,9 +2,9 @@
 
 from distill.cached_labels import CachedLabels, make_labels
 from distill.data import Examples
-from pipelines.run import Outcome, StageRun
+from distill.files import directory_digest
+from pipelines.stage_run import Outcome, StageRun
 from pipelines.teacher import frozen_teacher
-from pipelines.tracking import directory_digest
 
 
 def compute(run: StageRun) -> Outcome:
@@ -25,8 +25,5 @@ def compute(run: StageRun) -> Outcome:
         on_batch=run.bar.update,
     )
     labels = CachedLabels(directory)
-    if run.tracked:
-        run.tracked.log_params({"sha256": labels.facts["sha256"]})
-        run.tracked.log_file(directory / "labels.json")
     metrics = {**labels.means(), "examples": len(labels), "bytes_per_token": labels.bytes_per_token}
-    return Outcome(metrics, labels.facts, directory)
+    return Outcome(metrics, labels.facts)

@@ -10,8 +10,8 @@ from rich.tree import Tree
 
 from distill.errors import UserError
 from distill.files import check_digests, read_json
+from pipelines.store import Store
 from pipelines.store_uri import without_credentials
-from pipelines.tracking import Store
 from students.runtime import read_manifest
 
 
@@ -128,6 +128,8 @@ def _of_directory(model: str) -> str:
         values = read_json(record, "name the model by its run id, or make it again")
         if isinstance(values, dict) and isinstance(found := values.get("model_id"), str):
             return found
+        if isinstance(values, dict) and values.get("run_id") == "":
+            raise UserError(f"MLflow has not got MODEL {model!r} yet; the command that made it delivers it")
     raise UserError(
         f"MODEL {model!r} is neither a run id, nor models:/NAME/VERSION or models:/NAME@ALIAS, "
         "nor the directory of a stage's model"

@@ -1,11 +1,41 @@
-"""What the registry says of each student of a comparison, and which of them is the champion."""
+"""What MLflow says of each student of a comparison, on its run and in the registry, and which is the champion."""
 
 from typing import Any
 
-from pipelines.stage import Finished
-from pipelines.tracking import Store
+from pipelines.stage import Finished, Stage, of_kind
+from pipelines.store import Store
+from pipelines.tracking import COLOURS, TrackedRun
 
 CHAMPION = "champion"
+
+
+def log_comparison(tracked: TrackedRun, report: dict[str, Any], stage: Stage, inputs: dict[str, Finished]) -> None:
+    """The figures by which the UI compares students, on their runs and on their registered versions.
+
+    Args:
+        tracked: the report's run.
+        report: report.json.
+        stage, inputs: the report's.
+    """
+    students = []
+    for number, row in enumerate(report["ratios"]):
+        tags = {f"comparison.{stage.fingerprint[:12]}": "1", "mlflow.runColor": COLOURS[number % len(COLOURS)]}
+        shared = {key: row[key] for key in ("experts", "compression")}
+        for teacher in of_kind(stage, inputs, "teacher", row["ratio"]):
+            tracked.set_tags(tags, teacher.run_id)
+        students.append(of_kind(stage, inputs, "distill", row["ratio"], row["variant"]))
+        for place, student in enumerate(students[-1]):
+            figures = {key: row[key] for key in ("gain", "fraction_kept", "fraction_kept_long")}
+            for suffix in ("", "_long"):
+                low, high = row[f"fraction{suffix}_interval"] or (None, None)
+                figures |= {f"fraction{suffix}_low": low, f"fraction{suffix}_high": high}
+                if by_seed := row[f"fraction_kept{suffix}_by_seed"]:
+                    figures[f"fraction_kept{suffix}_of_seed"] = by_seed[place]
+            known = {key: value for key, value in figures.items() if value is not None}
+            tracked.log_results({**shared, **known}, run_id=student.run_id, model_id=student.model_id)
+            undefined = {key: "undefined" for key, value in figures.items() if value is None}
+            tracked.set_tags({**tags, **undefined}, student.run_id)
+    tag_students(tracked.store, report, students)
 
 
 def tag_students(store: Store, report: dict[str, Any], students: list[list[Finished]]) -> None:

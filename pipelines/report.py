@@ -14,38 +14,30 @@ from distill.prepare import example_lengths
 from pipelines.bootstrap import average_kept, fraction_kept, gain
 from pipelines.plan import baseline_training
 from pipelines.plot import plot_report
-from pipelines.registry import tag_students
-from pipelines.run import Outcome, StageRun
-from pipelines.stage import Finished, read_losses
+from pipelines.stage import Finished, of_kind, read_losses
+from pipelines.stage_run import Outcome, StageRun
 from pipelines.table import comma_separated, markdown
-from pipelines.tracking import COLOURS
-from pipelines.view import publish_view
 
 FILES = ("report.json", "report.md", "report.csv", "fraction_kept.png")
 
 
 def compute(run: StageRun) -> Outcome:
-    """Write the report's files; put each ratio's figures on its student's run.
+    """Write the report's files.
 
     Raises:
         UserError: a student has not the shape of the baseline, so that their difference is not the teacher's doing.
     """
     _check_same_shape(run)
     report = build_report(run)
-    if run.tracked:
+    if run.is_main_process:
         write_json(run.directory / "report.json", report)
         write_text(run.directory / "report.md", markdown(report))
         write_text(run.directory / "report.csv", comma_separated(report))
         plot_report(report, run.directory / "fraction_kept.png")
-        for name in FILES:
-            run.tracked.log_file(run.directory / name)
-        _log_headlines(run, report)
-        students = [_of_kind(run, "distill", row["ratio"], row["variant"]) for row in report["ratios"]]
-        tag_students(run.tracked.store, report, students)
-        try:
-            publish_view(run.tracked.store, run.config.name, run.stage.fingerprint[:12])
-        except Exception as error:  # the view is in the UI's own format, which a server may refuse
-            run.pipeline.say(f"The comparison could not be saved as a view of the MLflow UI: {error}")
+    for row in report["ratios"]:
+        if row["fraction_kept"] is not None:
+            name = "_".join(filter(None, ("kept_by_experts", row["variant"])))
+            run.log_curve(row["experts"], {name: row["fraction_kept"]})
     kept = {
         "_".join(filter(None, ("fraction_kept", row["ratio"], row["variant"]))): row["fraction_kept"]
         for row in report["ratios"]
@@ -136,8 +128,8 @@ def _row(run: StageRun, ratio: str, variant: str | None, baselines: dict[str, np
         "student_quality": -float(student.mean()),
         **_seen(run, ratio, variant),
         "seeds": run.config.seeds,
-        "teacher_run_id": teachers[0].run_id,
-        "student_run_id": students[0].run_id,
+        "teacher_run_id": teachers[0].run_id or None,  # MLflow has not got it yet
+        "student_run_id": students[0].run_id or None,
         "student_model_uri": students[0].model_uri,
     }
     for suffix, key in (("", "baseline_losses"), ("_long", "long_baseline_losses")):
@@ -198,33 +190,8 @@ def _spent(run: StageRun, model: Finished, training: TrainingConfig, steps: int 
     return {"tokens": examples * (lengths.inputs + lengths.targets), "flops": 3 * examples * forward}
 
 
-def _log_headlines(run: StageRun, report: dict[str, Any]) -> None:
-    """The figures by which the UI compares students stand on their runs, and as a curve over experts here."""
-    for number, row in enumerate(report["ratios"]):
-        tags = {f"comparison.{run.stage.fingerprint[:12]}": "1", "mlflow.runColor": COLOURS[number % len(COLOURS)]}
-        shared = {key: row[key] for key in ("experts", "compression")}
-        for teacher in _of_kind(run, "teacher", row["ratio"]):
-            run.tracked.set_tags(tags, teacher.run_id)
-        for place, student in enumerate(_of_kind(run, "distill", row["ratio"], row["variant"])):
-            figures = {key: row[key] for key in ("gain", "fraction_kept", "fraction_kept_long")}
-            for suffix in ("", "_long"):
-                low, high = row[f"fraction{suffix}_interval"] or (None, None)
-                figures |= {f"fraction{suffix}_low": low, f"fraction{suffix}_high": high}
-                if by_seed := row[f"fraction_kept{suffix}_by_seed"]:
-                    figures[f"fraction_kept{suffix}_of_seed"] = by_seed[place]
-            known = {key: value for key, value in figures.items() if value is not None}
-            run.tracked.log_results({**shared, **known}, run_id=student.run_id, model_id=student.model_id)
-            undefined = {key: "undefined" for key, value in figures.items() if value is None}
-            run.tracked.set_tags({**tags, **undefined}, student.run_id)
-        if row["fraction_kept"] is not None:
-            name = "_".join(filter(None, ("kept_by_experts", row["variant"])))
-            run.log_curve(row["experts"], {name: row["fraction_kept"]})
-
-
 def _of_kind(run: StageRun, kind: str, ratio: str | None = None, variant: str | None = None) -> list[Finished]:
-    """The finished runs of one kind, ratio and variant, one per seed."""
-    wanted, stages = (kind, ratio, variant), run.stage.inputs.items()
-    return [run.inputs[role] for role, stage in stages if (stage.kind, stage.ratio, stage.variant) == wanted]
+    return of_kind(run.stage, run.inputs, kind, ratio, variant)
 
 
 def _losses(finished: list[Finished], name: str = "validation_losses") -> np.ndarray:

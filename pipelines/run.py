@@ -1,53 +1,34 @@
 """Run stages: reuse the finished ones, say which command makes a missing one, compute the rest."""
 
 import importlib
-import math
 import os
-import shutil
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
-from dataclasses import dataclass, field
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
-import yaml
 from rich.console import Console
 
 from distill.disk import named_when_full
-from distill.divergence import check_figures, check_losses
-from distill.errors import DiskFull, UserError
-from distill.files import make_directory, new_directory, write_json
+from distill.errors import UserError
+from distill.lock import one_at_a_time
 from distill.prepare import PreparedData, is_prepared, prepare_data
 from pipelines.config import RunConfig
+from pipelines.delivery import deliver_own, going_on
 from pipelines.plan import plan
 from pipelines.preflight import check_data, check_models, check_size
-from pipelines.progress import Bar
 from pipelines.space import check_space
 from pipelines.stage import Finished, Stage, find_finished
-from pipelines.store_uri import check_store
+from pipelines.stage_run import StageRun
+from pipelines.store import Store
+from pipelines.store_uri import EXPERIMENT, check_store
 
 if TYPE_CHECKING:
-    import numpy as np
     from accelerate import Accelerator
-    from transformers import PreTrainedModel
 
-    from distill.training import Hooks
-    from pipelines.tracking import Store, TrackedRun
-
-
-@dataclass
-class Outcome:
-    """What a stage's ``compute`` returns: final figures, facts, and the directory of its model if it made one.
-
-    MLflow follows lineage through models alone, so soft labels count as one there.
-    """
-
-    metrics: dict[str, float] = field(default_factory=dict)
-    facts: dict[str, Any] = field(default_factory=dict)
-    model: Path | None = None
-    not_of_model: set[str] = field(default_factory=set)  # figures of the run that do not describe its saved model
+PATIENCE = 120.0  # seconds that a store which is away at the end is waited for
 
 
 class Pipeline:
@@ -63,6 +44,7 @@ class Pipeline:
             UserError: the config does not fit its data, its models or this machine; nothing has been written.
         """
         self.config, self.source, self.workdir, self.console = config, source, workdir, console
+        self.away: str | None = None  # why MLflow did not take something, if that is still so
         check_size(config, int(os.environ.get("WORLD_SIZE", "1")))
         check_store(workdir)
         self.stages = plan(config, "")  # until the data is known
@@ -71,7 +53,7 @@ class Pipeline:
             raise UserError(f"there is nothing to label: {cause}")
         if kind not in (None, "baseline", "teacher") and not is_prepared(config.data, workdir / "data"):
             for stage in self.select(kind):
-                self._inputs(stage)  # without data there are none, and the message names the first
+                self.inputs_of(stage)  # without data there are none, and the message names the first
         self.data = self._prepare()
         self.stages = plan(config, self.data.fingerprint)
 
@@ -82,9 +64,7 @@ class Pipeline:
         return make_accelerator(self.config.precision)
 
     @cached_property
-    def store(self) -> "Store":
-        from pipelines.tracking import Store
-
+    def store(self) -> Store:
         return Store(self.workdir, self.config.name)
 
     def select(self, kind: str, ratio: str | None = None) -> list[Stage]:
@@ -107,39 +87,90 @@ class Pipeline:
         return found
 
     def execute(self, stage: Stage) -> Finished:
-        """Reuse ``stage`` if it is finished, else compute it from its finished inputs."""
-        if found := find_finished(stage, self.workdir):
-            self.say(f"{stage.title:<16} reused  (run {found.run_id[:8]})", style="dim")
-            return found
-        inputs = self._inputs(stage)
-        compute = importlib.import_module(f"pipelines.{stage.kind}").compute
-        began = time.perf_counter()
+        """Reuse ``stage`` if it is finished, else compute it from its finished inputs; MLflow gets what it lacks."""
+        found = find_finished(stage, self.workdir)
+        if found and found.is_tracked and not self.is_shared:
+            return self._reused(found)
+        self.inputs_of(stage)
         # Everything else that a stage writes is named by whoever writes it.
-        with named_when_full(self.workdir / "mlflow.db"), StageRun.open(self, stage, inputs) as run:
-            finished = run.finish(compute(run))
-        if self.accelerator.is_main_process:
-            finished = finished.save()  # from now on the stage is a finished one
-            shutil.rmtree(finished.directory / "checkpoints", ignore_errors=True)
+        with self.turn(stage), named_when_full(self.workdir / "mlflow.db"):
+            self.accelerator.wait_for_everyone()  # all look while it is our turn, and before one of them writes
+            found = find_finished(stage, self.workdir)  # whoever was waited for may have finished it
+            self.accelerator.wait_for_everyone()
+            # A report names the runs of its inputs, which it did not know if MLflow has not got it.
+            if found and (found.is_tracked or stage.kind != "report"):
+                self._reused(found)
+                if self.accelerator.is_main_process and not found.is_tracked:
+                    with going_on(self):
+                        deliver_own(self, stage)
+            else:
+                self._compute(stage)
         self.accelerator.wait_for_everyone()
-        quality = f"  quality {finished.metrics['quality']:.4f}" if "quality" in finished.metrics else ""
-        self.say(f"{stage.title:<16} done in {time.perf_counter() - began:.0f} s{quality}")
-        return finished
+        return self.finished(stage)
 
     def execute_all(self, stages: list[Stage]) -> list[Finished]:
-        """``execute`` each, if there is space for all of them.
+        """``execute`` each, if there is space for all of them; then give a store that is away some time to come back.
 
         Raises:
             DiskFull: there is not; nothing has been computed.
         """
         check_space(self, stages)
-        return [self.execute(stage) for stage in stages]
+        finished = [self.execute(stage) for stage in stages]
+        if all(one.is_tracked for one in finished) or EXPERIMENT in os.environ:
+            return finished
+        if self.accelerator.is_main_process:
+            self.say(f"Everything is computed and on disk; waiting up to {PATIENCE:.0f} s for MLflow (Ctrl-C ends it)")
+            self.store.wait(PATIENCE)
+        self.accelerator.wait_for_everyone()
+        return [one if one.is_tracked else self.execute(stage) for one, stage in zip(finished, stages, strict=True)]
+
+    @contextmanager
+    def turn(self, stage: Stage) -> Iterator[None]:
+        """One pipeline at a time computes or delivers ``stage`` in this work directory; the main process sees to it.
+
+        Raises:
+            UserError: another one does, and several processes would have to wait for it at a barrier.
+        """
+
+        def held(by: str) -> None:
+            if self.is_shared:
+                raise UserError(
+                    f"{stage.title} is being computed in {self.workdir} by {by}; give the same command again after it"
+                )
+            self.say(f"{stage.title:<16} waits for {by}, which computes it in {self.workdir} (Ctrl-C stops waiting)")
+
+        main = os.environ.get("RANK", "0") == "0"
+        with one_at_a_time(stage.directory(self.workdir), held) if main else nullcontext():
+            yield
+
+    @property
+    def is_shared(self) -> bool:
+        """Whether several processes compute the same stage together."""
+        return os.environ.get("WORLD_SIZE", "1") != "1"
 
     def say(self, message: str, style: str | None = None) -> None:
         """A line on stderr, in the main process alone."""
         self.console.print(message, style=style, markup=False, highlight=False, soft_wrap=True)
 
-    def _inputs(self, stage: Stage) -> dict[str, Finished]:
+    def inputs_of(self, stage: Stage) -> dict[str, Finished]:
+        """Role -> the finished stage whose output ``stage`` reads.
+
+        Raises:
+            UserError: one has not run.
+        """
         return {role: self.finished(upstream) for role, upstream in stage.inputs.items()}
+
+    def _reused(self, found: Finished) -> Finished:
+        self.say(f"{found.title:<16} reused" + (f"  (run {found.run_id[:8]})" if found.is_tracked else ""), style="dim")
+        return found
+
+    def _compute(self, stage: Stage) -> None:
+        compute = importlib.import_module(f"pipelines.{stage.kind}").compute
+        began = time.perf_counter()
+        with StageRun.open(self, stage) as run:
+            finished = run.finish(compute(run))
+        quality = f"  quality {finished.metrics['quality']:.4f}" if "quality" in finished.metrics else ""
+        self.say(f"{stage.title:<16} done in {time.perf_counter() - began:.0f} s{quality}")
 
     def _prepare(self) -> PreparedData:
         """Rank 0 prepares, the others wait for the file: a barrier of the process group would time out in minutes."""
@@ -154,150 +185,3 @@ class Pipeline:
         words = check_models(config, [stage for stage in stages if not find_finished(stage, self.workdir)])
         check_data(config, data, words)
         return data
-
-
-@dataclass
-class StageRun:
-    """A stage that is being computed: its inputs, its directory, its MLflow run (in the main process), its bar."""
-
-    pipeline: Pipeline
-    stage: Stage
-    inputs: dict[str, Finished]
-    directory: Path
-    tracked: "TrackedRun | None"
-    bar: Bar
-
-    @classmethod
-    @contextmanager
-    def open(cls, pipeline: Pipeline, stage: Stage, inputs: dict[str, Finished]) -> Iterator["StageRun"]:
-        """Start or continue the stage's MLflow run, and end it as FINISHED, FAILED or KILLED."""
-        directory = stage.directory(pipeline.workdir)
-        new, tracked = not directory.exists(), None
-        if pipeline.accelerator.is_main_process:
-            _ = pipeline.store  # where it cannot be used, no directory is left
-            make_directory(directory)
-            tracked = _track(pipeline, stage, inputs, directory)
-        pipeline.accelerator.wait_for_everyone()
-        status = "FAILED"
-        try:
-            with Bar(pipeline.console, stage.title) as bar:
-                yield cls(pipeline, stage, inputs, directory, tracked, bar)
-            status = "FINISHED"
-        except (KeyboardInterrupt, SystemExit):
-            status = "KILLED"
-            raise
-        except (UserError, DiskFull):
-            if tracked and new and not list(directory.glob("checkpoints/*/")):
-                shutil.rmtree(directory)  # it could not begin: there is nothing to go on from
-            raise
-        finally:
-            if tracked:
-                tracked.close(status)
-
-    @cached_property
-    def config(self) -> RunConfig:
-        """That of the variant which this is a stage of."""
-        return self.pipeline.config.of_variant(self.stage.variant)
-
-    @property
-    def data(self) -> PreparedData:
-        return self.pipeline.data
-
-    @property
-    def accelerator(self) -> "Accelerator":
-        return self.pipeline.accelerator
-
-    def hooks(self, evaluate: Callable[[], dict[str, float]], prefix: str = "") -> "Hooks":
-        """For the training loop: the bar and the curves, those of ``evaluate`` (``eval/quality``, ...) in between."""
-        from distill.training import Hooks
-
-        def on_metrics(step: int, metrics: dict[str, float]) -> None:
-            self.log_curve(step, {f"{prefix}train/{name}": value for name, value in metrics.items()})
-
-        def on_evaluation(step: int) -> None:
-            values = check_figures(evaluate())
-            self.log_curve(step, {f"{prefix}{name}": value for name, value in values.items()})
-
-        def say(text: str) -> None:
-            self.pipeline.say(f"{self.stage.title:<16} {text}")
-
-        return Hooks(on_step=self.bar.update, on_metrics=on_metrics, evaluate=on_evaluation, say=say)
-
-    def log_curve(self, step: int, metrics: dict[str, float]) -> None:
-        if self.tracked:
-            self.tracked.log_curve(step, metrics)
-
-    def save_losses(self, losses: "np.ndarray", name: str = "validation_losses") -> None:
-        """Keep the loss of every validation example, here and as an artifact: the report is made of these.
-
-        Raises:
-            TrainingDiverged: one is not finite, so that the model has no quality.
-        """
-        check_losses(losses.tolist(), self.stage.title)
-        if self.tracked:
-            write_json(self.directory / f"{name}.json", losses.tolist())
-            self.tracked.log_file(self.directory / f"{name}.json")
-
-    def save_model(self, model: "PreTrainedModel") -> Path:
-        """Write a dense model and the tokenizer to ``model/`` (in the main process); the others wait for it."""
-        path = self.directory / "model"
-        if self.tracked:
-            with new_directory(path) as beside:
-                model.save_pretrained(beside)
-                self.data.tokenizer.save_pretrained(beside)
-        self.accelerator.wait_for_everyone()
-        return path
-
-    def finish(self, outcome: Outcome) -> Finished:
-        """Log figures and model to MLflow, and register a student."""
-        stage, model_id, uri = self.stage, None, None
-        figures = {name: value for name, value in outcome.metrics.items() if math.isfinite(value)}
-        if unknown := sorted(set(outcome.metrics) - set(figures)):
-            self.pipeline.say(f"{stage.title:<16} left out, because they are no numbers: {', '.join(unknown)}")
-        if self.tracked and outcome.model:
-            made = {"distill": "student", "label": "labels"}.get(stage.kind, stage.kind)
-            name = "-".join(filter(None, (made, stage.ratio, stage.variant)))
-            facts = {"ratio": stage.ratio, "seed": stage.seed, "fingerprint": stage.fingerprint}
-            student, form = made == "student", "soft-labels" if made == "labels" else "seq2seq"
-            model_id, uri = self.tracked.log_model_output(name, outcome.model, facts, upload=student, form=form)
-            if student:
-                registered = f"{self.config.name}-{name}"
-                uri = f"models:/{registered}/{self.tracked.register(model_id, registered, facts)}"
-        if self.tracked:
-            own = {name: value for name, value in figures.items() if name not in outcome.not_of_model}
-            self.tracked.log_results(own, model_id=model_id)
-            self.tracked.log_results({name: figures[name] for name in figures.keys() & outcome.not_of_model})
-        run_id = self.tracked.run_id if self.tracked else ""
-        return Finished(stage.title, stage.fingerprint, run_id, model_id, uri, figures, outcome.facts, self.directory)
-
-
-def _track(pipeline: Pipeline, stage: Stage, inputs: dict[str, Finished], directory: Path) -> "TrackedRun":
-    from pipelines.tracking import COLOURS, TrackedRun
-
-    config, data = pipeline.config, pipeline.data
-    tags = {
-        "pipeline": config.name,
-        "stage": stage.kind,
-        "fingerprint": stage.fingerprint,
-        "data.digest": data.digest,
-        "mlflow.source.name": f"switch-distill {stage.kind} {config.name}",
-        "precision": pipeline.accelerator.mixed_precision.replace("no", "float32"),
-        "device": pipeline.accelerator.device.type,
-        "processes": str(pipeline.accelerator.num_processes),
-    }
-    if stage.ratio:
-        number = list(config.teacher.ratios).index(stage.ratio)
-        tags |= {"ratio": stage.ratio, "mlflow.runColor": COLOURS[number % len(COLOURS)]}
-    tags |= {key: str(value) for key, value in (("seed", stage.seed), ("variant", stage.variant)) if value is not None}
-    tracked = TrackedRun(pipeline.store, directory, stage.title, tags)
-    tracked.log_params({**{key: tags[key] for key in ("ratio", "variant") if key in tags}, **stage.settings})
-    tracked.log_text("config.yaml", yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False))
-    if stage.kind not in ("init", "report") or (stage.kind == "init" and config.student.is_calibrated):
-        training = {"documents": data.train_documents, "tokens": data.train_tokens, "digest": data.train_digest}
-        tracked.log_data(data.name, data.digest, "training", training)
-    if stage.kind not in ("init", "label"):
-        part = config.data.measured
-        held_out = {unit: getattr(data, f"{part}_{unit}") for unit in ("documents", "tokens")}
-        tracked.log_data(f"{data.name}-{part}", getattr(data, f"{part}_digest"), "validation", held_out)
-    tracked.log_model_inputs({role: done.model_id for role, done in inputs.items() if done.model_id})
-    return tracked

@@ -17,6 +17,7 @@ from threading import Thread
 from pipelines.run import Pipeline
 from pipelines.space import check_space
 from pipelines.stage import find_finished
+from pipelines.store_uri import EXPERIMENT
 
 _PARENT_DIES = 1  # Linux's PR_SET_PDEATHSIG
 
@@ -39,8 +40,8 @@ def run_side_by_side(pipeline: Pipeline, arguments: list[str]) -> bool:
         return False
     check_space(pipeline, pipeline.stages)
     threads = str(max((os.cpu_count() or 1) // pipeline.config.jobs, 1))
-    environment = {"OMP_NUM_THREADS": threads, **os.environ}
-    _ = pipeline.store  # made by one process, before several use it
+    # The store is made by one process, before several use it.
+    environment = {"OMP_NUM_THREADS": threads, **os.environ, EXPERIMENT: pipeline.store.experiment}
     with _children() as running:
         while waiting or running:
             while waiting and len(running) < pipeline.config.jobs:

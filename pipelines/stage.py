@@ -44,7 +44,10 @@ class Stage:
 
 @dataclass(frozen=True)
 class Finished:
-    """What a finished stage left behind; ``stage.json`` of its directory, written last."""
+    """What a finished stage left behind; ``stage.json`` of its directory, written when all else is on disk.
+
+    Run and model are MLflow's; until it has all of the stage, ``run_id`` is empty.
+    """
 
     title: str
     fingerprint: str
@@ -57,6 +60,12 @@ class Finished:
     digests: dict[str, str] = field(
         default_factory=dict
     )  # SHA-256 of files; a stage made before there were any has none
+    not_of_model: list[str] = field(default_factory=list)  # see Outcome
+
+    @property
+    def is_tracked(self) -> bool:
+        """Whether MLflow has all of it."""
+        return bool(self.run_id)
 
     @property
     def model(self) -> Path:
@@ -74,8 +83,10 @@ class Finished:
 
     def save(self) -> "Finished":
         """Write stage.json; returns what it says."""
-        files = {path for pattern in _READ_LATER for path in self.directory.glob(pattern)}
-        saved = replace(self, digests=file_digests(self.directory, files))
+        saved = self
+        if not self.digests:
+            files = {path for pattern in _READ_LATER for path in self.directory.glob(pattern)}
+            saved = replace(self, digests=file_digests(self.directory, files))
         write_record(
             self.directory / "stage.json", {key: value for key, value in vars(saved).items() if key != "directory"}
         )
@@ -89,6 +100,14 @@ def read_losses(finished: Finished, name: str = "validation_losses") -> list[flo
         UserError: the file is not what the stage left.
     """
     return json.loads(finished.read(f"{name}.json").read_text())
+
+
+def of_kind(
+    stage: Stage, inputs: dict[str, Finished], kind: str, ratio: str | None = None, variant: str | None = None
+) -> list[Finished]:
+    """The ``inputs`` of ``stage`` of one kind, ratio and variant, one per seed."""
+    wanted, upstream = (kind, ratio, variant), stage.inputs.items()
+    return [inputs[role] for role, one in upstream if (one.kind, one.ratio, one.variant) == wanted]
 
 
 def find_finished(stage: Stage, workdir: Path) -> Finished | None:

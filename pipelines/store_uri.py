@@ -13,6 +13,10 @@ _SCHEMES = {"http", "https", "file", "sqlite", "postgresql", "mysql", "mssql", "
 # Read once: mlflow writes the store that we open into the environment, for its own use.
 ASKED_FOR = os.environ.get("MLFLOW_TRACKING_URI")
 
+# Set for a process that computes a part of another one's stages: the experiment, which that one has asked the store
+# for. It starts although the store has gone away meanwhile, and leaves to the other what the store does not take.
+EXPERIMENT = "SWITCH_DISTILL_EXPERIMENT"
+
 
 def check_store(workdir: Path) -> None:
     """Say at once, before mlflow is imported, what would keep the store of ``workdir`` from being opened.

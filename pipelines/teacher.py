@@ -11,7 +11,7 @@ from distill.evaluation import evaluate
 from distill.seq2seq import count_parameters, freeze, place
 from distill.training import train
 from pipelines.plot import plot_routing
-from pipelines.run import Outcome, StageRun
+from pipelines.stage_run import Outcome, StageRun
 from teachers.model import build_teacher, load_teacher, save_teacher, switch_layers
 from teachers.objective import HardLabelsAndLoadBalance
 from teachers.routing import MeasuredRouting, measured_routing
@@ -53,10 +53,8 @@ def compute(run: StageRun) -> Outcome:
             "teacher.training.learning_rate"
         )
     run.save_losses(losses)
-    if run.tracked:
+    if run.is_main_process:
         plot_routing(routing.layers, routing.load.numpy(), run.directory / "routing.png")
-        run.tracked.log_file(run.directory / "routing.png")
-    if run.accelerator.is_main_process:
         save_teacher(model, run.directory / "model", run.data.tokenizer)
     run.accelerator.wait_for_everyone()
     parameters = count_parameters(model)
@@ -67,7 +65,7 @@ def compute(run: StageRun) -> Outcome:
         "experts": model.config.num_experts,
         **routing.headlines(),
     }
-    return Outcome(metrics, facts, run.directory / "model")
+    return Outcome(metrics, facts)
 
 
 def frozen_teacher(run: StageRun) -> SwitchTransformersForConditionalGeneration:

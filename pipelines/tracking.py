@@ -1,15 +1,13 @@
-"""MLflow: the store, one run per stage, curves, models, data sets. Training writes to a local file; a thread delivers.
+"""One MLflow run per stage: params, data sets, curves, models, final figures.
 
 Runs are flat: nested ones are hidden from the charts of the UI. Everything goes through MlflowClient with explicit
 ids, never through MLflow's idea of an active run.
 """
 
 import contextlib
-import hashlib
 import json
 import logging
 import math
-import os
 import platform
 import subprocess
 import time
@@ -17,134 +15,40 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from filelock import FileLock
-
-from distill.errors import UserError
-from distill.files import make_directory, read_record, write_json, write_text
-from pipelines import store_uri
-from pipelines.feed import MetricFeed, cause_of
-from pipelines.store_uri import check_store, redacted, without_credentials
-
-# A tracking server that is gone must not hold up training: few and short attempts, the rest is kept on disk.
-os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "2")
-os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", "20")
-os.environ.setdefault("MLFLOW_LOGGING_LEVEL", "ERROR")
-os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
-os.environ.setdefault("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")
-os.environ.setdefault("MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT", "true")
+from distill.files import directory_digest, read_record, write_json
+from pipelines.feed import cause_of, deliver
+from pipelines.store import Store
 
 # One per ratio, from the smallest on; the same in the UI and in the plot.
 COLOURS = ("#1b6ca8", "#2a9d8f", "#e9a23b", "#c8553d", "#7b5ea7", "#5b8e3e", "#b0457b", "#4f6d7a")
 
 
-class Store:
-    """The tracking store of a work directory: SQLite and files in it, or the server that MLFLOW_TRACKING_URI names."""
+def store_errors() -> tuple[type[Exception], ...]:
+    """What the methods of this file raise where a store does not take something; requests' errors are OSErrors."""
+    from mlflow.exceptions import MlflowException
 
-    def __init__(self, workdir: Path, experiment: str | None):
-        """Open the store; make the experiment if it is named and missing. Without one, nothing is written.
-
-        Raises:
-            UserError: the store cannot be reached, or the work directory's stages are tracked in another one.
-        """
-        self.workdir = workdir.resolve()
-        local = f"sqlite:///{self.workdir / 'mlflow.db'}"
-        self.uri = store_uri.ASKED_FOR or local
-        check_store(self.workdir)
-        import mlflow  # slow to import; a finished pipeline is answered without it
-
-        logging.getLogger("mlflow.store.db.utils").setLevel(logging.CRITICAL)  # it prints the SQL of what it raises
-        if experiment:
-            make_directory(self.workdir)
-        try:
-            if self.uri == local:
-                self._make_sqlite()
-            mlflow.set_tracking_uri(self.uri)
-            self.client = mlflow.MlflowClient()
-            self.experiment = None
-            if experiment:
-                with FileLock(self.workdir / ".mlflow.lock"):  # two processes that both find none make two
-                    self.experiment = self._experiment(experiment)
-        except mlflow.exceptions.MlflowException as error:
-            cause = without_credentials(str(error)).split("\n")[0][:200]
-            raise UserError(
-                f"the MLflow store {redacted(self.uri)} cannot be used: {cause}; check MLFLOW_TRACKING_URI"
-            ) from error
-        if experiment:
-            write_json(self.workdir / "tracking.json", {"store": store_uri.label()})
-
-    def _make_sqlite(self) -> None:
-        """Build a new store's tables beside and rename: half of them, or two processes at it, break it for good."""
-        import mlflow
-
-        database, beside = self.workdir / "mlflow.db", self.workdir / ".mlflow.db.new"
-        with FileLock(self.workdir / ".mlflow.lock"):
-            if database.exists():
-                return
-            for left in self.workdir.glob(f"{beside.name}*"):  # by a killed process, its journal too
-                left.unlink()
-            mlflow.MlflowClient(f"sqlite:///{beside}").search_experiments(max_results=1)
-            beside.replace(database)
-
-    def _experiment(self, name: str) -> str:
-        found = self.client.get_experiment_by_name(name)
-        if found is None:
-            sqlite = self.uri.startswith("sqlite")
-            location = (self.workdir / "mlartifacts").as_uri() if sqlite else None
-            return self.client.create_experiment(name, artifact_location=location)
-        if found.lifecycle_stage == "deleted":
-            raise UserError(
-                f"the MLflow experiment {name!r} was deleted; restore it, or set another name in the config"
-            )
-        return found.experiment_id
-
-    def model_files(self, model_id: str) -> Path:
-        """A local directory with the files of a model, checked against the digest that was logged with them.
-
-        Raises:
-            UserError: they are not in the store and not where they were made, or they have changed since.
-        """
-        import mlflow
-
-        model = self.client.get_logged_model(model_id)
-        directory = Path(model.tags["directory"])
-        if self.client.list_logged_model_artifacts(model_id):
-            directory = Path(mlflow.artifacts.download_artifacts(f"models:/{model_id}"))
-        if not directory.is_dir():
-            raise UserError(
-                f"the files of model {model_id} are not in the store, and {directory} is gone; make it again"
-            )
-        if directory_digest(directory) != model.tags["sha256"]:
-            raise UserError(
-                f"the files of model {model_id} in {directory} have changed since it was made; make it again"
-            )
-        return directory
+    return MlflowException, OSError
 
 
-def existing_store(workdir: Path) -> Store:
-    """The store of a work directory in which stages have run, or the server that MLFLOW_TRACKING_URI names.
-
-    Raises:
-        UserError: there is none.
-    """
-    if not store_uri.ASKED_FOR and not (workdir / "tracking.json").exists():
-        raise UserError(f"{workdir} holds no MLflow store; run a stage first, or name another --workdir")
-    return Store(workdir, None)
+def describe_run(directory: Path, tags: dict[str, str]) -> None:
+    """Keep what the MLflow run of a stage will say of where it is computed, if that is not there already."""
+    if not (directory / "run.json").exists():
+        write_json(directory / "run.json", {"run_id": "", "tags": {**tags, **_environment()}})
 
 
 class TrackedRun:
     """One MLflow run, for one stage; continued if the stage was interrupted."""
 
-    def __init__(self, store: Store, directory: Path, name: str, tags: dict[str, str]):
+    def __init__(self, store: Store, directory: Path, name: str):
+        """Start the run that ``describe_run`` has described, or go on with it."""
         self.store, self.client, self.directory = store, store.client, directory
-        record = directory / "run.json"
-        if record.exists():
-            self.run_id = read_record(record, "delete it, and the stage gets a new MLflow run")["run_id"]
+        record = read_record(directory / "run.json", "delete it, and the stage gets a new MLflow run")
+        self.run_id = record["run_id"]
+        if self.run_id:
             self.client.update_run(self.run_id, status="RUNNING")
         else:
-            everything = {**tags, **_environment()}
-            self.run_id = self.client.create_run(store.experiment, run_name=name, tags=everything).info.run_id
-            write_json(record, {"run_id": self.run_id})
-        self._feed = MetricFeed(self.client, self.run_id, directory / "metrics.jsonl")
+            self.run_id = self.client.create_run(store.experiment, run_name=name, tags=record["tags"]).info.run_id
+            write_json(directory / "run.json", {**record, "run_id": self.run_id})
 
     def log_params(self, params: dict[str, Any]) -> None:
         from mlflow.entities import Param
@@ -216,18 +120,23 @@ class TrackedRun:
         source = f"models:/{model_id}"
         return self.client.create_model_version(name, source, run_id=self.run_id, tags=text, model_id=model_id).version
 
-    def log_curve(self, step: int, metrics: dict[str, float]) -> None:
-        """A point of a curve: one line in a local file, delivered later. A step seen before is not repeated."""
-        self._feed.log(step, metrics)
+    def send(self, points: list[Any]) -> None:
+        """Points of curves, as MLflow's Metrics."""
+        self.client.log_batch(self.run_id, metrics=points)
 
     def log_results(self, metrics: dict[str, float], *, run_id: str | None = None, model_id: str | None = None) -> None:
-        """Final figures, at step 0 so that the UI draws bars, on this run or another, and on its model."""
+        """Final figures, at step 0 so that the UI draws bars, on this run or another, and on its model.
+
+        A figure that stands there already is not repeated.
+        """
         from mlflow.entities import Metric
 
-        now = int(time.time() * 1000)
+        run_id, now = run_id or self.run_id, int(time.time() * 1000)
+        there = self.client.get_run(run_id).data.metrics
         known = {key: round(value, 6) for key, value in metrics.items() if math.isfinite(value)}
-        rows = [Metric(key, value, now, 0, model_id=model_id) for key, value in known.items()]
-        self.client.log_batch(run_id or self.run_id, metrics=rows)
+        rows = [Metric(k, value, now, 0, model_id=model_id) for k, value in known.items() if there.get(k) != value]
+        if rows:
+            self.client.log_batch(run_id, metrics=rows)
 
     def set_tags(self, tags: dict[str, Any], run_id: str | None = None) -> None:
         for key, value in tags.items():
@@ -236,17 +145,13 @@ class TrackedRun:
     def log_file(self, path: Path) -> None:
         self.client.log_artifact(self.run_id, str(path))
 
-    def log_text(self, name: str, text: str) -> None:
-        write_text(self.directory / name, text)
-        self.log_file(self.directory / name)
-
     def close(self, status: str) -> None:
         """Deliver what is left of the curves and end the run as FINISHED, FAILED or KILLED.
 
         Only a finished run insists: while another error is on its way, a store that is away must not hide it.
         """
         try:
-            self._feed.close()
+            deliver(self.directory / "metrics.jsonl", self.send)
             self.client.set_terminated(self.run_id, status)
         except Exception as error:
             if status == "FINISHED":
@@ -258,15 +163,6 @@ class TrackedRun:
 
 def _uri(model_id: str, directory: Path, uploaded: bool) -> str:
     return f"models:/{model_id}" if uploaded else directory.absolute().as_uri()
-
-
-def directory_digest(directory: Path) -> str:
-    """SHA-256 over names and bytes of the files of a model directory, cut to 32 hexadecimal digits."""
-    total = hashlib.sha256()
-    for path in sorted(path for path in directory.rglob("*") if path.is_file()):
-        with open(path, "rb") as file:
-            total.update(path.relative_to(directory).as_posix().encode() + hashlib.file_digest(file, "sha256").digest())
-    return total.hexdigest()[:32]
 
 
 def _flatten(values: dict[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:

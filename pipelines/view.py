@@ -14,8 +14,8 @@ from typing import Any
 
 from rich.console import Console
 
+from pipelines.store import Store
 from pipelines.store_uri import redacted
-from pipelines.tracking import Store
 
 _TAG = "mlflow.sharedViewState."
 _COLUMNS = ("fraction_kept", "fraction_kept_long", "compression", "experts", "quality", "gain", "parameters")

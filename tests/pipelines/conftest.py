@@ -1,9 +1,23 @@
-"""A distilled student, and its exports."""
+"""A distilled student and its exports; a tracking server, and command lines that do something at a step."""
 
+import contextlib
+import os
 import shutil
+import signal
+import socket
+import subprocess
+import sys
+import textwrap
+import time
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
+import requests
+
+from pipelines.store import _make_sqlite
+
+ROOT = Path(__file__).parents[2]
 
 
 @pytest.fixture(scope="session")
@@ -35,3 +49,85 @@ def export(exporting, distilled, cli, tmp_path_factory):
         return done[format, precision]
 
     return make
+
+
+class Tracker:
+    """A real ``mlflow server`` on a port of its own, which can be killed and started again."""
+
+    def __init__(self, root: Path):
+        self.database = root / "server.db"
+        with socket.socket() as free:
+            free.bind(("127.0.0.1", 0))
+            self.port = free.getsockname()[1]
+        self.url = f"http://127.0.0.1:{self.port}"
+        place = [
+            "--backend-store-uri",
+            f"sqlite:///{self.database}",
+            "--artifacts-destination",
+            str(root / "artifacts"),
+        ]
+        address = ["--host", "127.0.0.1", "--port", str(self.port), "--workers", "1"]
+        self.command = [sys.executable, "-m", "mlflow", "server", *place, *address]
+        self.process: subprocess.Popen | None = None
+
+    def start(self) -> None:
+        path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"  # mlflow runs uvicorn from it
+        environment = {**os.environ, "PATH": path, "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false"}
+        quiet = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
+        self.process = subprocess.Popen(self.command, env=environment, start_new_session=True, **quiet)
+        end = time.monotonic() + 120
+        while True:
+            with contextlib.suppress(requests.RequestException):
+                if requests.get(f"{self.url}/health", timeout=5).ok:
+                    return
+            assert time.monotonic() < end and self.process.poll() is None
+            time.sleep(0.2)
+
+    def kill(self) -> None:
+        if self.process:
+            os.killpg(self.process.pid, signal.SIGKILL)
+            self.process.wait()
+            self.process = None
+
+
+@pytest.fixture
+def tracker(tmp_path) -> Iterator[Tracker]:
+    """A server that runs, on tables that are there already: to make them takes longer than to start."""
+    server = Tracker(tmp_path)
+    _make_sqlite(server.database)
+    server.start()
+    yield server
+    server.kill()
+
+
+@pytest.fixture
+def patched_cli() -> Iterator[Callable[..., subprocess.Popen]]:
+    """Start the command line in a process that has run some code before; it is killed with the test.
+
+    ``at(title, step)`` in that code is called at each step of training, before the next one.
+    """
+    processes = []
+
+    def start(code: str, *arguments: str, **environment: str) -> subprocess.Popen:
+        whole = (
+            "import os, pathlib, signal, sys, time\n"
+            "from pipelines import cli, feed, progress, run\n"
+            "at = lambda title, step: None\n"
+            f"{textwrap.dedent(code)}\n"
+            "update = progress.Bar.update\n"
+            "def update_and_at(bar, step, *rest):\n"
+            "    update(bar, step, *rest)\n"
+            "    at(bar._title, step)\n"
+            "progress.Bar.update = update_and_at\n"
+            "cli.main()\n"
+        )
+        everything = {**os.environ, "MLFLOW_TRACKING_URI": "", "OMP_NUM_THREADS": "1", **environment}
+        pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
+        command = [sys.executable, "-c", whole, *arguments]
+        processes.append(subprocess.Popen(command, cwd=ROOT, env=everything, **pipes))
+        return processes[-1]
+
+    yield start
+    for process in processes:
+        process.kill()
+        process.communicate()

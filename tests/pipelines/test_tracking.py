@@ -4,23 +4,29 @@ import logging
 import pytest
 
 from distill.errors import UserError
+from distill.files import directory_digest
 from pipelines import feed, store_uri
 from pipelines.feed import MetricFeed
+from pipelines.store import Store
 from pipelines.store_uri import redacted, without_credentials
-from pipelines.tracking import Store, directory_digest
 
 
-class Client:
+class Server:
     """A store that is away for the first ``away`` calls, and keeps what it gets."""
 
     def __init__(self, away: int = 0):
         self.away, self.rows = away, []
 
-    def log_batch(self, run_id, metrics):
+    def send(self, metrics):
         if self.away:
             self.away -= 1
             raise ConnectionError("no server")
         self.rows += [(metric.key, metric.step, metric.value) for metric in metrics]
+
+
+def close(metrics, store):
+    metrics.close()
+    feed.deliver(metrics.path, store.send)
 
 
 @pytest.fixture(autouse=True)
@@ -30,41 +36,42 @@ def quick(monkeypatch):
 
 def test_curves_arrive_in_order_and_in_batches(tmp_path, monkeypatch):
     monkeypatch.setattr(feed, "LARGEST_BATCH", 60)
-    client = Client()
-    metrics = MetricFeed(client, "run", tmp_path / "metrics.jsonl")
+    server = Server()
+    metrics = MetricFeed(tmp_path / "metrics.jsonl", server.send)
     for step in range(200):
         metrics.log(step, {"loss": float(step), "bad": float("nan")})
-    metrics.close()
-    assert client.rows == [("loss", step, float(step)) for step in range(200)]
+    close(metrics, server)
+    assert server.rows == [("loss", step, float(step)) for step in range(200)]
 
 
 def test_a_server_that_is_away_loses_nothing_and_is_mentioned_once(tmp_path, caplog):
-    client = Client(away=3)
+    server = Server(away=3)
     with caplog.at_level(logging.WARNING):
-        metrics = MetricFeed(client, "run", tmp_path / "metrics.jsonl")
+        metrics = MetricFeed(tmp_path / "metrics.jsonl", server.send)
         metrics.log(1, {"loss": 1.0})
-        while client.away:
+        while not server.rows:
             pass
         metrics.log(2, {"loss": 2.0})
-        metrics.close()
-    assert client.rows == [("loss", 1, 1.0), ("loss", 2, 2.0)]
-    assert len(caplog.records) == 1 and "metrics wait in" in caplog.text
+        close(metrics, server)
+    assert server.rows == [("loss", 1, 1.0), ("loss", 2, 2.0)]
+    assert ["metrics wait in" in text for text in caplog.messages] == [True, False]
+    assert "MLflow is back" in caplog.messages[1]
 
 
 def test_a_resumed_feed_repeats_no_step_and_drops_a_torn_line(tmp_path):
-    client = Client()
+    server = Server()
     path = tmp_path / "metrics.jsonl"
-    first = MetricFeed(client, "run", path)
+    first = MetricFeed(path, server.send)
     first.log(1, {"loss": 1.0})
     first.log(2, {"loss": 2.0, "quality": -3.0})
-    first.close()
+    close(first, server)
     with open(path, "a") as file:
         file.write('{"time": 1, "step": 3, "met')  # killed while writing
-    second = MetricFeed(client, "run", path)
+    second = MetricFeed(path, server.send)
     for step in (2, 3):  # goes on from a checkpoint at step 1
         second.log(step, {"loss": float(step), "quality": -2.0})
-    second.close()
-    assert client.rows == [
+    close(second, server)
+    assert server.rows == [
         ("loss", 1, 1.0),
         ("loss", 2, 2.0),
         ("quality", 2, -3.0),
@@ -73,13 +80,14 @@ def test_a_resumed_feed_repeats_no_step_and_drops_a_torn_line(tmp_path):
     ]
 
 
-def test_what_was_written_but_not_delivered_is_delivered_later(tmp_path):
-    path = tmp_path / "metrics.jsonl"
-    path.write_text(json.dumps({"time": 5, "step": 1, "metrics": {"loss": 1.0}}) + "\n")
-    client = Client()
-    MetricFeed(client, "run", path).close()
-    MetricFeed(client, "run", path).close()
-    assert client.rows == [("loss", 1, 1.0)]
+def test_what_was_written_without_a_server_is_delivered_once_later(tmp_path):
+    path, server = tmp_path / "metrics.jsonl", Server()
+    metrics = MetricFeed(path, None)
+    metrics.log(1, {"loss": 1.0})
+    metrics.close()
+    for _ in range(2):
+        feed.deliver(path, server.send)
+    assert server.rows == [("loss", 1, 1.0)]
 
 
 @pytest.mark.parametrize(

@@ -25,7 +25,7 @@ from transformers import (
 )
 
 from distill.tokenizer import train_tokenizer
-from pipelines.tracking import Store
+from pipelines.store import Store
 
 SIZES = {"d_model": 8, "d_ff": 8, "d_kv": 4, "num_heads": 2, "num_layers": 2}
 NAMED: dict[str, Callable] = {}

@@ -1,0 +1,58 @@
+"""What the commands that run stages print at their end, in the main process."""
+
+import json
+import os
+import shlex
+import sys
+
+from rich.console import Console
+
+from pipelines.cli_options import WORK
+from pipelines.delivery import check_delivered
+from pipelines.report import publish
+from pipelines.run import Pipeline
+from pipelines.stage import Finished
+from pipelines.table import table
+
+
+def show_stages(pipeline: Pipeline, finished: list[Finished], json_: bool) -> None:
+    """With ``json_``, what each stage left.
+
+    Raises:
+        Undelivered: MLflow has not got all of it.
+    """
+    if not _is_main_process():
+        return
+    if json_:
+        facts = [{**vars(one), "directory": str(one.directory)} for one in finished]
+        print(json.dumps(facts, indent=2))
+    check_delivered(pipeline, finished, _command())
+
+
+def show_report(pipeline: Pipeline, finished: list[Finished], json_: bool) -> None:
+    """Copy the report, which is the last of ``finished``, to the top of the work directory, and print it.
+
+    Raises:
+        Undelivered: MLflow has not got all of ``finished``.
+    """
+    if not _is_main_process():
+        return
+    values = publish(finished[-1], pipeline.workdir)
+    if json_:
+        print(json.dumps(values, indent=2))
+    else:
+        Console().print(table(values), highlight=False)
+        pipeline.say(f"Report and plot: {pipeline.workdir / 'report.md'}, {pipeline.workdir / 'fraction_kept.png'}")
+    check_delivered(pipeline, finished, _command())
+    if not json_:
+        where = "" if pipeline.workdir == WORK else f" --workdir {pipeline.workdir}"
+        pipeline.say(f"Compare in the MLflow UI: switch-distill ui{where}")
+        pipeline.say(f"Back to the data: switch-distill lineage {values['ratios'][-1]['student_model_uri']}{where}")
+
+
+def _command() -> str:
+    return shlex.join(["switch-distill", *sys.argv[1:]])
+
+
+def _is_main_process() -> bool:
+    return os.environ.get("RANK", "0") == "0"

@@ -22,7 +22,7 @@ from distill.files import make_directory, new_directory, write_json
 from distill.prepare import PreparedData, is_prepared, prepare_data
 from pipelines.config import RunConfig
 from pipelines.plan import plan
-from pipelines.preflight import check_data, check_models, check_size
+from pipelines.preflight import check_data, check_launch, check_models, check_size
 from pipelines.progress import Bar
 from pipelines.space import check_space
 from pipelines.stage import Finished, Stage, find_finished
@@ -63,7 +63,7 @@ class Pipeline:
             UserError: the config does not fit its data, its models or this machine; nothing has been written.
         """
         self.config, self.source, self.workdir, self.console = config, source, workdir, console
-        check_size(config, int(os.environ.get("WORLD_SIZE", "1")))
+        check_size(config, check_launch())
         check_store(workdir)
         self.stages = plan(config, "")  # until the data is known
         if kind and not self.select(kind):
@@ -272,6 +272,7 @@ class StageRun:
 
 
 def _track(pipeline: Pipeline, stage: Stage, inputs: dict[str, Finished], directory: Path) -> "TrackedRun":
+    from distill.machine import machine_facts
     from pipelines.tracking import COLOURS, TrackedRun
 
     config, data = pipeline.config, pipeline.data
@@ -281,9 +282,7 @@ def _track(pipeline: Pipeline, stage: Stage, inputs: dict[str, Finished], direct
         "fingerprint": stage.fingerprint,
         "data.digest": data.digest,
         "mlflow.source.name": f"switch-distill {stage.kind} {config.name}",
-        "precision": pipeline.accelerator.mixed_precision.replace("no", "float32"),
-        "device": pipeline.accelerator.device.type,
-        "processes": str(pipeline.accelerator.num_processes),
+        **machine_facts(pipeline.accelerator),
     }
     if stage.ratio:
         number = list(config.teacher.ratios).index(stage.ratio)

@@ -33,6 +33,7 @@ os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
 os.environ.setdefault("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")
 os.environ.setdefault("MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT", "true")
 
+_LIBRARIES = ("torch", "transformers", "accelerate", "datasets", "tokenizers", "numpy", "mlflow")
 # One per ratio, from the smallest on; the same in the UI and in the plot.
 COLOURS = ("#1b6ca8", "#2a9d8f", "#e9a23b", "#c8553d", "#7b5ea7", "#5b8e3e", "#b0457b", "#4f6d7a")
 
@@ -136,12 +137,14 @@ class TrackedRun:
 
     def __init__(self, store: Store, directory: Path, name: str, tags: dict[str, str]):
         self.store, self.client, self.directory = store, store.client, directory
-        record = directory / "run.json"
+        record, everything = directory / "run.json", {**tags, **_environment()}
         if record.exists():
             self.run_id = read_record(record, "delete it, and the stage gets a new MLflow run")["run_id"]
             self.client.update_run(self.run_id, status="RUNNING")
+            from distill.machine import continued  # with torch, which is there where a stage is computed
+
+            self.set_tags(continued(self.client.get_run(self.run_id).data.tags, everything))
         else:
-            everything = {**tags, **_environment()}
             self.run_id = self.client.create_run(store.experiment, run_name=name, tags=everything).info.run_id
             write_json(record, {"run_id": self.run_id})
         self._feed = MetricFeed(self.client, self.run_id, directory / "metrics.jsonl")
@@ -282,7 +285,7 @@ def _environment() -> dict[str, str]:
     from importlib.metadata import version
 
     tags = {"version.python": platform.python_version(), "host": platform.node()}
-    tags |= {f"version.{name}": version(name) for name in ("torch", "transformers", "accelerate", "datasets", "mlflow")}
+    tags |= {f"version.{name}": version(name) for name in _LIBRARIES}
     git = ["git", "-C", str(Path(__file__).parent)]
     with contextlib.suppress(OSError, subprocess.CalledProcessError):
         commit = subprocess.run([*git, "rev-parse", "HEAD"], capture_output=True, text=True, check=True).stdout.strip()

@@ -6,12 +6,12 @@ import signal
 import sys
 import traceback
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from distill.disk import is_full
-from distill.errors import UserError
+from distill.errors import UserError, is_lost_process
 from pipelines import cli_serving
 from pipelines.cli_options import WORK, Json, Workdir
 from pipelines.store_uri import without_credentials
@@ -188,6 +188,8 @@ def _main() -> int:
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # so that stages end their runs
     try:
         code = app(standalone_mode=False)
+        if (distributed := sys.modules.get("torch.distributed")) and distributed.is_initialized():
+            distributed.destroy_process_group()  # its threads abort a process that ends before them
     except UserError as error:
         return _complain(str(error), 1 if is_full(error) else 2)
     except Exception as error:
@@ -200,6 +202,8 @@ def _main() -> int:
             return _complain(f"the disk is full ({cause}); free some space and give the same command again", 1)
         if type(error).__name__ in ("MlflowException", "ConnectionError"):
             return _complain(f"MLflow: {error}; what was computed is kept, give the same command again", 1)
+        if is_lost_process(error):
+            return _complain("another process of this run has ended; the same command goes on from what was saved", 1)
         print(without_credentials(traceback.format_exc()), file=sys.stderr, end="")
         return 1
     if code == 130:
@@ -260,17 +264,13 @@ def _one_kind(
 def _execute(stages: list["Stage"], pipeline: "Pipeline", json_: bool) -> None:
     finished = pipeline.execute_all(stages)
     if json_ and _is_main_process():
-        print(json.dumps([_facts(one) for one in finished], indent=2))
+        print(json.dumps([vars(one) for one in finished], indent=2, default=str))
 
 
 def _options(overrides: list[str] | None, workdir: Path, seed: int | None) -> list[str]:
     """The options of a command, for another one on the same config."""
     options = ["--workdir", str(workdir), *(f"--set={override}" for override in overrides or [])]
     return options if seed is None else [*options, "--seed", str(seed)]
-
-
-def _facts(finished: "Finished") -> dict[str, Any]:
-    return {key: str(value) if key == "directory" else value for key, value in vars(finished).items()}
 
 
 def _show_report(pipeline: "Pipeline", finished: "Finished", json_: bool) -> None:

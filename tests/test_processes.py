@@ -2,6 +2,7 @@
 
 import json
 import os
+import sqlite3
 import subprocess
 import sys
 import time
@@ -151,3 +152,23 @@ def test_two_processes_that_share_the_weights_have_the_losses_of_one(data, alone
     for rank in ranks(tmp_path):
         assert rank["teacher"]["losses"] == pytest.approx(alone["teacher"]["losses"], abs=2e-5)
         np.testing.assert_allclose(rank["teacher"]["validation"], alone["teacher"]["validation"], atol=2e-5)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("how", [DDP, FSDP2], ids=["DDP", "FSDP2"])
+def test_a_pipeline_of_two_processes_reports_what_that_of_one_does(cli, how, tmp_path):
+    overrides = ["precision=float32", "teacher.experts=[2]"]
+    overrides += [f"{section}.training.micro_batch_size=4" for section in ("teacher", "distill")]
+    command = ["run", "smoke", "--json", *(f"--set={override}" for override in overrides), "--workdir"]
+    alone = json.loads(cli(*command, str(tmp_path / "one")).stdout)
+    done = launch("pipelines.cli", *command, str(tmp_path / "two"), how=how)
+    assert done.returncode == 0, done.stderr
+    report = json.loads(done.stdout)
+    assert report["baseline"]["quality"] == pytest.approx(alone["baseline"]["quality"], abs=1e-4)
+    for name in ("teacher_quality", "student_quality"):
+        assert report["ratios"][0][name] == pytest.approx(alone["ratios"][0][name], abs=1e-4)
+    with sqlite3.connect(tmp_path / "two" / "mlflow.db") as store:
+        runs = store.execute("SELECT name, status FROM runs ORDER BY 1").fetchall()
+        kinds = store.execute("SELECT DISTINCT value FROM tags WHERE key = 'parallelism'").fetchall()
+    assert runs == [(name, "FINISHED") for name in ("baseline", "distill e2", "init e2", "report", "teacher e2")]
+    assert kinds == [("DDP" if how == DDP else "FSDP2",)]

@@ -4,6 +4,7 @@ import pytest
 from mlflow import MlflowClient
 
 from distill.errors import UserError
+from pipelines import cli as cli_module
 from pipelines.preflight import check_launch
 
 
@@ -51,3 +52,16 @@ def test_every_run_says_what_its_bits_depend_on(smoke):
     assert len(runs) > 5
     for run in runs:
         assert all(run.data.tags.get(name) for name in (*facts, *versions))
+
+
+@pytest.mark.parametrize("processes,code", [("2", "sentence"), ("1", "traceback")])
+def test_a_lost_process_is_a_sentence(monkeypatch, capsys, processes, code):
+    def lose(**_):
+        raise RuntimeError("[/pytorch/third_party/gloo/gloo/transport/tcp/pair.cc:537] Connection reset by peer.")
+
+    monkeypatch.setenv("WORLD_SIZE", processes)
+    monkeypatch.setattr(cli_module, "app", lose)
+    assert cli_module._main() == 1
+    said = capsys.readouterr().err
+    assert ("Traceback" in said) == (code == "traceback")
+    assert ("another process of this run has ended; the same command goes on" in said) == (code == "sentence")

@@ -9,6 +9,7 @@ from collections.abc import Iterable
 from typing import Any
 
 import torch
+from torch.distributed.tensor import DTensor
 
 _SMALL = 2**20  # elements; larger tensors are worth their own operations, and are not copied
 _FLOOR = torch.finfo(torch.float32).eps  # torch's default eps1
@@ -47,7 +48,8 @@ class Adafactor(torch.optim.Optimizer):
             for number, parameter in enumerate(group["params"]):
                 if parameter.grad is not None:
                     self._start(parameter)
-                    alone = number if parameter.numel() > _SMALL else None
+                    # DTensor knows no _foreach_copy_.
+                    alone = number if parameter.numel() > _SMALL or isinstance(parameter, DTensor) else None
                     alike[parameter.shape, self.state[parameter]["step"].item(), alone].append(parameter)
             for (_, step, _), parameters in alike.items():
                 self._update(parameters, group, int(step) + 1)

@@ -9,11 +9,12 @@ from pathlib import Path
 from typing import NamedTuple
 
 import torch
-from safetensors.torch import load_file, load_model, save_file, save_model
+from safetensors.torch import load_file, save_file, save_model
 from torch import nn
 
 from distill.errors import UserError
 from distill.files import check_digests, file_digest, new_directory, read_record, write_record
+from distill.sharding import States, copy_into, parts_of_states
 
 KEPT = 2
 _CURE = "the checkpoint before it is used"
@@ -29,15 +30,18 @@ class Progress(NamedTuple):
     norms: tuple[float, ...] = ()  # of the last gradients, which say what an explosion is
 
 
-def save_checkpoint(directory: Path, progress: Progress, model: nn.Module, optimizer: torch.optim.Optimizer) -> Path:
+def save_checkpoint(directory: Path, progress: Progress, model: nn.Module, states: States) -> Path:
     """Write ``directory``/step-<step>, then remove all others but the one before. A kill in between loses nothing.
+
+    Args:
+        model: with all of its weights.
+        states: of the optimizer, from ``distill.sharding.whole_states``.
 
     Raises:
         DiskFull: the checkpoints are what they were before.
     """
     path = directory / f"step-{progress.step:08d}"
-    state = optimizer.state_dict()["state"]
-    tensors = {f"{index}.{name}": value for index, values in state.items() for name, value in values.items()}
+    tensors = {f"{index}.{name}": value for index, values in states.items() for name, value in values.items()}
     with new_directory(path, needed=_bytes_of(model, tensors)) as beside:
         save_model(model, str(beside / "model.safetensors"))
         save_file({name: value.contiguous() for name, value in tensors.items()}, beside / "optimizer.safetensors")
@@ -49,13 +53,25 @@ def save_checkpoint(directory: Path, progress: Progress, model: nn.Module, optim
 
 
 def load_checkpoint(path: Path, model: nn.Module, optimizer: torch.optim.Optimizer) -> Progress:
-    """Restore weights and optimizer in place from a checkpoint that ``newest_checkpoint`` found whole."""
-    load_model(model, str(path / "model.safetensors"))
-    state: dict[int, dict[str, torch.Tensor]] = {}
+    """Restore weights and optimizer in place from a checkpoint that ``newest_checkpoint`` found whole.
+
+    However many processes wrote it, and however many there are: each takes its own part.
+
+    Raises:
+        ValueError, KeyError: it is that of another model.
+    """
+    parameters, missing = dict(model.named_parameters(remove_duplicate=False)), set(model.parameters())
+    for name, values in load_file(path / "model.safetensors").items():
+        copy_into(parameters[name], values)
+        missing.discard(parameters[name])
+    if missing:
+        raise ValueError(f"{path / 'model.safetensors'} lacks {len(missing)} parameters")
+    states: States = {}
     for name, value in load_file(path / "optimizer.safetensors").items():
         index, _, key = name.partition(".")
-        state.setdefault(int(index), {})[key] = value
-    optimizer.load_state_dict({"state": state, "param_groups": optimizer.state_dict()["param_groups"]})
+        states.setdefault(int(index), {})[key] = value
+    own = parts_of_states(states, optimizer)
+    optimizer.load_state_dict({"state": own, "param_groups": optimizer.state_dict()["param_groups"]})
     return _read_state(path)[0]
 
 

@@ -1,4 +1,6 @@
-"""The exceptions that the command line answers with their message alone."""
+"""The exceptions that the command line answers with their message alone, and one that has no type of its own."""
+
+import os
 
 
 class UserError(ValueError):
@@ -13,3 +15,9 @@ class DiskFull(RuntimeError):
 
     The command line prints the message alone and exits with code 1.
     """
+
+
+def is_lost_process(error: Exception) -> bool:
+    """Whether ``error`` says that another process of this run has ended: what gloo or NCCL says of a connection."""
+    several = os.environ.get("WORLD_SIZE", "1") != "1"
+    return several and any(name in str(error) for name in ("gloo", "NCCL"))

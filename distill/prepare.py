@@ -4,6 +4,7 @@ import contextlib
 import hashlib
 import itertools
 import json
+import shutil
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -119,6 +120,8 @@ def prepare_data(
     with one_at_a_time(directory, held):
         if not is_prepared(config, root):  # by whoever was waited for
             say(f"Preparing {config.corpus}: splitting documents by hash and cutting them into tokens")
+            for left in root.glob(f".{directory.name}.[0-9]*"):  # by a process that was killed
+                shutil.rmtree(left)
             with new_directory(directory) as beside:
                 facts = _prepare(config, beside)
                 write_record(beside / "data.json", {**facts, "sha256": file_digests(beside, beside.rglob("*"))})

@@ -13,7 +13,10 @@ from distill.data import Batch, Examples
 
 
 def split_batch(config: TrainingConfig, accelerator: Accelerator) -> Callable[[int], list[range]]:
-    """Which examples this process takes at a step, per micro-batch; over all processes, each exactly once."""
+    """Which examples this process takes at a step, per micro-batch; over all processes, each exactly once.
+
+    The processes take turns, so that with micro-batches of one size any number of them make the same forward passes.
+    """
     processes, rank = accelerator.num_processes, accelerator.process_index
     micro = config.examples_per_pass(processes)
 
@@ -38,9 +41,9 @@ def one_ahead(examples: Examples, micro_batches: Callable[[int], list[range]], s
             yield batches
 
 
-def seed_step(seed: int, step: int, rank: int) -> None:
-    """Dropout and jitter of a step, whether or not the run was interrupted before it."""
-    torch.manual_seed(int(np.random.SeedSequence((seed, step, rank)).generate_state(1, np.uint64)[0]))
+def seed_pass(seed: int, step: int, number: int) -> None:
+    """Dropout and jitter of a step's forward pass ``number``, whichever process makes it, interrupted before or not."""
+    torch.manual_seed(int(np.random.SeedSequence((seed, step, number)).generate_state(1, np.uint64)[0]))
 
 
 class Window:

@@ -1,22 +1,22 @@
 """The one training loop, for teacher, baseline and student.
 
-Every random number of a step is a function of (seed, step), and so is the data: a run that is killed and resumed
-takes the same steps as one that is not.
+Every random number of a forward pass is a function of (seed, step, number of the pass in its step), and so is the data:
+a run that is killed and resumed takes the same steps as one that is not, and so do any processes that share the passes.
 """
 
-import ctypes
 import math
 import os
-import platform
 import time
 from collections.abc import Callable, Iterator
 from contextlib import nullcontext
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Literal
 
 import torch
 from accelerate import Accelerator
+from accelerate.utils import broadcast_object_list, patch_environment
 from torch import nn
 
 from distill.adafactor import Adafactor
@@ -34,10 +34,9 @@ from distill.config import TrainingConfig
 from distill.data import IGNORE_INDEX, Batch, Examples
 from distill.disk import require_space
 from distill.divergence import RESTARTS, NormWatch, TrainingDiverged
-from distill.steps import Window, one_ahead, seed_step, split_batch
-
-# Numbers of glibc's malloc.h.
-_M_TRIM_THRESHOLD, _M_TOP_PAD, _M_MMAP_MAX, _M_ARENA_MAX = -1, -2, -4, -8
+from distill.machine import keep_freed_memory, multiplies_bfloat16
+from distill.sharding import asked_for, make_whole, shard, whole, whole_states
+from distill.steps import Window, one_ahead, seed_pass, split_batch
 
 
 @dataclass(frozen=True)
@@ -59,9 +58,14 @@ def make_accelerator(precision: Literal["auto", "bfloat16", "float32"]) -> Accel
     Gradient accumulation stays 1 whatever the environment says: the loop divides by its own count of tokens.
     """
     os.environ.pop("ACCELERATE_GRADIENT_ACCUMULATION_STEPS", None)
-    _keep_freed_memory()
-    bfloat16 = precision == "bfloat16" or (precision == "auto" and _multiplies_bfloat16())
-    return Accelerator(mixed_precision="bf16" if bfloat16 else "no", gradient_accumulation_steps=1)
+    os.environ["FSDP_CPU_RAM_EFFICIENT_LOADING"] = "false"  # transformers would load weights in one process alone
+    keep_freed_memory()
+    bfloat16 = precision == "bfloat16" or (precision == "auto" and multiplies_bfloat16())
+    # Without a GPU, each of several processes would believe that it is alone.
+    cpu = int(os.environ.get("WORLD_SIZE", "1")) > 1 and not torch.accelerator.is_available()
+    mixed_precision = "bf16" if bfloat16 else "no"
+    with patch_environment(accelerate_use_fsdp="false"):  # which it does on GPUs alone; we do it ourselves
+        return Accelerator(mixed_precision=mixed_precision, gradient_accumulation_steps=1, cpu=cpu)
 
 
 def learning_rate(config: TrainingConfig, step: int, steps: int) -> float:
@@ -118,19 +122,17 @@ def train(
     steps = steps or config.steps
     stop = steps if stop is None else stop
     micro_batches = split_batch(config, accelerator)
-    model = objective.to(accelerator.device).model
-    optimizer = make_optimizer(objective, config)
-    found, progress = newest_checkpoint(directory, hooks.say), Progress()
+    found = newest_checkpoint(directory, hooks.say) if accelerator.is_main_process else None
+    [found] = broadcast_object_list([found])
+    course, progress = _Course(objective, config, accelerator, directory, hooks), Progress()
     if found or start:
-        progress = load_checkpoint(found or start, model, optimizer)
+        progress = load_checkpoint(found or start, objective.model, course.optimizer)
     if accelerator.is_main_process:
         remove_unfinished(directory)
         if progress.step < stop:
-            _check_space(directory, model, config)
-        if not found and (config.on_divergence == "restart" or progress.step == stop):
-            # What the first restart goes back to; or a trunk of no steps, where branches begin.
-            save_checkpoint(directory, progress, model, optimizer)
-    course = _Course(objective, model, optimizer, config, accelerator, directory, hooks)
+            _check_space(directory, objective, config)
+    if not found and (config.on_divergence == "restart" or progress.step == stop):
+        course.save(progress)  # what the first restart goes back to; or a trunk of no steps, where branches begin
     while progress.step < stop:
         batches = one_ahead(examples, micro_batches, range(progress.step, stop))
         try:
@@ -139,6 +141,7 @@ def train(
             progress = course.go_back(error)
     accelerator.wait_for_everyone()
     accelerator.unwrap_model(course.objective, keep_fp32_wrapper=False)
+    make_whole(objective)
     accelerator.free_memory()
 
 
@@ -148,18 +151,27 @@ class _Course:
     def __init__(
         self,
         objective: nn.Module,
-        model: nn.Module,
-        optimizer: torch.optim.Optimizer,
         config: TrainingConfig,
         accelerator: Accelerator,
         directory: Path,
         hooks: Hooks,
     ):
-        self.bare, self.model, self.config, self.accelerator = objective, model, config, accelerator
-        self.directory, self.hooks = directory, hooks
-        self.objective, self.optimizer = accelerator.prepare(objective, optimizer)  # which may wrap them
-        self.objective.train()
+        self.config, self.accelerator, self.directory, self.hooks = config, accelerator, directory, hooks
+        self.bare = self.objective = objective.to(accelerator.device).train()
+        if accelerator.num_processes > 1 and asked_for():
+            shard(objective, accelerator.device)
+            self.optimizer = make_optimizer(objective, config)
+        else:  # which may wrap them
+            self.objective, self.optimizer = accelerator.prepare(objective, make_optimizer(objective, config))
         self.step, self.restarts = 0, 0
+
+    def save(self, progress: Progress) -> None:
+        """A checkpoint, by the main process; all others must call it too."""
+        main = self.accelerator.is_main_process
+        states = whole_states(self.optimizer, keep=main)
+        with whole(self.bare):
+            if main:
+                save_checkpoint(self.directory, progress, self.bare.model, states)
 
     def take_steps(
         self, progress: Progress, batches_of_steps: Iterator[list[Batch]], seed: int, steps: int, stop: int
@@ -174,9 +186,9 @@ class _Course:
             for group in self.optimizer.param_groups:
                 group["lr"] = learning_rate(config, step, steps) * 0.5**self.restarts
             batches = [batch.to(accelerator.device) for batch in next(batches_of_steps)]
-            seed_step(seed, step, accelerator.process_index)
             self.bare.step = step
-            sums, tokens = optimizer_step(self.objective, self.optimizer, batches, config, accelerator, watch)
+            reseed = partial(seed_pass, seed, step)
+            sums, tokens = optimizer_step(self.objective, self.optimizer, batches, config, accelerator, watch, reseed)
             processed = sum(batch.input_ids.numel() + batch.labels.numel() for batch in batches)
             metrics = window.add(sums, tokens, processed, began)
             hooks.on_step(done, steps, metrics)
@@ -189,11 +201,11 @@ class _Course:
                 done == stop and config.on_divergence == "restart"
             )  # what it finds, the caller could not go back from
             if last or (config.evaluate_every and done % config.evaluate_every == 0):
-                hooks.evaluate(done)
+                with whole(self.bare):
+                    hooks.evaluate(done)
             if done % config.checkpoint_every == 0 or done == stop:
                 progress = Progress(done, self.restarts, norms=tuple(watch.norms))
-                if accelerator.is_main_process:
-                    save_checkpoint(self.directory, progress, self.model, self.optimizer)
+                self.save(progress)
         return progress
 
     def go_back(self, error: TrainingDiverged) -> Progress:
@@ -215,7 +227,7 @@ class _Course:
             mark_restart(path, self.restarts + 1)
         self.accelerator.wait_for_everyone()
         self.optimizer.zero_grad()
-        progress = load_checkpoint(path, self.model, self.optimizer)
+        progress = load_checkpoint(path, self.bare.model, self.optimizer)
         self.hooks.say(
             f"Diverged at step {self.step}: {error}; going on from step {progress.step} with 1/{2**progress.restarts} "
             "of the learning rate"
@@ -230,8 +242,12 @@ def optimizer_step(
     config: TrainingConfig,
     accelerator: Accelerator,
     watch: NormWatch,
+    reseed: Callable[[int], None] = lambda number: None,
 ) -> tuple[dict[str, torch.Tensor], torch.Tensor]:
     """One update from all micro-batches of all processes, with one denominator: the target tokens of the step.
+
+    Args:
+        reseed: is called before each forward pass with its number, counted over all processes.
 
     Raises:
         TrainingDiverged: ``watch`` finds loss or gradient at fault; there was no update.
@@ -239,9 +255,11 @@ def optimizer_step(
     tokens = torch.stack([(batch.labels != IGNORE_INDEX).sum() for batch in batches]).sum()
     tokens = accelerator.reduce(tokens, "sum")
     sums: dict[str, torch.Tensor] = {}
-    for number, batch in enumerate(batches, start=1):
-        with accelerator.no_sync(objective) if number < len(batches) else nullcontext():
-            loss, metrics = objective(*batch)
+    for number, batch in enumerate(batches):
+        reseed(number * accelerator.num_processes + accelerator.process_index)
+        with accelerator.no_sync(objective) if number + 1 < len(batches) else nullcontext():
+            with accelerator.autocast():  # which a sharded objective does not bring with it
+                loss, metrics = objective(*batch)
             # Processes average their gradients; times their number, that is the sum that we divide.
             accelerator.backward(loss * (accelerator.num_processes / tokens))
         for name, value in metrics.items():
@@ -254,9 +272,9 @@ def optimizer_step(
     return sums, tokens
 
 
-def _check_space(directory: Path, model: nn.Module, config: TrainingConfig) -> None:
+def _check_space(directory: Path, objective: nn.Module, config: TrainingConfig) -> None:
     """One checkpoint is written while those before it are still there."""
-    parameters = sum(parameter.numel() for parameter in model.parameters())
+    parameters = sum(parameter.numel() for parameter in objective.parameters())
     there = sum(file.stat().st_size for file in directory.rglob("*") if file.is_file())
     needed = (KEPT + 1) * config.checkpoint_bytes(parameters) - there
     require_space(directory, needed, f"training (checkpoints of {parameters:,} parameters)")
@@ -271,18 +289,3 @@ def make_optimizer(objective: nn.Module, config: TrainingConfig) -> torch.optim.
     if config.optimizer == "adafactor":
         return Adafactor(groups, lr=config.learning_rate)
     return torch.optim.AdamW(groups, lr=config.learning_rate, fused=True)
-
-
-def _keep_freed_memory() -> None:
-    """Let glibc reuse large blocks instead of returning them: on a CPU, each step would pay for the page faults."""
-    if platform.libc_ver()[0] != "glibc" or torch.cuda.is_available():
-        return
-    mallopt = ctypes.CDLL(None).mallopt
-    for option, value in ((_M_MMAP_MAX, 0), (_M_TRIM_THRESHOLD, 2**31 - 1), (_M_TOP_PAD, 2**26), (_M_ARENA_MAX, 1)):
-        mallopt(option, value)
-
-
-def _multiplies_bfloat16() -> bool:
-    if torch.cuda.is_available():
-        return torch.cuda.is_bf16_supported(including_emulation=False)
-    return torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()

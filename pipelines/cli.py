@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from distill.disk import is_full
-from distill.errors import UserError
+from distill.errors import UserError, is_lost_process
 from pipelines import cli_serving
 from pipelines.cli_options import WORK, Json, Workdir
 from pipelines.store_uri import without_credentials
@@ -187,6 +187,8 @@ def _main() -> int:
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # so that stages end their runs
     try:
         code = app(standalone_mode=False)
+        if (distributed := sys.modules.get("torch.distributed")) and distributed.is_initialized():
+            distributed.destroy_process_group()  # its threads abort a process that ends before them
     except UserError as error:
         return _complain(str(error), 1 if is_full(error) else 2)
     except Exception as error:
@@ -199,6 +201,8 @@ def _main() -> int:
             return _complain(f"the disk is full ({cause}); free some space and give the same command again", 1)
         if type(error).__name__ in ("MlflowException", "ConnectionError"):
             return _complain(f"MLflow: {error}; what was computed is kept, give the same command again", 1)
+        if is_lost_process(error):
+            return _complain("another process of this run has ended; the same command goes on from what was saved", 1)
         print(without_credentials(traceback.format_exc()), file=sys.stderr, end="")
         return 1
     if code == 130:

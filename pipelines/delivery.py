@@ -73,7 +73,8 @@ def begin(pipeline: "Pipeline", stage: Stage) -> TrackedRun:
     config, data = pipeline.config, pipeline.data
     directory = stage.directory(pipeline.workdir)
     tags = _tags(pipeline, stage)
-    describe_run(directory, tags)
+    if not find_finished(stage, pipeline.workdir):  # one that is finished was not computed here
+        describe_run(directory, tags)
     for upstream in stage.inputs.values():
         deliver(pipeline, upstream)
     tracked = TrackedRun(pipeline.store, directory, stage.title)
@@ -151,16 +152,16 @@ def _deliver_report(pipeline: "Pipeline", stage: Stage, found: Finished, tracked
 
 
 def _tags(pipeline: "Pipeline", stage: Stage) -> dict[str, str]:
-    config, accelerator = pipeline.config, pipeline.accelerator
+    from distill.machine import machine_facts  # with torch, which is there where a stage is computed
+
+    config = pipeline.config
     tags = {
         "pipeline": config.name,
         "stage": stage.kind,
         "fingerprint": stage.fingerprint,
         "data.digest": pipeline.data.digest,
         "mlflow.source.name": f"switch-distill {stage.kind} {config.name}",
-        "precision": accelerator.mixed_precision.replace("no", "float32"),
-        "device": accelerator.device.type,
-        "processes": str(accelerator.num_processes),
+        **machine_facts(pipeline.accelerator),
     }
     if stage.ratio:
         number = list(config.teacher.ratios).index(stage.ratio)

@@ -14,6 +14,34 @@ from pipelines.stage import Stage
 from students.checkpoint import check_dense
 from teachers.checkpoint import check_teacher
 
+_LAUNCHERS = ("DEEPSPEED", "MEGATRON_LM", "FSDP")
+# The one value of each that there is a way to train with; the model is one group, see distill.sharding.
+_FSDP = {
+    "FSDP_VERSION": "2",
+    "FSDP_OFFLOAD_PARAMS": "false",
+    "FSDP_ACTIVATION_CHECKPOINTING": "false",
+    "FSDP_AUTO_WRAP_POLICY": "no_wrap",
+}
+
+
+def check_launch() -> int:
+    """How many processes there are.
+
+    Raises:
+        UserError: ``accelerate launch`` was asked for what the training loop does not do.
+    """
+    asked = {name: os.environ.get(f"ACCELERATE_USE_{name}", "").lower() == "true" for name in _LAUNCHERS}
+    refused = [f"--use_{name.lower()}" for name in _LAUNCHERS if asked[name] and name != "FSDP"]
+    if asked["FSDP"]:
+        options = {name: os.environ.get(name, only) for name, only in _FSDP.items()}
+        refused += [f"--{name.lower()} {value}" for name, value in options.items() if value.lower() != _FSDP[name]]
+    if refused:
+        raise UserError(
+            f"accelerate launch {refused[0]} is not supported; use --multi_gpu, or --use_fsdp --fsdp_version 2 and of "
+            "the other options of FSDP their defaults"
+        )
+    return int(os.environ.get("WORLD_SIZE", "1"))
+
 
 def check_models(config: RunConfig, stages: Iterable[Stage]) -> dict[str, int]:
     """Read the models that ``stages`` load.

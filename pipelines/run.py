@@ -18,7 +18,7 @@ from distill.prepare import PreparedData, is_prepared, prepare_data
 from pipelines.config import RunConfig
 from pipelines.delivery import deliver_own, going_on
 from pipelines.plan import plan
-from pipelines.preflight import check_data, check_models, check_size
+from pipelines.preflight import check_data, check_launch, check_models, check_size
 from pipelines.space import check_space
 from pipelines.stage import Finished, Stage, find_finished
 from pipelines.stage_run import StageRun
@@ -45,7 +45,7 @@ class Pipeline:
         """
         self.config, self.source, self.workdir, self.console = config, source, workdir, console
         self.away: str | None = None  # why MLflow did not take something, if that is still so
-        check_size(config, int(os.environ.get("WORLD_SIZE", "1")))
+        check_size(config, check_launch())
         check_store(workdir)
         self.stages = plan(config, "")  # until the data is known
         if kind and not self.select(kind):

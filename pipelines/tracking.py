@@ -19,6 +19,8 @@ from distill.files import directory_digest, read_record, write_json
 from pipelines.feed import cause_of, deliver
 from pipelines.store import Store
 
+_LIBRARIES = ("torch", "transformers", "accelerate", "datasets", "tokenizers", "numpy", "mlflow")
+_CURE = "delete it, and the stage gets a new MLflow run"
 # One per ratio, from the smallest on; the same in the UI and in the plot.
 COLOURS = ("#1b6ca8", "#2a9d8f", "#e9a23b", "#c8553d", "#7b5ea7", "#5b8e3e", "#b0457b", "#4f6d7a")
 
@@ -31,9 +33,14 @@ def store_errors() -> tuple[type[Exception], ...]:
 
 
 def describe_run(directory: Path, tags: dict[str, str]) -> None:
-    """Keep what the MLflow run of a stage will say of where it is computed, if that is not there already."""
-    if not (directory / "run.json").exists():
-        write_json(directory / "run.json", {"run_id": "", "tags": {**tags, **_environment()}})
+    """Keep what the MLflow run of a stage will say of where it is computed; of one that is continued, ``2, then 1``."""
+    path = directory / "run.json"
+    record = read_record(path, _CURE) if path.exists() else {"run_id": ""}
+    known = record.get("tags", {})
+    for key, value in {**tags, **_environment()}.items():
+        before = known[key].split(", then ") if key in known else []
+        known[key] = ", then ".join(before if value in before else [*before, value])
+    write_json(path, {**record, "tags": known})
 
 
 class TrackedRun:
@@ -42,12 +49,14 @@ class TrackedRun:
     def __init__(self, store: Store, directory: Path, name: str):
         """Start the run that ``describe_run`` has described, or go on with it."""
         self.store, self.client, self.directory = store, store.client, directory
-        record = read_record(directory / "run.json", "delete it, and the stage gets a new MLflow run")
-        self.run_id = record["run_id"]
+        record = read_record(directory / "run.json", _CURE)
+        self.run_id, tags = record["run_id"], record.get("tags", {})
         if self.run_id:
             self.client.update_run(self.run_id, status="RUNNING")
+            known = self.client.get_run(self.run_id).data.tags
+            self.set_tags({key: value for key, value in tags.items() if known.get(key) != value})
         else:
-            self.run_id = self.client.create_run(store.experiment, run_name=name, tags=record["tags"]).info.run_id
+            self.run_id = self.client.create_run(store.experiment, run_name=name, tags=tags).info.run_id
             write_json(directory / "run.json", {**record, "run_id": self.run_id})
 
     def log_params(self, params: dict[str, Any]) -> None:
@@ -178,7 +187,7 @@ def _environment() -> dict[str, str]:
     from importlib.metadata import version
 
     tags = {"version.python": platform.python_version(), "host": platform.node()}
-    tags |= {f"version.{name}": version(name) for name in ("torch", "transformers", "accelerate", "datasets", "mlflow")}
+    tags |= {f"version.{name}": version(name) for name in _LIBRARIES}
     git = ["git", "-C", str(Path(__file__).parent)]
     with contextlib.suppress(OSError, subprocess.CalledProcessError):
         commit = subprocess.run([*git, "rev-parse", "HEAD"], capture_output=True, text=True, check=True).stdout.strip()

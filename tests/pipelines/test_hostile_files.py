@@ -112,7 +112,7 @@ def test_pickles_of_the_hub_are_read_with_weights_only(mark, dense):
 def test_a_training_checkpoint_that_is_a_pickle_is_refused(name, mark, tmp_path):
     model = torch.nn.Linear(2, 2)
     optimizer = torch.optim.AdamW(model.parameters())
-    path = save_checkpoint(tmp_path / "checkpoints", Progress(1), model, optimizer)
+    path = save_checkpoint(tmp_path / "checkpoints", Progress(1), model, {})
     torch.save(Hostile(mark), path / name)
     with pytest.raises(SafetensorError):
         load_checkpoint(path, model, optimizer)

@@ -9,6 +9,7 @@ from pipelines import feed, store_uri
 from pipelines.feed import MetricFeed
 from pipelines.store import Store
 from pipelines.store_uri import redacted, without_credentials
+from pipelines.tracking import describe_run
 
 
 class Server:
@@ -132,3 +133,14 @@ def test_a_digest_sees_names_and_bytes(tmp_path):
     second = directory_digest(tmp_path)
     (tmp_path / "a").rename(tmp_path / "b")
     assert len({first, second, directory_digest(tmp_path)}) == 3 and len(first) == 32
+
+
+def test_a_run_that_goes_on_elsewhere_says_both(tmp_path):
+    for threads in ("2", "1", "2"):
+        describe_run(tmp_path, {"threads": threads, "stage": "teacher"})
+    tags = json.loads((tmp_path / "run.json").read_text())["tags"]
+    assert (tags["threads"], tags["stage"]) == ("2, then 1", "teacher")
+    (tmp_path / "run.json").write_text('{"run_id": "as an older version wrote it"}')
+    describe_run(tmp_path, {"threads": "4"})
+    record = json.loads((tmp_path / "run.json").read_text())
+    assert record["run_id"].startswith("as an older") and record["tags"]["threads"] == "4"

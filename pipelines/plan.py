@@ -7,6 +7,7 @@ from distill.config import DistillConfig, Section, TrainingConfig
 from pipelines.config import RunConfig
 from pipelines.stage import Stage
 
+_REPORT_FORM = 2  # of its files: a report of another one is made again
 _OPTIONS = ("soft_start", "teacher_routing", "draws", "match", "match_weight", "match_steps")
 
 
@@ -29,7 +30,7 @@ def plan(config: RunConfig, data: str) -> list[Stage]:
                 stages += _student(config.of_variant(variant), teacher, seed, variant)
     report = Stage(
         kind="report",
-        settings={"report": _values(config.report), "name": config.name},
+        settings={"report": _values(config.report), "name": config.name, "form": _REPORT_FORM},
         inputs={stage.title: stage for stage in stages if stage.kind not in ("init", "label")},
         data=data,
     )

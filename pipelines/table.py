@@ -133,7 +133,8 @@ def _caption(report: dict[str, Any]) -> str:
         f"Size is the teacher's; student and baseline have {_millions(short['parameters'])}. The baseline stands at "
         f"{short['quality']:.3f} after {short['steps']:,} steps{as_students}; the long baseline at "
         f"{long['quality']:.3f} after {long['steps']:,}, as many as teacher and student take together. "
-        "Paper: what tables 6 and 7 keep with that technique, or with a teacher of as many experts."
+        "Paper: what tables 6 and 7 keep with that technique, or with a teacher of as many experts, and the mean of "
+        "table 7."
     )
     for name, key in (("baseline", "fraction_kept"), ("long baseline", "fraction_kept_long")):
         if ratios := list(dict.fromkeys(row["ratio"] for row in report["ratios"] if row[key] is None)):

@@ -58,7 +58,7 @@ def demo() -> dict[str, Any]:
 def _laptop() -> dict[str, Any]:
     """The comparison that two cores can afford: tiny models whose FFNs are narrow, so that experts are worth something.
 
-    Teachers and baseline start from scratch and take the same steps, students a tenth of them. Evaluation batches
+    Teachers and baseline start from scratch and take the same steps, students an eighth of them. Evaluation batches
     are large: neighbouring examples are of one document and want the same experts, which drop tokens in small ones.
     """
     training = {
@@ -92,13 +92,13 @@ def _laptop() -> dict[str, Any]:
         "distill": {
             "training": {
                 **training,
-                "steps": 600,
+                "steps": 750,
                 "learning_rate": 0.02,
                 "warmup_steps": 50,
                 "cooldown": 1.0,
-                "log_every": 20,
-                "evaluate_every": 200,
-                "checkpoint_every": 200,
+                "log_every": 25,
+                "evaluate_every": 250,
+                "checkpoint_every": 250,
             }
         },
     }
@@ -147,11 +147,11 @@ def study() -> dict[str, Any]:
         "two-draws": {"distill": {"teacher_routing": "sampled", "draws": 2}},
         "match-hidden": {"distill": {"match": ["hidden"]}},
         "match-ffn": {"distill": {"match": ["ffn"]}},
-        "match-ffn-fading": {"distill": {"match": ["ffn"], "match_steps": 400}},
+        "match-ffn-fading": {"distill": {"match": ["ffn"], "match_steps": 500}},
         "half-soft": {"distill": {"hard_fraction": 0.5}},
         "soft-only": {"distill": {"hard_fraction": 0.0}},
         "temperature-2": {"distill": {"temperature": 2.0}},
-        "soft-from-half": {"distill": {"soft_start": 300}},
+        "soft-from-half": {"distill": {"soft_start": 375}},
         "gentle": {"distill": gentle},
         "gentle-hard-labels": {"distill": {**gentle, "hard_fraction": 1.0}},
         "regress-hard-labels": {"student": regress, "distill": {"hard_fraction": 1.0}},

@@ -8,6 +8,7 @@ kills as asked for.
 import argparse
 import hashlib
 import json
+import math
 import os
 import random
 import signal
@@ -70,14 +71,16 @@ def _unfinished(workdir: Path) -> list[Path]:
 def _still_runs_at_a_random_moment(
     process: subprocess.Popen, workdir: Path, rng: random.Random, longest: float
 ) -> bool:
-    """Wait for up to ``longest`` seconds; half of the time only to a stage of one kind, because some are short."""
-    end = time.monotonic() + rng.uniform(0.5, longest)
-    kind = rng.choice(("baseline", "teacher", "init", "distill", "report")) if rng.random() < 0.5 else None
+    """Wait for up to ``longest`` seconds, or half of the time for a kind of stage yet to begin: some are short."""
+    begun = {path.name.partition("-")[0] for path in workdir.glob("stages/[!.]*")}
+    left = [kind for kind in ("baseline", "teacher", "init", "distill", "report") if kind not in begun]
+    kind = rng.choice(left) if left and rng.random() < 0.5 else None
+    end = time.monotonic() + (math.inf if kind else rng.uniform(0.5, longest))
     while time.monotonic() < end and process.poll() is None:
         if any(path.name.startswith(f"{kind}-") for path in _unfinished(workdir)):
-            time.sleep(rng.uniform(0, 0.3))
+            time.sleep(rng.uniform(0, rng.choice((0.05, 0.5))))
             break
-        time.sleep(0.005)
+        time.sleep(0.002)
     return process.poll() is None
 
 

@@ -197,9 +197,8 @@ class _Course:
                 restarts = {"restarts": self.restarts} if self.restarts else {}
                 hooks.on_metrics(done, {**metrics, **restarts, "learning_rate": self.optimizer.param_groups[0]["lr"]})
                 window = Window()
-            last = (
-                done == stop and config.on_divergence == "restart"
-            )  # what it finds, the caller could not go back from
+            # What the caller would find after the last step, it could not go back from.
+            last = done == stop and config.on_divergence == "restart"
             if last or (config.evaluate_every and done % config.evaluate_every == 0):
                 with whole(self.bare):
                     hooks.evaluate(done)

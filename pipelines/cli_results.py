@@ -1,7 +1,6 @@
 """What the commands that run stages print at their end, in the main process."""
 
 import json
-import os
 import shlex
 import sys
 
@@ -21,7 +20,7 @@ def show_stages(pipeline: Pipeline, finished: list[Finished], json_: bool) -> No
     Raises:
         Undelivered: MLflow has not got all of it.
     """
-    if not _is_main_process():
+    if not pipeline.is_main_process:
         return
     if json_:
         facts = [{**vars(one), "directory": str(one.directory)} for one in finished]
@@ -35,7 +34,7 @@ def show_report(pipeline: Pipeline, finished: list[Finished], json_: bool) -> No
     Raises:
         Undelivered: MLflow has not got all of ``finished``.
     """
-    if not _is_main_process():
+    if not pipeline.is_main_process:
         return
     values = publish(finished[-1], pipeline.workdir)
     if json_:
@@ -52,7 +51,3 @@ def show_report(pipeline: Pipeline, finished: list[Finished], json_: bool) -> No
 
 def _command() -> str:
     return shlex.join(["switch-distill", *sys.argv[1:]])
-
-
-def _is_main_process() -> bool:
-    return os.environ.get("RANK", "0") == "0"

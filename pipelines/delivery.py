@@ -9,6 +9,7 @@ import json
 import os
 from collections.abc import Iterator
 from dataclasses import replace
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from distill.disk import is_full
@@ -24,7 +25,7 @@ if TYPE_CHECKING:
 
 # Files that are artifacts of the stage's run, and directories that are a model: MLflow follows lineage through models
 # alone, so soft labels count as one there.
-_ARTIFACTS = ("config.yaml", "*_losses.json", "routing.png", "labels/labels.json", "report.*", "fraction_kept.png")
+_ARTIFACTS = ("*_losses.json", "routing.png", "labels/labels.json", "report.*", "fraction_kept.png")
 _MODELS = ("model", "labels")
 
 
@@ -111,7 +112,10 @@ def deliver_own(pipeline: "Pipeline", stage: Stage, tracked: TrackedRun | None =
     tracked = tracked or begin(pipeline, stage)
     for path in sorted(path for pattern in _ARTIFACTS for path in found.directory.glob(pattern)):
         tracked.log_file(path)
-    found = _deliver_model(pipeline, stage, found, tracked)
+    if model := next((one for name in _MODELS if (one := found.directory / name).is_dir()), None):
+        if late:  # else it was written just now
+            found.read(model.name)
+        found = _deliver_model(pipeline, stage, model, found, tracked)
     own = {name: value for name, value in found.metrics.items() if name not in found.not_of_model}
     tracked.log_results(own, model_id=found.model_id)
     tracked.log_results({name: found.metrics[name] for name in found.not_of_model})
@@ -126,11 +130,10 @@ def deliver_own(pipeline: "Pipeline", stage: Stage, tracked: TrackedRun | None =
         pipeline.say(f"{stage.title:<16} delivered to MLflow  (run {tracked.run_id[:8]})")
 
 
-def _deliver_model(pipeline: "Pipeline", stage: Stage, found: Finished, tracked: TrackedRun) -> Finished:
-    """Log what the stage made, upload and register a student; returns ``found`` with the model's id and URI."""
-    directory = next((found.read(name) for name in _MODELS if (found.directory / name).is_dir()), None)
-    if directory is None:
-        return found
+def _deliver_model(
+    pipeline: "Pipeline", stage: Stage, directory: Path, found: Finished, tracked: TrackedRun
+) -> Finished:
+    """Log the model in ``directory``, upload and register a student; returns ``found`` with the model's id and URI."""
     made = {"distill": "student", "label": "labels"}.get(stage.kind, stage.kind)
     name = "-".join(filter(None, (made, stage.ratio, stage.variant)))
     facts = {"ratio": stage.ratio, "seed": stage.seed, "fingerprint": stage.fingerprint}

@@ -100,7 +100,7 @@ class Pipeline:
             # A report names the runs of its inputs, which it did not know if MLflow has not got it.
             if found and (found.is_tracked or stage.kind != "report"):
                 self._reused(found)
-                if self.accelerator.is_main_process and not found.is_tracked:
+                if self.is_main_process and not found.is_tracked:
                     with going_on(self):
                         deliver_own(self, stage)
             else:
@@ -118,7 +118,7 @@ class Pipeline:
         finished = [self.execute(stage) for stage in stages]
         if all(one.is_tracked for one in finished) or EXPERIMENT in os.environ:
             return finished
-        if self.accelerator.is_main_process:
+        if self.is_main_process:
             self.say(f"Everything is computed and on disk; waiting up to {PATIENCE:.0f} s for MLflow (Ctrl-C ends it)")
             self.store.wait(PATIENCE)
         self.accelerator.wait_for_everyone()
@@ -139,9 +139,13 @@ class Pipeline:
                 )
             self.say(f"{stage.title:<16} waits for {by}, which computes it in {self.workdir} (Ctrl-C stops waiting)")
 
-        main = os.environ.get("RANK", "0") == "0"
-        with one_at_a_time(stage.directory(self.workdir), held) if main else nullcontext():
+        with one_at_a_time(stage.directory(self.workdir), held) if self.is_main_process else nullcontext():
             yield
+
+    @property
+    def is_main_process(self) -> bool:
+        """Of those that compute a stage together; the launcher says which, so that this needs no torch."""
+        return os.environ.get("RANK", "0") == "0"
 
     @property
     def is_shared(self) -> bool:
@@ -175,7 +179,7 @@ class Pipeline:
     def _prepare(self) -> PreparedData:
         """Rank 0 prepares, the others wait for the file: a barrier of the process group would time out in minutes."""
         root, config = self.workdir / "data", self.config
-        while os.environ.get("RANK", "0") != "0" and not is_prepared(config.data, root):
+        while not self.is_main_process and not is_prepared(config.data, root):
             time.sleep(0.5)
         if not is_prepared(config.data, root):
             words = check_models(config, self.stages)

@@ -57,9 +57,7 @@ class Finished:
     metrics: dict[str, float]
     facts: dict[str, Any]
     directory: Path
-    digests: dict[str, str] = field(
-        default_factory=dict
-    )  # SHA-256 of files; a stage made before there were any has none
+    digests: dict[str, str] = field(default_factory=dict)  # SHA-256 of files; old stages have none
     not_of_model: list[str] = field(default_factory=list)  # see Outcome
 
     @property
@@ -83,10 +81,9 @@ class Finished:
 
     def save(self) -> "Finished":
         """Write stage.json; returns what it says."""
-        saved = self
-        if not self.digests:
-            files = {path for pattern in _READ_LATER for path in self.directory.glob(pattern)}
-            saved = replace(self, digests=file_digests(self.directory, files))
+        files = {path for pattern in _READ_LATER for path in self.directory.glob(pattern)}
+        # Those that it has stay: what was damaged since must not be blessed.
+        saved = replace(self, digests=self.digests or file_digests(self.directory, files))
         write_record(
             self.directory / "stage.json", {key: value for key, value in vars(saved).items() if key != "directory"}
         )

@@ -61,7 +61,7 @@ class StageRun:
         """Start or continue the stage's MLflow run; where the block fails, end it as FAILED or KILLED."""
         directory = stage.directory(pipeline.workdir)
         new, tracked, curves = not directory.exists(), None, None
-        if pipeline.accelerator.is_main_process:
+        if pipeline.is_main_process:
             _ = pipeline.store  # where it cannot be used, no directory is left
             make_directory(directory)
             config = pipeline.config.model_dump(mode="json")

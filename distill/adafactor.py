@@ -67,8 +67,8 @@ class Adafactor(torch.optim.Optimizer):
 
     def _update(self, parameters: list[torch.Tensor], group: dict[str, Any], step: int) -> None:
         """Parameters of one shape and age, stacked along a first dimension."""
-        values = _stack(parameters)
-        gradients = _stack([parameter.grad for parameter in parameters])
+        values = stack(parameters)
+        gradients = stack([parameter.grad for parameter in parameters])
         each = tuple(range(1, values.ndim))
         alpha = min(group["lr"], step**-0.5) * _rms(values, each).clamp_(min=group["smallest"])
         if group["weight_decay"]:
@@ -85,6 +85,10 @@ class Adafactor(torch.optim.Optimizer):
         update = variance.clamp(min=_FLOOR**2).rsqrt_().mul_(gradients)
         values.sub_(update.mul_(alpha / (_rms(update, each) / group["clip"]).clamp_(min=1.0)))
 
+        self._keep(parameters, values, step)
+
+    def _keep(self, parameters: list[torch.Tensor], values: torch.Tensor, step: int) -> None:
+        """The stacked ``values`` are what ``parameters`` are after ``step``."""
         if len(parameters) > 1:
             torch._foreach_copy_(parameters, list(values))
         for parameter in parameters:
@@ -93,14 +97,14 @@ class Adafactor(torch.optim.Optimizer):
     def _moment(self, name: str, parameters: list[torch.Tensor], new: torch.Tensor, share: float) -> torch.Tensor:
         """Move the running means by ``share`` towards ``new``, and return them stacked."""
         states = [self.state[parameter][name] for parameter in parameters]
-        moved = _stack(states).lerp_(new, share)
+        moved = stack(states).lerp_(new, share)
         if len(states) > 1:
             torch._foreach_copy_(states, list(moved))
         return moved
 
 
-def _stack(tensors: list[torch.Tensor]) -> torch.Tensor:
-    """A view where there is one tensor, else a copy."""
+def stack(tensors: list[torch.Tensor]) -> torch.Tensor:
+    """Of one shape, along a new first dimension. A view where there is one tensor, else a copy."""
     return tensors[0][None] if len(tensors) == 1 else torch.stack(tensors)
 
 

@@ -81,7 +81,9 @@ class TrainingConfig(Section):
     steps: Positive = 1000
     batch_size: Size = Field(128, description="examples per optimizer step, over all processes")
     micro_batch_size: Positive | None = Field(None, description="examples per forward pass of one process")
-    optimizer: Literal["adamw", "adafactor"] = "adamw"
+    optimizer: Literal["adamw", "adafactor", "muon"] = Field(
+        "adamw", description="muon: for the matrices inside the blocks, with Adafactor for everything else"
+    )
     learning_rate: PositiveFloat = 1e-3
     weight_decay: Annotated[float, Field(ge=0, le=1e30, allow_inf_nan=False)] = 0.0
     schedule: Literal["inverse_sqrt", "cosine"] = "inverse_sqrt"
@@ -111,7 +113,7 @@ class TrainingConfig(Section):
 
     def checkpoint_bytes(self, parameters: int) -> int:
         """About the size of a checkpoint: the weights in float32, and what the optimizer keeps of each."""
-        return 4 * parameters * {"adamw": 3, "adafactor": 1}[self.optimizer]
+        return 4 * parameters * {"adamw": 3, "muon": 2, "adafactor": 1}[self.optimizer]
 
     def examples_per_pass(self, processes: int) -> int:
         """Examples of one forward pass of one process, so that all processes share a batch exactly.

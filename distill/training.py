@@ -35,6 +35,7 @@ from distill.data import IGNORE_INDEX, Batch, Examples
 from distill.disk import require_space
 from distill.divergence import RESTARTS, NormWatch, TrainingDiverged
 from distill.machine import keep_freed_memory, multiplies_bfloat16
+from distill.muon import Muon
 from distill.sharding import asked_for, make_whole, shard, whole, whole_states
 from distill.steps import Window, one_ahead, seed_pass, split_batch
 
@@ -158,11 +159,12 @@ class _Course:
     ):
         self.config, self.accelerator, self.directory, self.hooks = config, accelerator, directory, hooks
         self.bare = self.objective = objective.to(accelerator.device).train()
-        if accelerator.num_processes > 1 and asked_for():
+        sharded = accelerator.num_processes > 1 and asked_for()
+        if sharded:
             shard(objective, accelerator.device)
-            self.optimizer = make_optimizer(objective, config)
-        else:  # which may wrap them
-            self.objective, self.optimizer = accelerator.prepare(objective, make_optimizer(objective, config))
+        self.optimizer = make_optimizer(objective, config, accelerator.mixed_precision)
+        if not sharded:  # accelerate may wrap them
+            self.objective, self.optimizer = accelerator.prepare(objective, self.optimizer)
         self.step, self.restarts = 0, 0
 
     def save(self, progress: Progress) -> None:
@@ -279,12 +281,21 @@ def _check_space(directory: Path, objective: nn.Module, config: TrainingConfig) 
     require_space(directory, needed, f"training (checkpoints of {parameters:,} parameters)")
 
 
-def make_optimizer(objective: nn.Module, config: TrainingConfig) -> torch.optim.Optimizer:
-    """AdamW or Adafactor; norms and position biases are not decayed."""
-    decayed, plain = [], []
+def make_optimizer(objective: nn.Module, config: TrainingConfig, precision: str = "no") -> torch.optim.Optimizer:
+    """AdamW, Adafactor, or Muon for the blocks' matrices and Adafactor else; norms and position biases do not decay."""
+    decayed, plain, in_blocks = [], [], []
     for name, parameter in objective.named_parameters():
-        (decayed if parameter.ndim > 1 and "relative_attention_bias" not in name else plain).append(parameter)
+        if parameter.ndim < 2 or "relative_attention_bias" in name:
+            plain.append(parameter)
+        elif config.optimizer == "muon" and ".block." in name and "router" not in name:
+            in_blocks.append(parameter)
+        else:
+            decayed.append(parameter)
     groups = [{"params": decayed, "weight_decay": config.weight_decay}, {"params": plain, "weight_decay": 0.0}]
     if config.optimizer == "adafactor":
         return Adafactor(groups, lr=config.learning_rate)
+    if config.optimizer == "muon":
+        matrices = {"params": in_blocks, "weight_decay": config.weight_decay, "orthogonal": True}
+        dtype = torch.bfloat16 if precision == "bf16" else torch.float32
+        return Muon([*groups, matrices], lr=config.learning_rate, dtype=dtype)
     return torch.optim.AdamW(groups, lr=config.learning_rate, fused=True)

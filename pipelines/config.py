@@ -10,7 +10,7 @@ from pydantic import BaseModel, Field, ValidationError, model_validator
 
 from distill.config import DataConfig, DistillConfig, ModelConfig, Positive, Section, Source
 from distill.errors import UserError
-from pipelines.presets import PRESETS
+from pipelines.presets import PRESETS, RECIPES
 from pipelines.safe_yaml import parse_yaml, read_yaml
 from students.config import StudentConfig
 from teachers.config import TeacherConfig
@@ -103,13 +103,14 @@ class RunConfig(Section):
 def load_config(source: str, overrides: list[str] | tuple[str, ...] = (), seed: int | None = None) -> RunConfig:
     """A preset by name, or a YAML file; then ``a.b=value`` overrides, then ``seed`` for all seeds.
 
-    A YAML file may start from a preset: ``preset: demo``.
+    A YAML file may start from a preset, ``preset: demo``, and from a recipe, ``recipe: best``: what it says itself goes
+    before both. The override ``recipe=best`` goes before what the file says, and other overrides before that.
 
     Raises:
         UserError: one sentence that names the key, the value and what is allowed.
     """
     values = _read(source)
-    for override in overrides:
+    for override in sorted(overrides, key=lambda override: not override.startswith("recipe=")):
         _override(values, override)
     if seed is not None:
         values["seeds"] = [seed]
@@ -133,13 +134,20 @@ def _read(source: str) -> dict[str, Any]:
         raise UserError(f"{source} is not readable YAML: {error}") from None
     if not isinstance(values, dict):
         raise UserError(f"{source} must hold keys and values at its top, such as 'teacher:'")
-    preset = values.pop("preset", None)
+    preset, recipe = values.pop("preset", None), values.pop("recipe", None)
     values = {"name": re.sub(r"[^A-Za-z0-9_-]", "-", path.stem) or "run", **values}
-    if preset is None:
-        return values
-    if not isinstance(preset, str) or preset not in PRESETS:
-        raise UserError(f"{source}: preset is {preset!r}; use one of {', '.join(PRESETS)}")
-    return _merge(PRESETS[preset](), values)
+    base: dict[str, Any] = {}
+    if preset is not None:
+        base = _named("preset", preset, PRESETS, source)()
+    if recipe is not None:
+        base = _merge(base, _named("recipe", recipe, RECIPES, source))
+    return _merge(base, values)
+
+
+def _named(kind: str, name: Any, known: dict[str, Any], source: str) -> Any:
+    if not isinstance(name, str) or name not in known:
+        raise UserError(f"{source}: {kind} is {_shown(name)}; use one of {', '.join(known)}")
+    return known[name]
 
 
 def _merge(base: Any, changes: Any) -> Any:
@@ -158,6 +166,9 @@ def _override(values: dict[str, Any], override: str) -> None:
         value = parse_yaml(text)
     except ValueError as error:
         raise UserError(f"--set {key}: {text!r:.80} is not a YAML value: {error}") from None
+    if key == "recipe":
+        values |= _merge(values, _named("recipe", value, RECIPES, "--set"))
+        return
     *sections, last = key.split(".")
     for section in sections:
         inner = values.get(section, {})

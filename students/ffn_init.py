@@ -18,7 +18,7 @@ from students.calibration import Activations
 _DUPLICATE = 0.3
 _RIDGE = 1e-4  # times the mean power of a hidden neuron
 _CANDIDATES = 4  # of fit, for every neuron that is chosen
-_STEPS, _BATCH, _LEARNING_RATE = 400, 2048, 0.05  # of regress; the rate is relative to a weight's root mean square
+_STEPS, _BATCH, _LEARNING_RATE = 2000, 2048, 0.05  # of regress; the rate is relative to a weight's root mean square
 
 
 class FFN(NamedTuple):
@@ -131,7 +131,7 @@ def fit(layer: SwitchExperts, seed: int) -> FFN:
 
 
 def regress(layer: SwitchExperts, seed: int) -> FFN:
-    """From ``fit``, some hundred steps of Adam on both weights towards the measured output; then ``wo`` once more."""
+    """From ``fit``, two thousand steps of Adam on both weights towards the measured output; then ``wo`` once more."""
     start = fit(layer, seed)
     inputs, outputs = layer.seen.inputs, layer.seen.outputs
     weights = [weight.clone().requires_grad_() for weight in start]

@@ -32,7 +32,7 @@ DATA = DataConfig(corpus="text:", input_length=32, validation_examples=12)
 TRAINING = TrainingConfig(
     steps=8, batch_size=8, micro_batch_size=2, learning_rate=5e-3, warmup_steps=2, log_every=1, checkpoint_every=3
 )
-OPTIMIZERS = {"teacher": "adamw", "baseline": "adafactor", "distill": "adamw"}
+OPTIMIZERS = {"teacher": "adamw", "baseline": "adafactor", "distill": "muon"}
 EPOCH = 25  # examples; the 64 of a run go round more than twice, and epochs end in the middle of a micro-batch
 
 

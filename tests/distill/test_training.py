@@ -68,7 +68,7 @@ class Padded:
         return Batch(inputs, labels)
 
 
-@pytest.mark.parametrize("optimizer", ["adamw", "adafactor"])
+@pytest.mark.parametrize("optimizer", ["adamw", "adafactor", "muon"])
 def test_micro_batches_equal_one_batch(dense, examples, tmp_path, accelerator, optimizer):
     whole = CONFIG.model_copy(update={"optimizer": optimizer, "steps": 4})
     micro = whole.model_copy(update={"micro_batch_size": 2})
@@ -78,7 +78,7 @@ def test_micro_batches_equal_one_batch(dense, examples, tmp_path, accelerator, o
     assert not torch.allclose(one, weights(dense()), atol=1e-3)
 
 
-@pytest.mark.parametrize("optimizer", ["adamw", "adafactor"])
+@pytest.mark.parametrize("optimizer", ["adamw", "adafactor", "muon"])
 @pytest.mark.parametrize("stop", [2, 3, 5])
 def test_an_interrupted_run_ends_with_the_same_bits(dense, examples, tmp_path, accelerator, optimizer, stop):
     config = CONFIG.model_copy(update={"optimizer": optimizer})
@@ -167,7 +167,7 @@ def test_a_disk_that_fills_up_leaves_the_last_checkpoint(dense, examples, tmp_pa
     assert torch.equal(straight, fit(dense(), examples, tmp_path / "b", accelerator))
 
 
-@pytest.mark.parametrize("optimizer", ["adamw", "adafactor"])
+@pytest.mark.parametrize("optimizer", ["adamw", "adafactor", "muon"])
 def test_space_for_checkpoints_is_asked_for_first(dense, examples, tmp_path, accelerator, monkeypatch, optimizer):
     config = CONFIG.model_copy(update={"optimizer": optimizer})
     fit(dense(), examples, tmp_path / "a", accelerator, config)

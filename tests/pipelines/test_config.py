@@ -23,6 +23,14 @@ def test_what_a_preset_reads_gives_the_validation_examples_that_it_asks_for(name
         assert held_out > 1.3 * data.validation_examples * raw_length_for(data.input_length)
 
 
+RECIPE = [
+    "student={ffn_init: regress, calibration_examples: 4096}",
+    "distill.hard_fraction=0.5",
+    "distill.training.optimizer=muon",
+    "distill.training.learning_rate=0.01",
+]
+
+
 def test_defaults_are_the_papers():
     config = RunConfig.model_validate({"teacher": {"experts": [8]}})
     assert config.distill.hard_fraction == 0.75 and config.distill.temperature == 1.0
@@ -61,6 +69,26 @@ def test_the_resolved_config_is_a_config(tmp_path):
     path = tmp_path / "resolved.yaml"
     path.write_text(yaml.safe_dump(load_config("demo").model_dump(mode="json")))
     assert load_config(str(path)) == load_config("demo")
+
+
+def test_a_recipe_goes_before_the_preset_and_behind_what_is_said(tmp_path):
+    best = load_config("demo", ["recipe=best"])
+    assert best == load_config("demo", RECIPE)
+    assert best.distill.training.steps == load_config("demo").distill.training.steps
+    path = tmp_path / "mine.yaml"
+    path.write_text("preset: demo\nname: demo\nrecipe: best\ndistill: {hard_fraction: 0.6}")
+    assert load_config(str(path)) == load_config("demo", [*RECIPE, "distill.hard_fraction=0.6"])
+    again = load_config(str(path), ["distill.training.learning_rate=0.1", "recipe=paper"])
+    assert again.student.ffn_init == "random"
+    assert again.distill.hard_fraction == 0.75
+    assert again.distill.training.optimizer == "adafactor"
+    assert again.distill.training.learning_rate == 0.1
+
+
+def test_best_and_table_7_have_teachers_baselines_and_the_papers_students_in_common():
+    ours, theirs = ({stage.fingerprint for stage in plan(load_config(name), "x")[:-1]} for name in ("best", "table7"))
+    assert theirs < ours and len(theirs) == 3 + 3 * 5 * 3
+    assert {one.variant for one in plan(load_config("best"), "x")} >= {"best", "best-hard-labels", "paper"}
 
 
 @pytest.mark.parametrize(
@@ -105,6 +133,8 @@ def test_the_resolved_config_is_a_config(tmp_path):
         ("seeds=[]", "seeds is"),
         ("name=../x", "name is '../x'"),
         ("a", "--set 'a' must look like a.b=value"),
+        ("recipe=bets", "recipe is 'bets'; use one of paper, best"),
+        ("recipe=[best]", "recipe is \\['best'\\]; use one of paper, best"),
         ("name.x=1", "name is a value, not a section"),
         ("name=[", "is not a YAML value"),
         ("data.corpus=!!python/object:os.system", "is not a YAML value"),
@@ -123,6 +153,7 @@ def test_whatever_is_wrong_is_named_in_one_line(override, message):
         ("a: [", "is not readable YAML"),
         ("x: !!python/object/apply:os.system [true]", "is not readable YAML"),
         ("preset: dmo", "preset is 'dmo'; use one of"),
+        ("recipe: 3", "recipe is 3; use one of paper, best"),
         ("preset: [demo]", "preset is \\['demo'\\]; use one of"),
         ("data: {}", "teacher is missing"),
     ],

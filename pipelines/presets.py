@@ -161,8 +161,9 @@ def study() -> dict[str, Any]:
 
     All students take the same steps on the same examples. The variant "paper" is what each other one differs from.
     """
-    regress = {"ffn_init": "regress", "calibration_examples": 1024}
-    gentle = {"training": {"learning_rate": 0.01}}
+    regress = RECIPES["best"]["student"]
+    muon = {"training": RECIPES["best"]["distill"]["training"]}
+    best = {"student": regress, "distill": RECIPES["best"]["distill"]}
     variants: dict[str, dict[str, Any]] = {
         "paper": {},
         "hard-labels": {"distill": {"hard_fraction": 1.0}},
@@ -177,14 +178,17 @@ def study() -> dict[str, Any]:
         "soft-only": {"distill": {"hard_fraction": 0.0}},
         "temperature-2": {"distill": {"temperature": 2.0}},
         "soft-from-half": {"distill": {"soft_start": 375}},
-        "gentle": {"distill": gentle},
-        "gentle-hard-labels": {"distill": {**gentle, "hard_fraction": 1.0}},
-        "regress-hard-labels": {"student": regress, "distill": {"hard_fraction": 1.0}},
+        "gentle": {"distill": {"training": {"learning_rate": 0.01}}},
+        "muon": {"distill": muon},
+        "muon-hard-labels": {"distill": {**muon, "hard_fraction": 1.0}},
+        "muon-half-soft": {"distill": {**muon, "hard_fraction": 0.5}},
+        "regress-muon": {"student": regress, "distill": muon},
         "regress-half-soft": {"student": regress, "distill": {"hard_fraction": 0.5}},
-        "regress-soft-only": {"student": regress, "distill": {"hard_fraction": 0.0}},
-        "regress-gentle": {"student": regress, "distill": gentle},
-        "regress-match-ffn": {"student": regress, "distill": {"match": ["ffn"]}},
-        "regress-match-hidden": {"student": regress, "distill": {"match": ["hidden"]}},
+        "all-three": best,
+        "all-three-hard-labels": {**best, "distill": {**best["distill"], "hard_fraction": 1.0}},
+        "all-three-soft-only": {**best, "distill": {**best["distill"], "hard_fraction": 0.0}},
+        "all-three-mixture": {**best, "distill": {**best["distill"], "teacher_routing": "mixture"}},
+        "all-three-match-hidden": {**best, "distill": {**best["distill"], "match": ["hidden"], "match_weight": 0.3}},
     }
     base = _laptop()
     return {

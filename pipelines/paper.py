@@ -10,9 +10,9 @@ TABLE_7 = {16: (0.37, 0.82), 32: (0.32, 0.90), 64: (0.30, 0.95), 128: (0.27, 0.9
 def kept_in_paper(variant: str | None, experts: int | None) -> str:
     """What the paper keeps with the technique of that name, or with a teacher of as many experts; else a dash.
 
-    Without ``experts``, the mean of its teachers.
+    A variant named "paper" is what its table 7 is about. Without ``experts``, the mean of its teachers.
     """
-    if variant is not None:
+    if variant not in (None, "paper"):
         return TABLE_6.get(variant, "–")
     if experts is None:
         return f"{sum(kept for kept, _ in TABLE_7.values()) / len(TABLE_7):.0%}"

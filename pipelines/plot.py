@@ -64,16 +64,23 @@ def _over_experts(axes: Any, rows: list[dict[str, Any]], *, with_paper: bool) ->
 
 
 def _draw_kept(axes: Any, rows: list[dict[str, Any]]) -> None:
-    """Fraction kept with its interval: a line for each variant and each of the two baselines."""
-    for colour, (variant, of_variant) in zip(_colours(rows), _by_variant(rows).items(), strict=True):
+    """Fraction kept with its interval: a line for each variant and each of the two baselines.
+
+    An interval that is far longer than the points are apart leaves the panel.
+    """
+    points = [100 * kept for kept, _ in TABLE_7.values()]
+    variants = _by_variant(rows)
+    for number, (colour, (variant, of_variant)) in enumerate(zip(_colours(rows), variants.items(), strict=True)):
+        aside = 2 ** (0.1 * (number - (len(variants) - 1) / 2))  # so that intervals do not hide one another
         for suffix, (marker, line, against) in _AGAINST.items():
-            label = ", ".join(filter(None, (variant, against)))
+            label = against if variant is None else variant if not suffix else None
             defined = [row for row in of_variant if row[f"fraction_kept{suffix}"] is not None]
             if not defined:
-                axes.plot([], [], marker=marker, linestyle=line, color=colour, label=f"{label}: undefined")
+                axes.plot([], [], marker=marker, linestyle=line, color=colour, label=label and f"{label}: undefined")
                 continue
+            points += [100 * row[f"fraction_kept{suffix}"] for row in defined]
             axes.errorbar(
-                [row["experts"] for row in defined],
+                [aside * row["experts"] for row in defined],
                 [100 * row[f"fraction_kept{suffix}"] for row in defined],
                 yerr=np.transpose([_errors(row, suffix) for row in defined]),
                 marker=marker,
@@ -82,9 +89,16 @@ def _draw_kept(axes: Any, rows: list[dict[str, Any]]) -> None:
                 capsize=4,
                 label=label,
             )
-    axes.plot(list(TABLE_7), [100 * kept for kept, _ in TABLE_7.values()], color="0.7", marker=".", label="paper")
+    if rows[0]["variant"]:
+        axes.plot([], [], "s--", color="0.3", label="dashed: against the long baseline")
+    axes.plot(
+        list(TABLE_7), [100 * kept for kept, _ in TABLE_7.values()], color="0.7", marker=".", label="paper's table 7"
+    )
     axes.axhline(0, color="0.6", linewidth=0.8)
+    low, high = axes.get_ylim()
+    room = 0.4 * (max(points) - min(points)) + 5
     axes.set(ylabel="fraction of the teacher's gain kept (%)")
+    axes.set_ylim(max(low, min(points) - room), min(high, max(points) + room))
 
 
 def _draw_quality(axes: Any, report: dict[str, Any]) -> None:
@@ -109,7 +123,9 @@ def _draw_compression(axes: Any, rows: list[dict[str, Any]]) -> None:
         color="0.3",
         label="this run",
     )
-    axes.plot(list(TABLE_7), [100 * saved for _, saved in TABLE_7.values()], color="0.7", marker=".", label="paper")
+    axes.plot(
+        list(TABLE_7), [100 * saved for _, saved in TABLE_7.values()], color="0.7", marker=".", label="paper's table 7"
+    )
     axes.set(ylabel="compression (% of the parameters saved)", ylim=(0, 105))
 
 

@@ -144,7 +144,7 @@ def _caption(report: dict[str, Any]) -> str:
 
 
 def _percent(fraction: float | None, interval: Sequence[float] | None) -> str:
-    return "undefined" if fraction is None else f"{fraction:.0%} [{interval[0]:.0%}, {interval[1]:.0%}]"
+    return "undefined" if fraction is None else f"{fraction:.0%} [{100 * interval[0]:.0f}, {100 * interval[1]:.0f}]"
 
 
 def _millions(parameters: int) -> str:

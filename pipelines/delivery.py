@@ -147,9 +147,13 @@ def _deliver_model(
 
 def _deliver_report(pipeline: "Pipeline", stage: Stage, found: Finished, tracked: TrackedRun) -> None:
     inputs = {role: pipeline.finished(upstream) for role, upstream in stage.inputs.items()}
-    log_comparison(tracked, json.loads(found.read("report.json").read_text()), stage, inputs)
+    report = json.loads(found.read("report.json").read_text())
+    log_comparison(tracked, report, stage, inputs)
+    config = pipeline.config
+    differing = {"variant": config.variants, "ratio": config.teacher.ratios, "seed": config.seeds}
+    coordinates = [name for name, values in differing.items() if len(values) > 1]
     try:
-        publish_view(pipeline.store, pipeline.config.name, stage.fingerprint[:12])
+        publish_view(pipeline.store, config.name, stage.fingerprint[:12], coordinates)
     except Exception as error:  # the view is in the UI's own format, which a server may refuse
         pipeline.say(f"The comparison could not be saved as a view of the MLflow UI: {error}")
 

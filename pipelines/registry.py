@@ -18,8 +18,11 @@ def log_comparison(tracked: TrackedRun, report: dict[str, Any], stage: Stage, in
         stage, inputs: the report's.
     """
     students = []
-    for number, row in enumerate(report["ratios"]):
-        tags = {f"comparison.{stage.fingerprint[:12]}": "1", "mlflow.runColor": COLOURS[number % len(COLOURS)]}
+    told_apart = "ratio" if report["ratios"][0]["variant"] is None else "variant"  # by colour
+    kinds = list(dict.fromkeys(row[told_apart] for row in report["ratios"]))
+    for row in report["ratios"]:
+        colour = COLOURS[kinds.index(row[told_apart]) % len(COLOURS)]
+        tags = {f"comparison.{stage.fingerprint[:12]}": "1", "mlflow.runColor": colour}
         shared = {key: row[key] for key in ("experts", "compression")}
         for teacher in of_kind(stage, inputs, "teacher", row["ratio"]):
             tracked.set_tags(tags, teacher.run_id)

@@ -33,9 +33,12 @@ def comparison_link(experiment_id: str, tags: dict[str, str], comparison: str | 
     return f"/#/experiments/{experiment_id}/runs?workflowType=machine_learning&compareRunsMode=CHART{view}"
 
 
-def publish_view(store: Store, name: str, comparison: str) -> None:
-    """Save the view of one report's students: fraction kept against compression and experts, and the curves."""
-    state = _state(comparison)
+def publish_view(store: Store, name: str, comparison: str, coordinates: list[str]) -> None:
+    """Save the view of one report's students: fraction kept against compression and experts, and the curves.
+
+    ``coordinates`` are the params in which they differ: parallel ones, with what each keeps as the last.
+    """
+    state = _state(comparison, coordinates)
     packed = "deflate;" + base64.b64encode(zlib.compress(json.dumps(state).encode(), 9)).decode()
     now = int(time.time() * 1000)
     value = json.dumps({"name": f"{name}: compression ratios", "createdAt": now, "updatedAt": now, "state": packed})
@@ -63,13 +66,14 @@ def serve(store: Store, workdir: Path, host: str, port: int, console: Console) -
     os.execv(sys.executable, command)  # nosec B606
 
 
-def _state(comparison: str) -> dict[str, Any]:
+def _state(comparison: str, coordinates: list[str]) -> dict[str, Any]:
     section = "fraction-kept"
     charts = [
         {"type": "BAR", "metricKey": "fraction_kept"},
         {"type": "SCATTER", "xaxis": _metric("compression"), "yaxis": _metric("fraction_kept")},
         {"type": "SCATTER", "xaxis": _metric("experts"), "yaxis": _metric("fraction_kept")},
         {"type": "BAR", "metricKey": "fraction_kept_long"},
+        *([_parallel(coordinates, "fraction_kept_of_seed")] if coordinates else []),
         _line("eval/quality"),
         _line("train/loss"),
     ]
@@ -120,6 +124,10 @@ def _state(comparison: str) -> dict[str, Any]:
 
 def _metric(name: str) -> dict[str, str]:
     return {"key": name, "type": "METRIC"}
+
+
+def _parallel(params: list[str], metric: str) -> dict[str, Any]:
+    return {"type": "PARALLEL", "selectedParams": params, "selectedMetrics": [metric], "showAllRuns": False}
 
 
 def _line(metric: str) -> dict[str, Any]:

@@ -15,7 +15,7 @@ demo: install
 	$(BIN)/switch-distill run demo
 
 test: install
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest -n logical --maxprocesses 4 --dist loadfile
 
 test-slow: install
 	$(BIN)/python -m pytest -m slow

@@ -5,6 +5,7 @@ and still 1/N of the optimizer's states. Groups of single blocks would need less
 transformers calls the block, and our forward pass reads the weights without calling it.
 """
 
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -49,6 +50,17 @@ def make_whole(objective: nn.Module) -> None:
     """Give ``objective`` plain parameters for good. Hooks of torch stay on its model: do not call load_state_dict."""
     if isinstance(objective, FSDPModule):
         _replace(objective, _gather(objective))
+
+
+def leave_processes() -> None:
+    """Leave the group of processes, if this is one of several; at the end of the program.
+
+    gloo's threads keep the tensors of the last messages until they are given Python's lock. A thread that asks for it
+    while Python ends aborts the process, and where a device mesh still knows the group, destroying it joins no thread.
+    """
+    if torch.distributed.is_initialized():
+        torch.distributed.destroy_process_group()
+        time.sleep(0.5)  # without Python's lock
 
 
 @torch.no_grad()

@@ -150,12 +150,7 @@ class _Course:
     """What a run's steps have in common, and where it is."""
 
     def __init__(
-        self,
-        objective: nn.Module,
-        config: TrainingConfig,
-        accelerator: Accelerator,
-        directory: Path,
-        hooks: Hooks,
+        self, objective: nn.Module, config: TrainingConfig, accelerator: Accelerator, directory: Path, hooks: Hooks
     ):
         self.config, self.accelerator, self.directory, self.hooks = config, accelerator, directory, hooks
         self.bare = self.objective = objective.to(accelerator.device).train()

@@ -187,8 +187,8 @@ def _main() -> int:
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # so that stages end their runs
     try:
         code = app(standalone_mode=False)
-        if (distributed := sys.modules.get("torch.distributed")) and distributed.is_initialized():
-            distributed.destroy_process_group()  # its threads abort a process that ends before them
+        if sharding := sys.modules.get("distill.sharding"):
+            sharding.leave_processes()
     except UserError as error:
         return _complain(str(error), 1 if is_full(error) else 2)
     except Exception as error:

@@ -22,6 +22,7 @@ from distill.evaluation import evaluate
 from distill.objectives import HardAndSoftLabels, HardLabels
 from distill.prepare import PreparedData, read_prepared
 from distill.seq2seq import build_dense
+from distill.sharding import leave_processes
 from distill.training import Hooks, make_accelerator, train
 from teachers.config import SwitchConfig
 from teachers.model import build_teacher
@@ -156,7 +157,7 @@ def main() -> None:
         results = courses(data, asked.directory, accelerator)
     results |= {"changed": list(changed), "processes": accelerator.num_processes}
     (asked.directory / f"{rank}.json").write_text(json.dumps(results))
-    accelerator.end_training()
+    leave_processes()
 
 
 if __name__ == "__main__":

@@ -4,14 +4,16 @@ import multiprocessing
 import os
 import signal
 import time
+from multiprocessing.connection import Connection
 from pathlib import Path
 
 import pytest
 
+from distill.config import DataConfig
 from distill.lock import one_at_a_time
 from distill.prepare import prepare_data
 
-CONTEXT = multiprocessing.get_context("fork")
+CONTEXT = multiprocessing.get_context("spawn")  # a fork would inherit the locks of the tokenizers' threads
 
 
 def count(path: Path, times: int) -> None:
@@ -20,6 +22,11 @@ def count(path: Path, times: int) -> None:
             before = int(path.read_text())
             time.sleep(0.001)
             path.write_text(str(before + 1))
+
+
+def prepare(end: Connection, config: DataConfig, directory: Path) -> None:
+    said: list[str] = []
+    end.send((prepare_data(config, directory, said.append).digest, said))
 
 
 def hold(path: Path) -> None:
@@ -82,11 +89,7 @@ def test_directories_that_were_made_for_a_block_that_fails_are_removed(tmp_path)
 def test_two_processes_that_prepare_the_same_data_prepare_it_once(tmp_path, data_config):
     pipe, end = CONTEXT.Pipe()
 
-    def prepare() -> None:
-        end.send((prepare_data(data_config, tmp_path / "data", said.append).digest, said))
-
-    said: list[str] = []
-    processes = [CONTEXT.Process(target=prepare) for _ in range(2)]
+    processes = [CONTEXT.Process(target=prepare, args=(end, data_config, tmp_path / "data")) for _ in range(2)]
     for process in processes:
         process.start()
     (first, one), (second, other) = pipe.recv(), pipe.recv()

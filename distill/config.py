@@ -185,6 +185,16 @@ class DistillConfig(Section):
         return bool(self.match) or (self.hard_fraction < 1 and self.soft_labels == "online")
 
     @property
+    def taught_examples(self) -> int:
+        """How many examples the teacher sees for the student: of the steps at which it runs, or those it labels."""
+        if self.reads_cached_labels:
+            return self.labelled_examples
+        steps = self.training.steps
+        start = self.soft_start if self.hard_fraction < 1 else steps
+        matched = min(self.match_steps or steps, start) if self.match else 0
+        return (steps - start + matched) * self.training.batch_size
+
+    @property
     def reads_cached_labels(self) -> bool:
         """Whether a student's soft labels come from disk; with hard labels alone it has none."""
         return self.soft_labels == "cached" and self.hard_fraction < 1

@@ -32,7 +32,7 @@ class BaselineConfig(Section):
 class ReportConfig(Section):
     """The bootstrap of the report."""
 
-    resamples: Annotated[int, Field(ge=100, le=1_000_000)] = 10_000
+    resamples: Annotated[int, Field(ge=100, le=50_000)] = 10_000
 
 
 class RunConfig(Section):

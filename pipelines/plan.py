@@ -7,7 +7,7 @@ from distill.config import DistillConfig, Section, TrainingConfig
 from pipelines.config import RunConfig
 from pipelines.stage import Stage
 
-_REPORT_FORM = 3  # of its files: a report of another one is made again
+_REPORT_FORM = 4  # of its files: a report of another one is made again
 _OPTIONS = ("soft_start", "teacher_routing", "draws", "match", "match_weight", "match_steps")
 
 

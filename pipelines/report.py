@@ -11,7 +11,7 @@ from distill.errors import UserError
 from distill.files import write_bytes, write_json, write_text
 from distill.flops import forward_flops
 from distill.prepare import example_lengths
-from pipelines.bootstrap import average_kept, fraction_kept, gain
+from pipelines.bootstrap import average_kept, difference, fraction_kept, gain
 from pipelines.plan import baseline_training
 from pipelines.plot import plot_report
 from pipelines.stage import Finished, of_kind, read_losses
@@ -84,6 +84,9 @@ def build_report(run: StageRun) -> dict[str, Any]:
     baselines = _of_kind(run, "baseline")
     losses = {name: _losses(baselines, name) for name in ("baseline_losses", "long_baseline_losses")}
     facts, training = baselines[0].facts, baseline_training(config)
+    rows = [
+        _row(run, ratio, variant, losses) for ratio in config.teacher.ratios for variant in config.variants or [None]
+    ]
     return {
         "baseline": {
             "quality": -float(losses["baseline_losses"].mean()),
@@ -96,12 +99,9 @@ def build_report(run: StageRun) -> dict[str, Any]:
             "steps": facts["long_steps"],
             **_spent(run, baselines[0], training, facts["long_steps"]),
         },
-        "ratios": [
-            _row(run, ratio, variant, losses)
-            for ratio in config.teacher.ratios
-            for variant in config.variants or [None]
-        ],
+        "ratios": rows,
         "averages": [_average(run, variant, losses) for variant in config.variants or [None]],
+        "differences": _differences(rows, list(config.variants)),
         "data": {
             "name": run.data.name,
             "digest": run.data.digest,
@@ -162,6 +162,24 @@ def _average(run: StageRun, variant: str | None, baselines: dict[str, np.ndarray
     return average
 
 
+def _differences(rows: list[dict[str, Any]], variants: list[str]) -> list[dict[str, Any]]:
+    """What each variant keeps more than "paper", or than the first: over ratios, by seed; none for a seed alone."""
+    defined = [row for row in rows if row["fraction_kept_by_seed"] is not None]
+    if not defined or len(defined[0]["seeds"]) == 1 or len(variants) == 1:
+        return []
+    kept = {
+        name: np.mean([row["fraction_kept_by_seed"] for row in defined if row["variant"] == name], axis=0)
+        for name in variants
+    }
+    other = "paper" if "paper" in kept else variants[0]
+    found = []
+    for name in (name for name in variants if name != other):
+        mean, interval = difference(kept[name], kept[other])
+        by_seed = (kept[name] - kept[other]).tolist()
+        found.append({"variant": name, "to": other, "difference": mean, "interval": list(interval), "by_seed": by_seed})
+    return found
+
+
 def _seen(run: StageRun, ratio: str, variant: str | None) -> dict[str, Any]:
     """Tokens and operations of each model's training; for a student those of its own steps, its teacher's part too."""
     teacher, student = _of_kind(run, "teacher", ratio)[0], _of_kind(run, "distill", ratio, variant)[0]
@@ -170,14 +188,15 @@ def _seen(run: StageRun, ratio: str, variant: str | None) -> dict[str, Any]:
     trained_here = ratio not in run.config.teacher.checkpoints
     spent = _spent(run, teacher, taught) if trained_here else {"tokens": None, "flops": None}
     own = _spent(run, student, learnt)
-    listens = _spent(run, teacher, learnt)["flops"] / 3 if settings.runs_teacher else 0.0
+    experts = {"top_1": 1, "mixture": run.config.teacher.ratios[ratio], "sampled": settings.draws}
+    lessons = settings.taught_examples * _forward(run, teacher, experts=experts[settings.teacher_routing])
     return {
         "teacher_steps": taught.steps if trained_here else None,
         "teacher_tokens": spent["tokens"],
         "teacher_flops": spent["flops"],
         "student_steps": learnt.steps,
         "student_tokens": own["tokens"],
-        "student_flops": own["flops"] + listens,
+        "student_flops": own["flops"] + lessons,
     }
 
 
@@ -185,9 +204,14 @@ def _spent(run: StageRun, model: Finished, training: TrainingConfig, steps: int 
     """Tokens, inputs and targets, and floating-point operations of a model's training."""
     lengths = example_lengths(run.data, run.config.data)[1]
     examples = (steps or training.steps) * training.batch_size
+    return {"tokens": examples * (lengths.inputs + lengths.targets), "flops": 3 * examples * _forward(run, model)}
+
+
+def _forward(run: StageRun, model: Finished, *, experts: int = 1) -> float:
+    """Operations of a forward pass for one example."""
+    lengths = example_lengths(run.data, run.config.data)[1]
     shape = json.loads(model.read("model/config.json").read_text())
-    forward = forward_flops(shape, lengths.inputs, lengths.targets)
-    return {"tokens": examples * (lengths.inputs + lengths.targets), "flops": 3 * examples * forward}
+    return forward_flops(shape, lengths.inputs, lengths.targets, experts=experts)
 
 
 def _of_kind(run: StageRun, kind: str, ratio: str | None = None, variant: str | None = None) -> list[Finished]:

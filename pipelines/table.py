@@ -17,15 +17,18 @@ def markdown(report: dict[str, Any]) -> str:
     lines = ["| " + " | ".join(header) + " |", "| :--- |" + " ---: |" * (len(header) - 1)]
     lines += ["| " + " | ".join(row) + " |" for row in rows]
     data = report["data"]
-    seeds = " and seeds" if len(report["ratios"][0]["seeds"]) > 1 else ""
+    count = len(report["ratios"][0]["seeds"])
+    seeds = " and seeds" if count > 1 else ""
+    sure = f"; those of {count} seeds are hardly wider than the range of their values" if 1 < count < 5 else ""
     return (
         "# Fraction of the teacher's gain that the student keeps\n\n" + "\n".join(lines) + f"\n\n{_caption(report)}\n\n"
         f"Quality Q is the negative log perplexity on {data['validation_examples']:,} held-out examples, in nats per "
         "target token; higher is better. Gain is Q teacher - Q baseline; kept is (Q student - Q baseline) / gain. "
-        f"Intervals are 95 % paired bootstrap intervals over examples{seeds}.\n\n"
+        f"Intervals are 95 % paired bootstrap intervals over examples{seeds}{sure}.\n\n{_differences(report)}"
         f"## What each model has seen\n\n{_seen(report)}\n\nA student's figures are of its own steps, its teacher's "
         "forward passes among the operations; before them it has what its teacher's training left in the weights that "
-        "it was given. The long baseline has the tokens of both.\n\n"
+        "it was given, and what fitting its FFNs to the teacher's experts took (`student.ffn_init`), which is not "
+        "counted. The long baseline has the tokens of teacher and student.\n\n"
         f"Data: {data['name']}, {data['train_tokens']:,} training tokens, digest `{data['digest']}`. "
         f"Report: `{report['fingerprint']}`.\n"
     )
@@ -125,14 +128,38 @@ def _seen(report: dict[str, Any]) -> str:
     return "\n".join(lines)
 
 
+def _differences(report: dict[str, Any]) -> str:
+    """What variants keep more or less than one of them, where several seeds say."""
+    if not report["differences"]:
+        return ""
+    lines = [
+        "## Differences between students, seed by seed",
+        "",
+        "In points of what is kept, the mean over ratios; the interval is Student's, 95 %, over seeds.",
+        "",
+        "| variant | difference | by seed |",
+        "| :--- | ---: | ---: |",
+    ]
+    for one in report["differences"]:
+        low, high = one["interval"]
+        by_seed = ", ".join(f"{100 * value:+.0f}" for value in one["by_seed"])
+        cell = f"{100 * one['difference']:+.0f} [{100 * low:+.0f}, {100 * high:+.0f}]"
+        lines.append(f"| {one['variant']} to {one['to']} | {cell} | {by_seed} |")
+    return "\n".join(lines) + "\n\n"
+
+
 def _caption(report: dict[str, Any]) -> str:
     """Both baselines, and for which ratios a fraction is undefined."""
     short, long = report["baseline"], report["long_baseline"]
     as_students = ", as many as the student takes" * all(r["student_steps"] == short["steps"] for r in report["ratios"])
+    more = [
+        r for r in report["ratios"] if r["teacher_steps"] and r["teacher_steps"] + r["student_steps"] > long["steps"]
+    ]
+    longer = f" (not for {', '.join(dict.fromkeys(r['variant'] for r in more))}, which takes more)" if more else ""
     text = (
         f"Size is the teacher's; student and baseline have {_millions(short['parameters'])}. The baseline stands at "
         f"{short['quality']:.3f} after {short['steps']:,} steps{as_students}; the long baseline at "
-        f"{long['quality']:.3f} after {long['steps']:,}, as many as teacher and student take together. "
+        f"{long['quality']:.3f} after {long['steps']:,}, as many as teacher and student take together{longer}. "
         "Paper: what tables 6 and 7 keep with that technique, or with a teacher of as many experts, and the mean of "
         "table 7."
     )

@@ -9,6 +9,7 @@ import os
 import sys
 import time
 import zlib
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -26,9 +27,13 @@ def comparison_link(experiment_id: str, tags: dict[str, str], comparison: str | 
 
     ``tags`` are the experiment's. Without the workflow type the UI opens in its GenAI mode.
     """
-    views = {key.removeprefix(_TAG): json.loads(value) for key, value in tags.items() if key.startswith(_TAG)}
+    views = {}
+    for key, value in tags.items():
+        if key.startswith(_TAG):
+            with suppress(ValueError, KeyError, TypeError):  # those that people share by hand may have another form
+                views[key.removeprefix(_TAG)] = int(json.loads(value)["createdAt"])
     if comparison not in views:
-        comparison = max(views, key=lambda key: views[key]["createdAt"], default=None)
+        comparison = max(views, key=views.__getitem__, default=None)
     view = f"&viewStateShareKey={comparison}" if comparison else ""
     return f"/#/experiments/{experiment_id}/runs?workflowType=machine_learning&compareRunsMode=CHART{view}"
 

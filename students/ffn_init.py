@@ -139,7 +139,7 @@ def regress(layer: SwitchExperts, seed: int) -> FFN:
     optimizer = torch.optim.Adam(groups)
     schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, _STEPS)
     generator = torch.Generator().manual_seed(seed)
-    scale = outputs.square().mean()
+    scale = outputs.square().mean().clamp(min=1e-12)  # a layer may say nothing
     for _ in range(_STEPS):
         tokens = torch.randint(len(inputs), (min(_BATCH, len(inputs)),), generator=generator).to(inputs.device)
         with torch.enable_grad():

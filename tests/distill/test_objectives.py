@@ -5,7 +5,7 @@ import pytest
 import torch
 
 from distill.checkpoint import checkpoints
-from distill.config import TrainingConfig
+from distill.config import DistillConfig, TrainingConfig
 from distill.data import Batch, Examples
 from distill.matching import Matching
 from distill.objectives import HardAndSoftLabels, HardLabels
@@ -95,6 +95,8 @@ def test_the_teacher_runs_only_when_it_is_read(student, teacher, examples):
         ran.append(bool(calls))
         assert "soft_loss" not in metrics
     assert ran == [True, True, True, False, False]
+    settings = {"training": TrainingConfig(steps=5, batch_size=4, warmup_steps=1)}
+    assert DistillConfig(hard_fraction=1.0, match=["ffn"], match_steps=3, **settings).taught_examples == 4 * sum(ran)
     objective = HardAndSoftLabels(student, teacher, **MIX, soft_start=2)
     ran = []
     for objective.step in range(3):
@@ -102,6 +104,11 @@ def test_the_teacher_runs_only_when_it_is_read(student, teacher, examples):
         objective(*examples.batch(range(4)))
         ran.append(bool(calls))
     assert ran == [False, False, True]
+    settings = {"training": TrainingConfig(steps=3, batch_size=4, warmup_steps=1)}
+    assert DistillConfig(soft_start=2, **settings).taught_examples == 4
+    assert DistillConfig(soft_start=2, match=["ffn"], match_steps=1, **settings).taught_examples == 8
+    assert DistillConfig(hard_fraction=1.0, **settings).taught_examples == 0
+    assert DistillConfig(soft_labels="cached", **settings).taught_examples == 12
 
 
 @pytest.mark.parametrize("stop", [3, 5])

@@ -4,8 +4,9 @@ import io
 import numpy as np
 import pytest
 from rich.console import Console
+from scipy import stats
 
-from pipelines.bootstrap import average_kept, fraction_kept, gain
+from pipelines.bootstrap import average_kept, difference, fraction_kept, gain
 from pipelines.plot import plot_report
 from pipelines.table import comma_separated, markdown, table
 
@@ -67,6 +68,28 @@ def test_seeds_widen_the_interval():
     assert fraction == pytest.approx(0.3) and low < 0.2 and high > 0.4
     _, (narrow_low, narrow_high) = fraction_kept(baseline[1], teacher[1], student[1])
     assert narrow_high - narrow_low < high - low
+
+
+def test_a_difference_over_seeds_is_that_of_a_paired_t_test():
+    first, second = np.array([0.5, 0.7, 0.4]), np.array([0.1, 0.2, -0.2])
+    mean, interval = difference(first, second)
+    reference = stats.ttest_rel(first, second)
+    assert mean == pytest.approx(0.5)
+    assert interval == pytest.approx(tuple(reference.confidence_interval(0.95)))
+
+
+def test_a_student_below_the_baseline_keeps_no_more_where_a_resample_has_no_gain():
+    """Gains at two standard errors, and students that lose: no resample turns the loss of two into something kept."""
+    rng = np.random.default_rng(4)
+    baseline = rng.normal(4.0, 1.0, 400)
+    noise = rng.normal(0, 0.2, (5, 400))
+    teachers = [baseline - 0.022 - one + one.mean() for one in noise]
+    students = [baseline + 0.022] * 5
+    for teacher, student in zip(teachers, students, strict=True):
+        fraction, (low, high) = fraction_kept(baseline, teacher, student)
+        assert fraction == pytest.approx(-1) and high < 0
+    mean, interval = average_kept(baseline, teachers, students)
+    assert (mean, interval) == (None, None) or interval[1] < 0
 
 
 def test_a_gain_that_reaches_zero_makes_the_fraction_undefined(losses):
@@ -133,6 +156,7 @@ def report(*rows: dict) -> dict:
             | {"fraction_kept_long": None, "fraction_long_interval": None}
             for name in dict.fromkeys(row["variant"] for row in rows)
         ],
+        "differences": [],
         "data": {"name": "x", "digest": "d", "train_tokens": 5, "validation_examples": 3},
         "fingerprint": "f",
     }
@@ -142,6 +166,22 @@ def test_an_undefined_fraction_is_said_to_be_undefined():
     text = markdown(report(row()))
     assert "| e4 | 2.00M | 50% | -1.000 | -1.100 | 0.100 [0.050, 0.150] | 50% [40, 60] | undefined | – |" in text
     assert "Undefined, and in no mean, for e4: the gain over the long baseline has an interval that reaches 0." in text
+
+
+def test_few_seeds_are_said_to_be_few_and_are_compared_one_by_one():
+    alone = markdown(report(row(seeds=[0])))
+    assert "over examples.\n" in alone and "seed by seed" not in alone
+    one = {"variant": "mine", "to": "paper", "difference": 0.5, "interval": [0.21, 0.79], "by_seed": [0.4, 0.5, 0.6]}
+    several = report(row(variant="paper", seeds=[0, 1, 2]), row(variant="mine", seeds=[0, 1, 2])) | {
+        "differences": [one]
+    }
+    assert "over examples and seeds; those of 3 seeds are hardly wider" in markdown(several)
+    assert "| mine to paper | +50 [+21, +79] | +40, +50, +60 |" in markdown(several)
+
+
+def test_a_student_that_takes_more_than_the_long_baseline_is_named():
+    text = markdown(report(row(variant="paper"), row(variant="from-scratch", student_steps=20)))
+    assert "as many as teacher and student take together (not for from-scratch, which takes more)." in text
 
 
 def test_the_papers_figures_stand_beside_ours():

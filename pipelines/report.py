@@ -107,6 +107,7 @@ def build_report(run: StageRun) -> dict[str, Any]:
             "digest": run.data.digest,
             "train_tokens": run.data.train_tokens,
             "validation_examples": config.data.validation_examples,
+            "validation_documents": getattr(run.data, f"{config.data.measured}_documents"),
         },
         "fingerprint": run.stage.fingerprint,
     }

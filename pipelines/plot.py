@@ -66,7 +66,8 @@ def _over_experts(axes: Any, rows: list[dict[str, Any]], *, with_paper: bool) ->
 def _draw_kept(axes: Any, rows: list[dict[str, Any]]) -> None:
     """Fraction kept with its interval: a line for each variant and each of the two baselines.
 
-    An interval that is far longer than the points are apart leaves the panel.
+    Of several variants, those against the long baseline have no intervals, which would hide the others. An interval
+    that is far longer than the points are apart leaves the panel.
     """
     points = [100 * kept for kept, _ in TABLE_7.values()]
     variants = _by_variant(rows)
@@ -79,14 +80,16 @@ def _draw_kept(axes: Any, rows: list[dict[str, Any]]) -> None:
                 axes.plot([], [], marker=marker, linestyle=line, color=colour, label=label and f"{label}: undefined")
                 continue
             points += [100 * row[f"fraction_kept{suffix}"] for row in defined]
+            bars = suffix == "" or len(variants) == 1
             axes.errorbar(
                 [aside * row["experts"] for row in defined],
                 [100 * row[f"fraction_kept{suffix}"] for row in defined],
-                yerr=np.transpose([_errors(row, suffix) for row in defined]),
+                yerr=np.transpose([_errors(row, suffix) for row in defined]) if bars else None,
                 marker=marker,
                 linestyle=line,
                 color=colour,
                 capsize=4,
+                alpha=1.0 if bars else 0.5,
                 label=label,
             )
     if rows[0]["variant"]:
@@ -108,7 +111,7 @@ def _draw_quality(axes: Any, report: dict[str, Any]) -> None:
         experts = [row["experts"] for row in of_variant]
         if colour == COLOURS[0]:
             axes.plot(experts, [row["teacher_quality"] for row in of_variant], "k^-", label="teacher")
-        label = " ".join(filter(None, ("student", variant)))
+        label = "student" if variant is None else None  # the first panel says which colour is which variant
         axes.plot(experts, [row["student_quality"] for row in of_variant], "o-", color=colour, label=label)
     for name, line in (("baseline", "-"), ("long_baseline", "--")):
         axes.axhline(report[name]["quality"], color="0.5", linestyle=line, label=name.replace("_", " "))

@@ -14,12 +14,14 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
+from uuid import uuid4
 
 from distill.files import directory_digest, read_record, write_json
 from pipelines.feed import cause_of, deliver
 from pipelines.store import Store
 
 _LIBRARIES = ("torch", "transformers", "accelerate", "datasets", "tokenizers", "numpy", "mlflow")
+_TOKEN = "stage_token"  # tells the run of a directory before its id is written there
 _CURE = "delete it, and the stage gets a new MLflow run"
 # One per ratio, from the smallest on; the same in the UI and in the plot.
 COLOURS = ("#1b6ca8", "#2a9d8f", "#e9a23b", "#c8553d", "#7b5ea7", "#5b8e3e", "#b0457b", "#4f6d7a")
@@ -35,7 +37,7 @@ def store_errors() -> tuple[type[Exception], ...]:
 def describe_run(directory: Path, tags: dict[str, str]) -> None:
     """Keep what the MLflow run of a stage will say of where it is computed; of one that is continued, ``2, then 1``."""
     path = directory / "run.json"
-    record = read_record(path, _CURE) if path.exists() else {"run_id": ""}
+    record = read_record(path, _CURE) if path.exists() else {"run_id": "", "tags": {_TOKEN: uuid4().hex}}
     known = record.get("tags", {})
     for key, value in {**tags, **_environment()}.items():
         before = known[key].split(", then ") if key in known else []
@@ -50,14 +52,22 @@ class TrackedRun:
         """Start the run that ``describe_run`` has described, or go on with it."""
         self.store, self.client, self.directory = store, store.client, directory
         record = read_record(directory / "run.json", _CURE)
-        self.run_id, tags = record["run_id"], record.get("tags", {})
+        self.run_id, tags = record["run_id"] or self._started(record), record.get("tags", {})
         if self.run_id:
             self.client.update_run(self.run_id, status="RUNNING")
             known = self.client.get_run(self.run_id).data.tags
             self.set_tags({key: value for key, value in tags.items() if known.get(key) != value})
         else:
             self.run_id = self.client.create_run(store.experiment, run_name=name, tags=tags).info.run_id
+        if self.run_id != record["run_id"]:
             write_json(directory / "run.json", {**record, "run_id": self.run_id})
+
+    def _started(self, record: dict[str, Any]) -> str:
+        """The run that a process started for this directory which was killed before it could write down its id."""
+        if token := record.get("tags", {}).get(_TOKEN):
+            for run in self.client.search_runs([self.store.experiment], f"tags.{_TOKEN} = '{token}'", max_results=1):
+                return run.info.run_id
+        return ""
 
     def log_params(self, params: dict[str, Any]) -> None:
         from mlflow.entities import Param
@@ -98,22 +108,24 @@ class TrackedRun:
         from mlflow.entities import LoggedModelOutput
 
         tags = {"directory": str(directory), "sha256": directory_digest(directory)}
-        for output in self.client.get_run(self.run_id).outputs.model_outputs:
-            before = self.client.get_logged_model(output.model_id)
-            if before.status == "READY" and before.tags.get("sha256") == tags["sha256"]:
-                return before.model_id, _uri(before.model_id, directory, upload)  # interrupted after this point
-        model = self.client.create_logged_model(
-            self.store.experiment,
-            name=name,
-            source_run_id=self.run_id,
-            tags=tags,
-            params={key: str(value) for key, value in params.items()},
-            model_type=form,
-        )
-        if upload:
-            self.client.log_model_artifacts(model.model_id, str(directory))
-        self.client.finalize_logged_model(model.model_id, "READY")
-        self.client.log_outputs(self.run_id, [LoggedModelOutput(model.model_id, step=0)])
+        outputs = self.client.get_run(self.run_id).outputs.model_outputs
+        made = [self.client.get_logged_model(output.model_id) for output in outputs]
+        # One that was interrupted is gone on with. For that the run must know of it before it is ready.
+        model = next((model for model in made if model.tags.get("sha256") == tags["sha256"]), None)
+        if model is None:
+            model = self.client.create_logged_model(
+                self.store.experiment,
+                name=name,
+                source_run_id=self.run_id,
+                tags=tags,
+                params={key: str(value) for key, value in params.items()},
+                model_type=form,
+            )
+            self.client.log_outputs(self.run_id, [LoggedModelOutput(model.model_id, step=0)])
+        if model.status != "READY":
+            if upload:
+                self.client.log_model_artifacts(model.model_id, str(directory))
+            self.client.finalize_logged_model(model.model_id, "READY")
         return model.model_id, _uri(model.model_id, directory, upload)
 
     def register(self, model_id: str, name: str, tags: dict[str, Any]) -> str:

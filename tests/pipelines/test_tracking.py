@@ -9,7 +9,7 @@ from pipelines import feed, store_uri
 from pipelines.feed import MetricFeed
 from pipelines.store import Store
 from pipelines.store_uri import redacted, without_credentials
-from pipelines.tracking import describe_run
+from pipelines.tracking import TrackedRun, describe_run
 
 
 class Server:
@@ -144,3 +144,53 @@ def test_a_run_that_goes_on_elsewhere_says_both(tmp_path):
     describe_run(tmp_path, {"threads": "4"})
     record = json.loads((tmp_path / "run.json").read_text())
     assert record["run_id"].startswith("as an older") and record["tags"]["threads"] == "4"
+
+
+class Killed(BaseException):
+    pass
+
+
+class KilledAfter:
+    """A client whose process is killed as soon as the store has taken its ``calls``-th call."""
+
+    def __init__(self, client, calls):
+        self.client, self.left = client, calls
+
+    def __getattr__(self, name):
+        def call(*values, **named):
+            result = getattr(self.client, name)(*values, **named)
+            self.left -= 1
+            if not self.left:
+                raise Killed
+            return result
+
+        return call
+
+
+def log_a_stage(store, directory):
+    describe_run(directory, {"stage": "distill"})
+    tracked = TrackedRun(store, directory, "distill e2")
+    tracked.log_model_output("student", directory / "model", {}, upload=True)
+    tracked.close("FINISHED")
+
+
+@pytest.mark.parametrize("calls", range(1, 9))
+def test_a_process_killed_after_any_call_leaves_one_run_and_one_model(tmp_path, monkeypatch, calls):
+    monkeypatch.setattr(store_uri, "ASKED_FOR", None)
+    (tmp_path / "stage/model").mkdir(parents=True)
+    (tmp_path / "stage/model/weights").write_bytes(b"1")
+    store = Store(tmp_path, "x")
+    client = store.client
+    store.client = KilledAfter(client, calls)
+    with pytest.raises(Killed):
+        log_a_stage(store, tmp_path / "stage")
+    store.client = client
+    log_a_stage(store, tmp_path / "stage")
+    (run,) = client.search_runs([store.experiment])
+    ready = [model for model in client.search_logged_models([store.experiment]) if model.status == "READY"]
+    assert (
+        run.info.status == "FINISHED"
+        and run.info.run_id == json.loads((tmp_path / "stage/run.json").read_text())["run_id"]
+    )
+    assert [output.model_id for output in run.outputs.model_outputs] == [model.model_id for model in ready]
+    assert len(ready) == 1

@@ -16,11 +16,8 @@ from distill.adafactor import Adafactor, stack
 
 _MOMENTUM = 0.95
 _ITERATIONS = 5
-_A, _B, _C = (
-    3.4445,
-    -4.7750,
-    2.0315,
-)  # its powers bring all but the smallest singular values to 0.7 to 1.2
+# A polynomial whose powers bring all but the smallest singular values to between 0.7 and 1.2.
+_A, _B, _C = 3.4445, -4.7750, 2.0315
 
 
 class Muon(Adafactor):

@@ -164,9 +164,11 @@ def _average(run: StageRun, variant: str | None, baselines: dict[str, np.ndarray
 
 
 def _differences(rows: list[dict[str, Any]], variants: list[str]) -> list[dict[str, Any]]:
-    """What each variant keeps more than "paper", or than the first: over ratios, by seed; none for a seed alone."""
-    defined = [row for row in rows if row["fraction_kept_by_seed"] is not None]
-    if not defined or len(defined[0]["seeds"]) == 1 or len(variants) == 1:
+    """What each variant keeps more than "paper", or than the first: by seed, the mean over the ratios where all of them
+    have a fraction; none for a seed alone."""
+    undefined = {row["ratio"] for row in rows if row["fraction_kept_by_seed"] is None}
+    defined = [row for row in rows if row["ratio"] not in undefined]
+    if not variants or not defined or len(defined[0]["seeds"]) == 1:
         return []
     kept = {
         name: np.mean([row["fraction_kept_by_seed"] for row in defined if row["variant"] == name], axis=0)

@@ -136,7 +136,8 @@ def _differences(report: dict[str, Any]) -> str:
     lines = [
         "## Differences between students, seed by seed",
         "",
-        "In points of what is kept, the mean over ratios; the interval is Student's, 95 %, over seeds.",
+        "In points of what each seed's student keeps of its own teacher's gain, the mean over ratios; with Student's "
+        "95 % interval over seeds.",
         "",
         "| variant | difference | by seed |",
         "| :--- | ---: | ---: |",
@@ -153,10 +154,9 @@ def _caption(report: dict[str, Any]) -> str:
     """Both baselines, and for which ratios a fraction is undefined."""
     short, long = report["baseline"], report["long_baseline"]
     as_students = ", as many as the student takes" * all(r["student_steps"] == short["steps"] for r in report["ratios"])
-    more = [
-        r for r in report["ratios"] if r["teacher_steps"] and r["teacher_steps"] + r["student_steps"] > long["steps"]
-    ]
-    longer = f" (not for {', '.join(dict.fromkeys(r['variant'] for r in more))}, which takes more)" if more else ""
+    together = {r["variant"]: (r["teacher_steps"] or 0) + r["student_steps"] for r in report["ratios"]}
+    more = [variant for variant, steps in together.items() if steps > long["steps"]]
+    longer = f" (not for {', '.join(more)}, which takes more)" if more else ""
     text = (
         f"Size is the teacher's; student and baseline have {_millions(short['parameters'])}. The baseline stands at "
         f"{short['quality']:.3f} after {short['steps']:,} steps{as_students}; the long baseline at "

@@ -93,7 +93,9 @@ def aligned(layer: SwitchExperts, seed: int) -> FFN:
     reference = int(layer.load.argmax())
     experts = FFN(*(weight.clone() for weight in layer.experts))
     for expert in range(len(experts.wi)):
-        similarity = sum(weight[reference] @ weight[expert].mT / weight.square().mean() for weight in layer.experts)
+        similarity = sum(
+            weight[reference] @ weight[expert].mT / weight.square().mean().clamp(min=1e-12) for weight in layer.experts
+        )
         order = torch.from_numpy(linear_sum_assignment(similarity.cpu().numpy(), maximize=True)[1])
         for weight in experts:
             weight[expert] = weight[expert, order.to(weight.device)]

@@ -88,8 +88,7 @@ def test_a_student_below_the_baseline_keeps_no_more_where_a_resample_has_no_gain
     for teacher, student in zip(teachers, students, strict=True):
         fraction, (low, high) = fraction_kept(baseline, teacher, student)
         assert fraction == pytest.approx(-1) and high < 0
-    mean, interval = average_kept(baseline, teachers, students)
-    assert (mean, interval) == (None, None) or interval[1] < 0
+    assert average_kept(baseline, teachers, students) == (None, None)  # in many a resample one gains nothing
 
 
 def test_a_gain_that_reaches_zero_makes_the_fraction_undefined(losses):

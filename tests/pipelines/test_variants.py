@@ -37,6 +37,15 @@ def test_a_row_for_each_variant_from_the_losses_of_its_own_students(finished):
     assert fresh["student_tokens"] == hard["student_tokens"] == report["baseline"]["tokens"]
 
 
+def test_what_variants_keep_is_compared_seed_by_seed(finished):
+    report = finished[1]
+    kept = {row["variant"]: np.array(row["fraction_kept_by_seed"]) for row in report["ratios"]}
+    assert [(one["variant"], one["to"]) for one in report["differences"]] == [("hard", "paper"), ("fresh", "paper")]
+    for one in report["differences"]:
+        assert one["by_seed"] == pytest.approx((kept[one["variant"]] - kept["paper"]).tolist())
+        assert one["interval"][0] <= one["difference"] <= one["interval"][1]
+
+
 def test_what_variants_share_is_there_once(finished):
     titles = sorted(json.loads(path.read_text())["title"] for path in finished[0].glob("stages/*/stage.json"))
     assert titles.count("teacher e2") == titles.count("baseline") == 1

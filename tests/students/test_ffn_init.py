@@ -207,6 +207,13 @@ def test_an_expert_that_no_token_chooses_counts_for_nothing():
             assert one.isfinite().all() and torch.equal(one, other), method
 
 
+@pytest.mark.parametrize("method", METHODS)
+def test_a_layer_that_says_nothing_gives_weights_that_are_numbers(method):
+    silent = FFN(torch.randn(E, F, D, generator=torch.Generator().manual_seed(0)), torch.zeros(E, F, D))
+    ffn = METHODS[method](sparse_layer(experts=silent), 0)
+    assert all(weight.isfinite().all() for weight in ffn)
+
+
 class TestStudent:
     @pytest.fixture
     def batches(self):

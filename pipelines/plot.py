@@ -133,8 +133,11 @@ def _draw_compression(axes: Any, rows: list[dict[str, Any]]) -> None:
 
 
 def _draw_bars(axes: Any, rows: list[dict[str, Any]]) -> None:
-    """Fraction kept by each variant of one ratio, against both baselines, and what the paper has for it."""
-    places = np.arange(len(rows))[::-1]
+    """Fraction kept by each variant of one ratio, against both baselines, and what the paper has for it.
+
+    The axis is made for the first baseline; against the other a gain may be so small that bars leave the panel.
+    """
+    places, edges = np.arange(len(rows))[::-1], [0.0, 100.0]
     for shift, (suffix, (_, _, against)), colour in zip((0.2, -0.2), _AGAINST.items(), COLOURS[:2], strict=True):
         defined = [
             (place, row) for place, row in zip(places, rows, strict=True) if row[f"fraction_kept{suffix}"] is not None
@@ -142,6 +145,8 @@ def _draw_bars(axes: Any, rows: list[dict[str, Any]]) -> None:
         if not defined:
             axes.plot([], [], " ", label=f"{against}: undefined")
             continue
+        if suffix == "" or len(edges) == 2:
+            edges += [100 * edge for _, row in defined for edge in row[f"fraction{suffix}_interval"]]
         axes.barh(
             [place + shift for place, _ in defined],
             [100 * row[f"fraction_kept{suffix}"] for _, row in defined],
@@ -157,7 +162,9 @@ def _draw_bars(axes: Any, rows: list[dict[str, Any]]) -> None:
         axes.plot(kept, [place for place, _ in of_paper], "D", color="0.2", label="paper, table 6")
     axes.set_yticks(places, [row["variant"] for row in rows])
     axes.axvline(0, color="0.6", linewidth=0.8)
-    axes.set(xlabel=f"fraction of the gain of teacher {rows[0]['ratio']} kept (%)")
+    axes.set(xlabel=f"fraction of the gain of teacher {rows[0]['ratio']} kept (%)", ylim=(-0.7, len(rows) - 0.3))
+    low, high = axes.get_xlim()
+    axes.set_xlim(max(low, min(edges) - 10), min(high, max(edges) + 10))
     axes.grid(alpha=0.25, axis="x")
     axes.legend(fontsize=8)
 

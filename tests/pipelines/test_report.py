@@ -238,3 +238,17 @@ def test_the_report_says_what_every_model_has_seen():
 def test_every_kind_of_report_is_drawn(rows, tmp_path):
     plot_report(report(*rows), tmp_path / "report.png")
     assert (tmp_path / "report.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_bars_stay_readable_beside_an_interval_of_thousands_of_per_cent(tmp_path, monkeypatch):
+    """Where a teacher gains next to nothing over the long baseline, the fraction of that may be anything."""
+    from matplotlib import pyplot
+
+    drawn = []
+    monkeypatch.setattr(pyplot, "close", drawn.append)
+    far = {"fraction_kept_long": -1.3, "fraction_long_interval": [-31.0, -0.2]}
+    plot_report(report(row(variant="a", **far), row(variant="b", **far)), tmp_path / "report.png")
+    low, high = drawn[0].axes[0].get_xlim()
+    monkeypatch.undo()
+    pyplot.close(drawn[0])
+    assert -50 < low < 0 and high < 150

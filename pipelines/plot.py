@@ -98,10 +98,8 @@ def _draw_kept(axes: Any, rows: list[dict[str, Any]]) -> None:
         list(TABLE_7), [100 * kept for kept, _ in TABLE_7.values()], color="0.7", marker=".", label="paper's table 7"
     )
     axes.axhline(0, color="0.6", linewidth=0.8)
-    low, high = axes.get_ylim()
     room = 0.4 * (max(points) - min(points)) + 5
-    axes.set(ylabel="fraction of the teacher's gain kept (%)")
-    axes.set_ylim(max(low, min(points) - room), min(high, max(points) + room))
+    axes.set(ylabel="fraction of the teacher's gain kept (%)", ylim=_near(points, room, axes.get_ylim()))
 
 
 def _draw_quality(axes: Any, report: dict[str, Any]) -> None:
@@ -135,9 +133,9 @@ def _draw_compression(axes: Any, rows: list[dict[str, Any]]) -> None:
 def _draw_bars(axes: Any, rows: list[dict[str, Any]]) -> None:
     """Fraction kept by each variant of one ratio, against both baselines, and what the paper has for it.
 
-    The axis is made for the first baseline; against the other a gain may be so small that bars leave the panel.
+    The axis is made for the first baseline: over the other a teacher may gain so little that any fraction is possible.
     """
-    places, edges = np.arange(len(rows))[::-1], [0.0, 100.0]
+    places = np.arange(len(rows))[::-1]
     for shift, (suffix, (_, _, against)), colour in zip((0.2, -0.2), _AGAINST.items(), COLOURS[:2], strict=True):
         defined = [
             (place, row) for place, row in zip(places, rows, strict=True) if row[f"fraction_kept{suffix}"] is not None
@@ -145,8 +143,6 @@ def _draw_bars(axes: Any, rows: list[dict[str, Any]]) -> None:
         if not defined:
             axes.plot([], [], " ", label=f"{against}: undefined")
             continue
-        if suffix == "" or len(edges) == 2:
-            edges += [100 * edge for _, row in defined for edge in row[f"fraction{suffix}_interval"]]
         axes.barh(
             [place + shift for place, _ in defined],
             [100 * row[f"fraction_kept{suffix}"] for _, row in defined],
@@ -162,9 +158,12 @@ def _draw_bars(axes: Any, rows: list[dict[str, Any]]) -> None:
         axes.plot(kept, [place for place, _ in of_paper], "D", color="0.2", label="paper, table 6")
     axes.set_yticks(places, [row["variant"] for row in rows])
     axes.axvline(0, color="0.6", linewidth=0.8)
-    axes.set(xlabel=f"fraction of the gain of teacher {rows[0]['ratio']} kept (%)", ylim=(-0.7, len(rows) - 0.3))
-    low, high = axes.get_xlim()
-    axes.set_xlim(max(low, min(edges) - 10), min(high, max(edges) + 10))
+    whole = axes.get_xlim()
+    intervals = [row["fraction_interval"] or row["fraction_long_interval"] or () for row in rows]
+    shown = _near([0.0, 100.0, *(100 * edge for interval in intervals for edge in interval)], 10, whole)
+    cut = "" if shown == whole else "; what is longer is cut"
+    axes.set(xlabel=f"fraction of the gain of teacher {rows[0]['ratio']} kept (%){cut}")
+    axes.set(xlim=shown, ylim=(-0.7, len(rows) - 0.3))
     axes.grid(alpha=0.25, axis="x")
     axes.legend(fontsize=8)
 
@@ -175,6 +174,11 @@ def _by_variant(rows: list[dict[str, Any]]) -> dict[str | None, list[dict[str, A
 
 def _colours(rows: list[dict[str, Any]]) -> list[str]:
     return [COLOURS[number % len(COLOURS)] for number in range(len(_by_variant(rows)))]
+
+
+def _near(values: list[float], room: float, whole: tuple[float, float]) -> tuple[float, float]:
+    """The limits of an axis that goes no further than ``room`` beyond ``values``, nor than ``whole``."""
+    return max(whole[0], min(values) - room), min(whole[1], max(values) + room)
 
 
 def _errors(row: dict[str, Any], suffix: str) -> tuple[float, float]:

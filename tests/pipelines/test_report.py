@@ -248,7 +248,7 @@ def test_bars_stay_readable_beside_an_interval_of_thousands_of_per_cent(tmp_path
     monkeypatch.setattr(pyplot, "close", drawn.append)
     far = {"fraction_kept_long": -1.3, "fraction_long_interval": [-31.0, -0.2]}
     plot_report(report(row(variant="a", **far), row(variant="b", **far)), tmp_path / "report.png")
-    low, high = drawn[0].axes[0].get_xlim()
+    (low, high), label = drawn[0].axes[0].get_xlim(), drawn[0].axes[0].get_xlabel()
     monkeypatch.undo()
     pyplot.close(drawn[0])
-    assert -50 < low < 0 and high < 150
+    assert -50 < low < 0 and high < 150 and label.endswith("what is longer is cut")

@@ -41,7 +41,7 @@ def _resident(name: str) -> int:
 
 def loader_rate(input_length: int, batch: int, batches: int = 20) -> float:
     """Examples per second that the loader makes of prepared text, in one thread."""
-    config = DataConfig(vocabulary=1024, input_length=input_length, train_tokens=1_000_000, validation_examples=16)
+    config = DataConfig(vocabulary=1024, input_length=input_length, train_tokens=1_000_000, test_examples=16)
     with tempfile.TemporaryDirectory() as directory:
         data = prepare_data(config, Path(directory), lambda message: None)
         examples = Examples(data, config, seed=0)

@@ -1,6 +1,6 @@
 """What a run may set in this package, with the paper's values as defaults."""
 
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
@@ -13,6 +13,12 @@ Size = Annotated[int, Field(gt=0, le=2**20)]  # of something that is in memory a
 Source = Annotated[str, Field(min_length=1)]  # of a model: a directory, or a name on the hub
 Fraction = Annotated[float, Field(ge=0, le=1, allow_inf_nan=False)]
 PositiveFloat = Annotated[float, Field(gt=0, le=1e30, allow_inf_nan=False)]
+
+_RENAMED = {
+    "tuning_fraction": "validation_fraction (and the old validation_fraction is now test_fraction)",
+    "validation_examples": "test_examples (and the old validation_fraction is now test_fraction)",
+    "measured": "eval_split (test for the old validation, validation for the old tuning)",
+}
 
 
 class Section(BaseModel):
@@ -31,25 +37,37 @@ class DataConfig(Section):
     input_length: Annotated[int, Field(ge=8, le=2**16)] = Field(512, description="tokens in the encoder")
     noise_density: Annotated[float, Field(gt=0, lt=1)] = 0.15
     mean_span_length: Annotated[float, Field(ge=1, le=2**16, allow_inf_nan=False)] = 3.0
-    validation_fraction: Annotated[float, Field(gt=0, lt=1)] = Field(0.05, description="of the documents")
-    tuning_fraction: Annotated[float, Field(ge=0, lt=1)] = Field(0.0, description="of the documents, held out too")
-    measured: Literal["validation", "tuning"] = Field(
-        "validation", description="which held-out part models are measured on; settings are chosen on tuning"
+    test_fraction: Annotated[float, Field(gt=0, lt=1)] = Field(0.05, description="of the documents; figures are of it")
+    validation_fraction: Annotated[float, Field(ge=0, lt=1)] = Field(
+        0.0, description="of the documents, held out too; settings are chosen on it"
     )
-    validation_examples: Positive = Field(512, description="held-out examples that every model is measured on")
+    eval_split: Literal["test", "validation"] = Field(
+        "test", description="which held-out part models are evaluated on; settings are chosen on validation"
+    )
+    test_examples: Positive = Field(512, description="examples of eval_split that every model is evaluated on")
     train_tokens: Annotated[int, Field(gt=0, lt=2**53)] | None = Field(
         None, description="stop reading the corpus after this many; null: all"
     )
 
+    @model_validator(mode="before")
+    @classmethod
+    def _old_names(cls, values: Any) -> Any:
+        """Refuse the names that keys had before, each with its new one."""
+        for old in (_RENAMED.keys() & values.keys()) if isinstance(values, dict) else ():
+            raise ValueError(f"{old} is now called {_RENAMED[old]}; rename it")
+        return values
+
     @model_validator(mode="after")
     def _parts_fit(self) -> "DataConfig":
-        if self.validation_fraction + self.tuning_fraction >= 1:
+        if self.test_fraction + self.validation_fraction >= 1:
             raise ValueError(
-                f"validation_fraction ({self.validation_fraction}) and tuning_fraction ({self.tuning_fraction}) "
+                f"test_fraction ({self.test_fraction}) and validation_fraction ({self.validation_fraction}) "
                 "leave no document to train on"
             )
-        if self.measured == "tuning" and not self.tuning_fraction:
-            raise ValueError("measured is tuning, but tuning_fraction is 0; set it to the fraction of such documents")
+        if self.eval_split == "validation" and not self.validation_fraction:
+            raise ValueError(
+                "eval_split is validation, but validation_fraction is 0; set a fraction of the documents"
+            )
         return self
 
 

@@ -46,17 +46,17 @@ def read_documents(corpus: str, text_column: str = "text") -> Iterator[str]:
     return (text for text in texts if text.strip())
 
 
-def split_of(text: str, validation: float, tuning: float = 0.0) -> str:
-    """``train``, ``validation`` or ``tuning``: by a hash of the document's own text, so equal ones share a part.
+def split_of(text: str, test: float, validation: float = 0.0) -> str:
+    """``train``, ``test`` or ``validation``: by a hash of the document's own text, so equal ones share a part.
 
     Args:
-        validation, tuning: fractions of the documents, together less than 1.
+        test, validation: fractions of the documents, together less than 1.
     """
     first = hashlib.sha256(text.encode("utf-8", "surrogatepass")).digest()[:8]
     place = int.from_bytes(first, "big") / 2**64
-    if place < validation:
-        return "validation"
-    return "tuning" if place < validation + tuning else "train"
+    if place < test:
+        return "test"
+    return "validation" if place < test + validation else "train"
 
 
 class Digest:

@@ -14,7 +14,7 @@ from distill.prepare import PreparedData, example_lengths
 from distill.span_corruption import corrupt_spans
 
 IGNORE_INDEX = -100
-_TRAIN, _VALIDATION, _ORDER = 1, 2, 3  # keep the streams of random numbers apart
+_TRAIN, _HELD_OUT, _ORDER = 1, 2, 3  # keep the streams of random numbers apart
 
 
 class Batch(NamedTuple):
@@ -30,27 +30,27 @@ class Batch(NamedTuple):
 class Examples:
     """The examples of one split, made when asked for.
 
-    Training examples go through a new permutation of the segments each epoch, with new spans; validation
-    examples are spread evenly over the held-out text (``config.measured``) and are the same for every model, seed
+    Training examples go through a new permutation of the segments each epoch, with new spans; evaluated
+    examples are spread evenly over the held-out text (``config.eval_split``) and are the same for every model, seed
     and stage.
     """
 
     def __init__(self, data: PreparedData, config: DataConfig, *, seed: int | None):
-        """``seed`` for training examples, None for the validation examples.
+        """``seed`` for training examples, None for the test examples.
 
         Raises:
             UserError: see ``example_lengths``.
         """
         self.config, self.words, self.seed = config, data.words, seed
         self.raw_length, self.lengths = example_lengths(data, config)
-        self._tokens = data.tokens("train" if seed is not None else config.measured)
+        self._tokens = data.tokens("train" if seed is not None else config.eval_split)
         self.segments = len(self._tokens) // self.raw_length
         self._epoch, self._order = -1, np.empty(0)
 
     def batch(self, indices: Sequence[int]) -> Batch:
         """Examples ``indices``, in that order. A training index may exceed one epoch."""
         raw = np.stack([self._raw(index) for index in indices])
-        stream = (_VALIDATION, 0) if self.seed is None else (_TRAIN, self.seed)
+        stream = (_HELD_OUT, 0) if self.seed is None else (_TRAIN, self.seed)
         inputs, targets = corrupt_spans(
             raw,
             [np.random.default_rng((*stream, index)) for index in indices],
@@ -61,15 +61,15 @@ class Examples:
         )
         return Batch(torch.from_numpy(inputs), torch.from_numpy(targets))
 
-    def validation_batches(self, batch_size: int) -> Iterator[Batch]:
-        """All validation examples in order, the last batch possibly smaller."""
-        total = self.config.validation_examples
+    def evaluation_batches(self, batch_size: int) -> Iterator[Batch]:
+        """All test examples in order, the last batch possibly smaller."""
+        total = self.config.test_examples
         for start in range(0, total, batch_size):
             yield self.batch(range(start, min(start + batch_size, total)))
 
     def _raw(self, index: int) -> np.ndarray:
         if self.seed is None:
-            segment = index * self.segments // self.config.validation_examples
+            segment = index * self.segments // self.config.test_examples
         else:
             epoch, position = divmod(index, self.segments)
             if epoch != self._epoch:

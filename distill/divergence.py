@@ -27,14 +27,14 @@ def check_figures(values: dict[str, float]) -> dict[str, float]:
 
 
 def check_losses(losses: list[float], title: str) -> None:
-    """Of the validation examples, in nats per target token, which the stage ``title`` has measured.
+    """Of the test examples, in nats per target token, which the stage ``title`` has measured.
 
     Raises:
         TrainingDiverged: one is not finite, so that the model has no quality.
     """
     if wrong := sum(not math.isfinite(loss) for loss in losses):
         raise TrainingDiverged(
-            f"{title} cannot be measured: {wrong} of {len(losses)} validation examples have a loss that is no number; "
+            f"{title} cannot be measured: {wrong} of {len(losses)} test examples have a loss that is no number; "
             "train it with a lower learning_rate, or load another checkpoint"
         )
 

@@ -51,13 +51,13 @@ def negative_log_perplexity(model: PreTrainedModel, batches: Iterable[Batch]) ->
 def evaluate(
     model: PreTrainedModel, examples: Examples, *, batch_size: int, accelerator: Accelerator
 ) -> tuple[float, np.ndarray]:
-    """``negative_log_perplexity`` on all validation examples, shared among processes by whole batches.
+    """``negative_log_perplexity`` on all test examples, shared among processes by whole batches.
 
     Whole batches, because a teacher's expert capacity depends on the batch: the number of processes must not
     change the result.
     """
-    losses = torch.zeros(examples.config.validation_examples, dtype=torch.float64)
-    for number, batch in enumerate(examples.validation_batches(batch_size)):
+    losses = torch.zeros(examples.config.test_examples, dtype=torch.float64)
+    for number, batch in enumerate(examples.evaluation_batches(batch_size)):
         if number % accelerator.num_processes == accelerator.process_index:
             with accelerator.autocast():
                 _, values = negative_log_perplexity(model, [batch])

@@ -45,16 +45,16 @@ class PreparedData:
     name: str
     digest: str  # of the bytes of every document, in order
     train_digest: str  # of the training documents alone
-    validation_digest: str
+    test_digest: str
     fingerprint: str  # of everything that an example depends on: the documents, the split and the tokenizer
     train_documents: int
-    validation_documents: int
+    test_documents: int
     train_tokens: int
-    validation_tokens: int
+    test_tokens: int
     word_ids: list[int]  # the fields of WordIds
-    tuning_digest: str = ""
-    tuning_documents: int = 0
-    tuning_tokens: int = 0
+    validation_digest: str = ""
+    validation_documents: int = 0
+    validation_tokens: int = 0
     sha256: dict[str, str] = field(default_factory=dict)  # of the files; none in data that was prepared without
 
     @cached_property
@@ -75,7 +75,7 @@ class PreparedData:
         return -(-self.words.size // 128) * 128
 
     def tokens(self, split: str) -> np.ndarray:
-        """All token ids of ``train``, ``validation`` or ``tuning``, memory-mapped.
+        """All token ids of ``train``, ``test`` or ``validation``, memory-mapped.
 
         Raises:
             UserError: they are not those that were written.
@@ -161,11 +161,11 @@ def example_lengths(data: PreparedData, config: DataConfig) -> tuple[int, SpanLe
             f"the training part of {data.name} has {data.train_tokens} tokens, one example needs {raw}; "
             "use more text or a shorter data.input_length"
         )
-    held_out = {"validation": data.validation_tokens, "tuning": data.tuning_tokens}[config.measured]
-    if (available := held_out // raw) < config.validation_examples:
+    held_out = {"test": data.test_tokens, "validation": data.validation_tokens}[config.eval_split]
+    if (available := held_out // raw) < config.test_examples:
         raise UserError(
-            f"data.validation_examples is {config.validation_examples}, but the {config.measured} part of {data.name} "
-            f"gives {available} of {raw} tokens; ask for fewer, or raise data.{config.measured}_fraction"
+            f"data.test_examples is {config.test_examples}, but the {config.eval_split} part of {data.name} "
+            f"gives {available} of {raw} tokens; ask for fewer, or raise data.{config.eval_split}_fraction"
         )
     if lengths.spans > data.words.sentinels:
         raise UserError(
@@ -181,7 +181,7 @@ def _prepare(config: DataConfig, directory: Path) -> dict:
 
     def documents() -> Iterator[tuple[str, str]]:
         for text in read_documents(config.corpus, config.text_column):
-            yield split_of(text, config.validation_fraction, config.tuning_fraction), text
+            yield split_of(text, config.test_fraction, config.validation_fraction), text
 
     if config.tokenizer == "train":
         tokenizer = train_tokenizer((text for part, text in documents() if part == "train"), config.vocabulary)
@@ -189,7 +189,7 @@ def _prepare(config: DataConfig, directory: Path) -> dict:
         tokenizer = load_tokenizer(config.tokenizer)
     tokenizer.save_pretrained(directory / "tokenizer")
 
-    parts = ["train", "validation", *(["tuning"] if config.tuning_fraction else [])]
+    parts = ["train", "test", *(["validation"] if config.validation_fraction else [])]
     digests = {name: Digest() for name in ("all", *parts)}
     unknown = 0
     counts = {f"{part}_{unit}": 0 for part in parts for unit in ("documents", "tokens")}
@@ -206,8 +206,8 @@ def _prepare(config: DataConfig, directory: Path) -> dict:
         if not counts[f"{part}_tokens"]:
             found = " and ".join(f"{counts[f'{name}_documents']} {name}" for name in parts)
             raise UserError(
-                f"the {part} part of {config.corpus} is empty ({found} documents at data.validation_fraction "
-                f"{config.validation_fraction}); use more documents or another fraction"
+                f"the {part} part of {config.corpus} is empty ({found} documents at data.test_fraction "
+                f"{config.test_fraction}); use more documents or another fraction"
             )
     if 4 * unknown > (total := sum(counts[f"{part}_tokens"] for part in parts)):
         raise UserError(
@@ -215,9 +215,9 @@ def _prepare(config: DataConfig, directory: Path) -> dict:
             "use one made for such text, or data.tokenizer: train"
         )
     words = json.dumps([word_ids(tokenizer), tokenizer.backend_tokenizer.to_str()])
-    identity = [digests["all"].hexdigest(), hashlib.sha256(words.encode()).hexdigest(), config.validation_fraction]
-    if config.tuning_fraction:
-        identity.append(config.tuning_fraction)
+    identity = [digests["all"].hexdigest(), hashlib.sha256(words.encode()).hexdigest(), config.test_fraction]
+    if config.validation_fraction:
+        identity.append(config.validation_fraction)
     return {
         "name": config.corpus,
         "digest": digests["all"].hexdigest(),
@@ -264,7 +264,7 @@ def _token_type(vocabulary: int) -> type:
 
 def _key(config: DataConfig) -> str:
     """Changes with every setting that preparation reads, and with size or time of every local file."""
-    fractions = {"validation_fraction", "tuning_fraction"}
+    fractions = {"test_fraction", "validation_fraction"}
     shaping = config.model_dump(
         include={"corpus", "text_column", "tokenizer", "vocabulary", "train_tokens", *fractions}
     )

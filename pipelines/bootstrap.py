@@ -24,7 +24,7 @@ def fraction_kept(
     """(Q_student - Q_baseline) / (Q_teacher - Q_baseline), with its paired bootstrap interval.
 
     Args:
-        baseline_losses, teacher_losses, student_losses: nats per target token of each validation example,
+        baseline_losses, teacher_losses, student_losses: nats per target token of each test example,
             [examples] or [seeds, examples], the same examples in the same order for all three.
         resamples: bootstrap samples, over examples and over seeds where there are several.
         seed: of the bootstrap.

@@ -105,7 +105,7 @@ def _fraction(row: dict[str, Any], suffix: str) -> str:
 
 def _parity(parity: "Parity") -> str:
     return (
-        f"on {parity.tokens:,} tokens of validation text its runtime differs from the student by "
+        f"on {parity.tokens:,} tokens of held-out text its runtime differs from the student by "
         f"{parity.quality_difference:+.2g} nats of quality, by {parity.log_probability_difference_max:.2g} nats at "
         f"most for a token of the student's own answers; {parity.greedy_agreement:.0%} of greedy answers are equal"
     )

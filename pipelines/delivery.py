@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 
 # Files that are artifacts of the stage's run, and directories that are a model: MLflow follows lineage through models
 # alone, so soft labels count as one there.
-_ARTIFACTS = ("*_losses.json", "routing.png", "labels/labels.json", "report.*", "fraction_kept.png")
+_ARTIFACTS = ("*losses.json", "routing.png", "labels/labels.json", "report.*", "fraction_kept.png")
 _MODELS = ("model", "labels")
 
 
@@ -83,11 +83,11 @@ def begin(pipeline: "Pipeline", stage: Stage) -> TrackedRun:
     tracked.log_file(directory / "config.yaml")
     if stage.kind not in ("init", "report") or (stage.kind == "init" and config.student.is_calibrated):
         training = {"documents": data.train_documents, "tokens": data.train_tokens, "digest": data.train_digest}
-        tracked.log_data(data.name, data.digest, "training", training)
+        tracked.log_data(data.name, data.digest, "train", training)
     if stage.kind not in ("init", "label"):
-        part = config.data.measured
+        part = config.data.eval_split
         held_out = {unit: getattr(data, f"{part}_{unit}") for unit in ("documents", "tokens")}
-        tracked.log_data(f"{data.name}-{part}", getattr(data, f"{part}_digest"), "validation", held_out)
+        tracked.log_data(f"{data.name}-{part}", getattr(data, f"{part}_digest"), part, held_out)
     models = {role: pipeline.finished(upstream).model_id for role, upstream in stage.inputs.items()}
     tracked.log_model_inputs({role: model_id for role, model_id in models.items() if model_id})
     return tracked

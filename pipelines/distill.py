@@ -15,7 +15,7 @@ from pipelines.teacher import frozen_teacher
 
 
 def compute(run: StageRun) -> Outcome:
-    """The distilled student, and the loss of every validation example."""
+    """The distilled student, and the loss of every test example."""
     config, settings = run.config, run.config.distill
     held_out = Examples(run.data, config.data, seed=None)
     student = T5ForConditionalGeneration.from_pretrained(run.inputs["init"].read("model"), use_safetensors=True)

@@ -12,7 +12,7 @@ from distill.disk import require_space
 from distill.errors import UserError
 from distill.files import directory_digest, file_digest, new_directory, write_json, write_text
 from pipelines.card import model_card, report_row
-from pipelines.export_source import Source, find_source, validation_text
+from pipelines.export_source import Source, find_source, held_out_text
 from pipelines.lineage import read_lineage
 from pipelines.tracking import TrackedRun, describe_run
 from students.export import check_format, write_export
@@ -50,7 +50,7 @@ def export(
     Args:
         model: a run id, ``models:/NAME/VERSION``, ``models:/NAME@ALIAS``, or a directory.
         format, precision: see ``students.export.FORMATS``.
-        workdir: whose store knows the model, and whose validation text the gate reads.
+        workdir: whose store knows the model, and whose held-out text the gate reads.
         text: files (a glob) to compare on instead, for a model that no store knows.
 
     Returns:
@@ -103,11 +103,11 @@ def _verify(
 
     from students.export.parity import ParityFailure, ask, compare, make_examples, student_reference, tolerance_of
 
-    validation = validation_text(source, workdir, text)
+    held_out = held_out_text(source, workdir, text)
     if tracked:
-        tracked.log_data(validation.name, validation.digest, "validation", {"tokens": len(validation.tokens)})
+        tracked.log_data(held_out.name, held_out.digest, "test", {"tokens": len(held_out.tokens)})
     tokenizer = Tokenizer.from_file(str(source.directory / "tokenizer.json"))
-    examples = make_examples(validation.tokens, validation.words, tokenizer)
+    examples = make_examples(held_out.tokens, held_out.words, tokenizer)
     reference = student_reference(source.directory, examples)
     reply = ask(directory, examples, reference.answers)
     parity = compare(reference, reply)

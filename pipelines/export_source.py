@@ -1,4 +1,4 @@
-"""Which student is exported, and the validation text that its export is compared on."""
+"""Which student is exported, and the held-out text that its export is compared on."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,7 +22,7 @@ class Source:
     lineage: dict[str, Any] | None = None
 
 
-class ValidationText(NamedTuple):
+class HeldOutText(NamedTuple):
     """Token ids [N] that the student was not trained on."""
 
     name: str
@@ -53,7 +53,7 @@ def find_source(model: str, workdir: Path, text: str | None) -> Source:
     return Source(lineage["model"], local if exported else store.model_files(model_id), store, lineage)
 
 
-def validation_text(source: Source, workdir: Path, text: str | None) -> ValidationText:
+def held_out_text(source: Source, workdir: Path, text: str | None) -> HeldOutText:
     """The held-out part of its data that the student was measured on, or ``text``, files that a glob names.
 
     Raises:
@@ -68,22 +68,22 @@ def validation_text(source: Source, workdir: Path, text: str | None) -> Validati
         entry["digest"]
         for node in nodes(source.lineage)
         for entry in node["datasets"]
-        if entry["context"] == "validation"
+        if entry["context"] in ("test", "validation")
     }
     for path in sorted(workdir.glob("data/*/data.json")):
         data = read_prepared(path.parent)
         words = Tokenizer.from_file(str(path.parent / "tokenizer" / "tokenizer.json")).get_vocab()
-        for part in ("validation", "tuning"):  # what the student was measured on
+        for part in ("test", "validation"):  # what the student was measured on
             digest = getattr(data, f"{part}_digest")
             if digest in digests and words == vocabulary:
-                return ValidationText(f"{data.name}-{part}", digest, data.tokens(part), data.words)
+                return HeldOutText(f"{data.name}-{part}", digest, data.tokens(part), data.words)
     raise UserError(
-        f"the validation text of {source.name} (digest {', '.join(sorted(digests)) or 'unknown'}) is not in "
+        f"the held-out text of {source.name} (digest {', '.join(sorted(digests)) or 'unknown'}) is not in "
         f"{workdir / 'data'}; name the work directory that made it, or other text with --text FILES"
     )
 
 
-def _of_files(source: Source, pattern: str) -> ValidationText:
+def _of_files(source: Source, pattern: str) -> HeldOutText:
     from distill.corpus import Digest, read_documents
     from distill.tokenizer import encode, load_tokenizer, word_ids
 
@@ -92,7 +92,7 @@ def _of_files(source: Source, pattern: str) -> ValidationText:
         digest.add(document)
     tokenizer = load_tokenizer(source.directory)
     ids = [id_ for row in encode(tokenizer, documents) for id_ in row]
-    return ValidationText(f"text:{pattern}", digest.hexdigest(), np.array(ids), word_ids(tokenizer))
+    return HeldOutText(f"text:{pattern}", digest.hexdigest(), np.array(ids), word_ids(tokenizer))
 
 
 def _is_recorded(directory: Path) -> bool:

@@ -125,7 +125,7 @@ def _training_settings(training: TrainingConfig) -> dict[str, Any]:
 def _label_settings(config: RunConfig) -> dict[str, Any]:
     """What labels depend on besides teacher and data: neither the student's seed nor how it is trained."""
     common = _common(config)
-    held_out = ("validation_examples", "measured")
+    held_out = ("test_examples", "eval_split")
     shape = {name: value for name, value in common["examples"].items() if name not in held_out}
     return {
         **common,
@@ -139,9 +139,9 @@ def _label_settings(config: RunConfig) -> dict[str, Any]:
 
 def _common(config: RunConfig) -> dict[str, Any]:
     """What every stage that trains or evaluates depends on besides the prepared data and, mostly, the seed."""
-    examples = {"input_length", "noise_density", "mean_span_length", "validation_examples"}
-    if config.data.measured != "validation":
-        examples.add("measured")
+    examples = {"input_length", "noise_density", "mean_span_length", "test_examples"}
+    if config.data.eval_split != "test":
+        examples.add("eval_split")
     return {
         "precision": config.precision,
         "evaluation_batch_size": config.teacher.evaluation_batch_size,

@@ -27,7 +27,7 @@ def plot_report(report: dict[str, Any], path: Path) -> None:
         for axes in (kept, quality, compression):
             _over_experts(axes, rows, with_paper=axes is not quality)
     data = report["data"]
-    figure.suptitle(f"Distilled students on {data['name']} ({data['validation_examples']:,} held-out examples)")
+    figure.suptitle(f"Distilled students on {data['name']} ({data['test_examples']:,} held-out examples)")
     figure.savefig(path, dpi=130, metadata={"Software": None})
     plt.close(figure)
 

@@ -34,8 +34,8 @@ def smoke() -> dict[str, Any]:
             "vocabulary": 512,
             "input_length": 32,
             "train_tokens": 100_000,
-            "validation_fraction": 0.3,
-            "validation_examples": 32,
+            "test_fraction": 0.3,
+            "test_examples": 32,
         },
         "model": {"d_model": 32, "d_ff": 64, "d_kv": 16, "num_heads": 2, "num_layers": 2},
         "teacher": {"experts": [2, 4], "training": {**training, "steps": 16}},
@@ -59,7 +59,7 @@ def demo() -> dict[str, Any]:
     return {
         "name": "demo",
         "jobs": 2,
-        "data": {"corpus": "stdlib", "vocabulary": 1024, "input_length": 128, "validation_examples": 512},
+        "data": {"corpus": "stdlib", "vocabulary": 1024, "input_length": 128, "test_examples": 512},
         "model": {"d_model": 64, "d_ff": 256, "d_kv": 32, "num_heads": 2, "num_layers": 2},
         "teacher": {"experts": [4, 8, 16], "training": {**training, "steps": 2200}},
         "distill": {
@@ -91,8 +91,8 @@ def _laptop() -> dict[str, Any]:
             "corpus": "stdlib",
             "vocabulary": 1024,
             "input_length": 32,
-            "validation_examples": 4096,
-            "tuning_fraction": 0.05,
+            "test_examples": 4096,
+            "validation_fraction": 0.05,
         },
         "model": {"d_model": 64, "d_ff": 16, "d_kv": 16, "num_heads": 4, "num_layers": 2, "sparse_every": 1},
         "teacher": {
@@ -163,7 +163,7 @@ def best() -> dict[str, Any]:
 
 
 def study() -> dict[str, Any]:
-    """What a student can learn beyond the paper's recipe, one change at a time and then together, on the tuning part.
+    """What a student can learn beyond the paper's recipe, one at a time and then together, on validation.
 
     All students take the same steps on the same examples. The variant "paper" is what each other one differs from.
     """
@@ -201,7 +201,7 @@ def study() -> dict[str, Any]:
         **base,
         "name": "study",
         "seeds": [0, 1],
-        "data": {**base["data"], "measured": "tuning"},
+        "data": {**base["data"], "eval_split": "validation"},
         "teacher": {**base["teacher"], "experts": [16]},
         "variants": variants,
     }
@@ -215,8 +215,8 @@ def switch_base() -> dict[str, Any]:
             "corpus": "hf:allenai/c4:en",
             "tokenizer": "google/switch-base-8",
             "input_length": 512,
-            "validation_fraction": 0.002,
-            "validation_examples": 2048,
+            "test_fraction": 0.002,
+            "test_examples": 2048,
             "train_tokens": 1_000_000_000,
         },
         "teacher": {"checkpoints": {f"e{n}": f"google/switch-base-{n}" for n in (8, 16, 32, 64, 128)}},

@@ -106,8 +106,8 @@ def build_report(run: StageRun) -> dict[str, Any]:
             "name": run.data.name,
             "digest": run.data.digest,
             "train_tokens": run.data.train_tokens,
-            "validation_examples": config.data.validation_examples,
-            "validation_documents": getattr(run.data, f"{config.data.measured}_documents"),
+            "test_examples": config.data.test_examples,
+            "test_documents": getattr(run.data, f"{config.data.eval_split}_documents"),
         },
         "fingerprint": run.stage.fingerprint,
     }
@@ -221,7 +221,7 @@ def _of_kind(run: StageRun, kind: str, ratio: str | None = None, variant: str | 
     return of_kind(run.stage, run.inputs, kind, ratio, variant)
 
 
-def _losses(finished: list[Finished], name: str = "validation_losses") -> np.ndarray:
+def _losses(finished: list[Finished], name: str = "losses") -> np.ndarray:
     losses = np.array([read_losses(one, name) for one in finished])
     if not np.isfinite(losses).all():
         one = finished[int(np.argmin(np.isfinite(losses).all(axis=1)))]

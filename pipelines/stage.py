@@ -11,7 +11,7 @@ from distill.errors import UserError
 from distill.files import check_digests, file_digests, read_record, write_record
 
 # What later stages and commands read of a stage's directory.
-_READ_LATER = ("model/**/*", "*_losses.json", "labels/labels.json", "report.*", "fraction_kept.png")
+_READ_LATER = ("model/**/*", "*losses.json", "labels/labels.json", "report.*", "fraction_kept.png")
 
 
 @dataclass(frozen=True)
@@ -90,8 +90,8 @@ class Finished:
         return saved
 
 
-def read_losses(finished: Finished, name: str = "validation_losses") -> list[float]:
-    """The loss of every validation example that a stage measured.
+def read_losses(finished: Finished, name: str = "losses") -> list[float]:
+    """The loss of every test example that a stage measured.
 
     Raises:
         UserError: the file is not what the stage left.

@@ -128,8 +128,8 @@ class StageRun:
         if self.curves:
             self.curves.log(step, metrics)
 
-    def save_losses(self, losses: "np.ndarray", name: str = "validation_losses") -> None:
-        """Keep the loss of every validation example: the report is made of these.
+    def save_losses(self, losses: "np.ndarray", name: str = "losses") -> None:
+        """Keep the loss of every test example: the report is made of these.
 
         Raises:
             TrainingDiverged: one is not finite, so that the model has no quality.

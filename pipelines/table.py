@@ -22,8 +22,8 @@ def markdown(report: dict[str, Any]) -> str:
     sure = f"; those of {count} seeds are hardly wider than the range of their values" if 1 < count < 5 else ""
     return (
         "# Fraction of the teacher's gain that the student keeps\n\n" + "\n".join(lines) + f"\n\n{_caption(report)}\n\n"
-        f"Quality Q is the negative log perplexity on {data['validation_examples']:,} examples from "
-        f"{data['validation_documents']:,} held-out documents, in nats per target token; higher is better. Gain is "
+        f"Quality Q is the negative log perplexity on {data['test_examples']:,} examples from "
+        f"{data['test_documents']:,} held-out documents, in nats per target token; higher is better. Gain is "
         "Q teacher - Q baseline; kept is (Q student - Q baseline) / gain. "
         f"Intervals are 95 % paired bootstrap intervals over examples{seeds}{sure}.\n\n{_differences(report)}"
         f"## What each model has seen\n\n{_seen(report)}\n\nA student's figures are of its own steps, its teacher's "

@@ -18,7 +18,7 @@ from teachers.routing import MeasuredRouting, measured_routing
 
 
 def compute(run: StageRun) -> Outcome:
-    """A saved teacher that plain transformers reads, and the loss of every validation example."""
+    """A saved teacher that plain transformers reads, and the loss of every test example."""
     settings, stage = run.config.teacher, run.stage
     held_out = Examples(run.data, run.config.data, seed=None)
     source = settings.checkpoints.get(stage.ratio)

@@ -41,9 +41,7 @@ def text_files(tmp_path_factory) -> str:
 
 @pytest.fixture(scope="session")
 def data_config(text_files) -> DataConfig:
-    return DataConfig(
-        corpus=text_files, vocabulary=512, input_length=32, validation_fraction=0.2, validation_examples=12
-    )
+    return DataConfig(corpus=text_files, vocabulary=512, input_length=32, test_fraction=0.2, test_examples=12)
 
 
 @pytest.fixture(scope="session")

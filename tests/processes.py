@@ -29,7 +29,7 @@ from teachers.model import build_teacher
 from teachers.objective import HardLabelsAndLoadBalance
 
 SHAPE = ModelConfig(d_model=16, d_ff=32, d_kv=8, num_heads=3, num_layers=2, dropout=0.1)
-DATA = DataConfig(corpus="text:", input_length=32, validation_examples=12)
+DATA = DataConfig(corpus="text:", input_length=32, test_examples=12)
 TRAINING = TrainingConfig(
     steps=8, batch_size=8, micro_batch_size=2, learning_rate=5e-3, warmup_steps=2, log_every=1, checkpoint_every=3
 )
@@ -77,7 +77,7 @@ def course(
         die: a step, and what happens after it, to this process.
 
     Returns:
-        losses and identities of the examples that this process saw, by step; at the end, validation losses and the
+        losses and identities of the examples that this process saw, by step; at the end, test losses and the
         SHA-256 of the weights.
     """
     objective, losses, seen, evaluated = make_objective(kind, data), {}, {}, []
@@ -116,9 +116,9 @@ def course(
         )
     except KeyboardInterrupt:
         return {"losses": losses, "seen": seen}
-    _, validation = evaluate(model, held_out, batch_size=5, accelerator=accelerator)
+    _, test = evaluate(model, held_out, batch_size=5, accelerator=accelerator)
     weights = hashlib.sha256(b"".join(p.detach().numpy().tobytes() for p in model.parameters())).hexdigest()
-    return {"losses": losses, "seen": seen, "validation": validation.tolist(), "weights": weights}
+    return {"losses": losses, "seen": seen, "test": test.tolist(), "weights": weights}
 
 
 def courses(data: PreparedData, directory: Path, accelerator: Accelerator) -> dict[str, Any]:

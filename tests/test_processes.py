@@ -80,8 +80,8 @@ def test_two_processes_have_the_losses_of_one(alone, both, case):
     for rank in both.ranks:
         assert rank["processes"] == 2
         assert rank[case]["losses"] == pytest.approx(alone[case]["losses"], abs=2e-5)
-        np.testing.assert_allclose(rank[case]["validation"], alone[case]["validation"], atol=2e-5)
-    assert len(alone[case]["validation"]) == 12 and len(set(alone[case]["validation"])) == 12
+        np.testing.assert_allclose(rank[case]["test"], alone[case]["test"], atol=2e-5)
+    assert len(alone[case]["test"]) == 12 and len(set(alone[case]["test"])) == 12
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -119,7 +119,7 @@ def test_one_process_goes_on_from_the_checkpoint_of_two(data, both, alone, tmp_p
         (before / "step-00000006").symlink_to(both.directory / kind / "step-00000006")
         rest = processes.course(kind, data, before, make_accelerator("float32"))
         assert list(rest["losses"]) == [7, 8]
-        np.testing.assert_allclose(rest["validation"], alone[kind]["validation"], atol=2e-5)
+        np.testing.assert_allclose(rest["test"], alone[kind]["test"], atol=2e-5)
 
 
 @pytest.mark.parametrize("stops", [(1,), (3, 4), (2, 5, 7)])
@@ -151,7 +151,7 @@ def test_two_processes_that_share_the_weights_have_the_losses_of_one(data, alone
     assert done.returncode == 0, done.stderr
     for rank in ranks(tmp_path):
         assert rank["teacher"]["losses"] == pytest.approx(alone["teacher"]["losses"], abs=2e-5)
-        np.testing.assert_allclose(rank["teacher"]["validation"], alone["teacher"]["validation"], atol=2e-5)
+        np.testing.assert_allclose(rank["teacher"]["test"], alone["teacher"]["test"], atol=2e-5)
 
 
 @pytest.mark.slow

@@ -1,4 +1,4 @@
-"""The gate of every export: its own runtime, in a fresh process, against the student, on real validation text."""
+"""The gate of every export: its own runtime, in a fresh process, against the student, on real held-out text."""
 
 import json
 import math
@@ -36,7 +36,7 @@ class Tolerance(NamedTuple):
 
     mean: float  # of the log-probabilities of the tokens of the student's own answers, on average
     max: float  # and for any one of them
-    quality: float  # of negative log perplexity on the validation targets
+    quality: float  # of negative log perplexity on the held-out targets
 
     @property
     def gap(self) -> float:
@@ -70,10 +70,10 @@ class Reference:
 class Parity:
     """By how much an export differs from the student; log-probabilities in nats."""
 
-    tokens: int  # of the validation targets
+    tokens: int  # of the held-out targets
     log_probability_difference_mean: float  # of the tokens of the student's answers
     log_probability_difference_max: float
-    quality_difference: float  # negative log perplexity on the validation targets, the export's minus the student's
+    quality_difference: float  # negative log perplexity on the held-out targets, the export's minus the student's
     greedy_agreement: float  # fraction of answers that are equal
     greedy_gap: float  # the largest gap of the student's at which an answer went another way
 

@@ -81,17 +81,17 @@ def test_a_corpus_that_cannot_be_used_is_named(tmp_path, corpus, message):
 
 def test_the_split_depends_on_the_text_alone():
     texts = [f"document {number}" for number in range(4000)]
-    held_out = [text for text in texts if split_of(text, 0.1) == "validation"]
+    held_out = [text for text in texts if split_of(text, 0.1) == "test"]
     assert 320 < len(held_out) < 480
-    assert set(held_out) == {text for text in reversed(texts) if split_of(text, 0.1) == "validation"}
-    assert set(held_out) <= {text for text in texts if split_of(text, 0.2) == "validation"}
+    assert set(held_out) == {text for text in reversed(texts) if split_of(text, 0.1) == "test"}
+    assert set(held_out) <= {text for text in texts if split_of(text, 0.2) == "test"}
 
 
-def test_a_tuning_part_is_taken_from_the_training_part_alone():
+def test_a_validation_part_is_taken_from_the_training_part_alone():
     texts = [f"document {number}" for number in range(4000)]
     parts = {text: split_of(text, 0.1, 0.2) for text in texts}
-    assert {t for t in texts if parts[t] == "validation"} == {t for t in texts if split_of(t, 0.1) == "validation"}
-    assert 700 < sum(part == "tuning" for part in parts.values()) < 900
+    assert {t for t in texts if parts[t] == "test"} == {t for t in texts if split_of(t, 0.1) == "test"}
+    assert 700 < sum(part == "validation" for part in parts.values()) < 900
 
 
 def test_the_digest_sees_every_byte_and_every_border():

@@ -27,26 +27,26 @@ def rebuild(data, inputs, targets):
 
 def test_the_two_sides_hold_the_documents_of_the_split(data, data_config):
     documents = list(read_documents(data_config.corpus))
-    for split in ("train", "validation"):
-        texts = [text for text in documents if split_of(text, data_config.validation_fraction) == split]
+    for split in ("train", "test"):
+        texts = [text for text in documents if split_of(text, data_config.test_fraction) == split]
         expected = [token for ids in encode(data.tokenizer, texts) for token in ids]
         assert data.tokens(split).tolist() == expected
-    assert data.train_documents + data.validation_documents == len(documents)
+    assert data.train_documents + data.test_documents == len(documents)
 
 
-def test_models_can_be_measured_on_a_tuning_part_of_its_own(data_config, tmp_path):
-    config = data_config.model_copy(update={"tuning_fraction": 0.2})
-    tuned = config.model_copy(update={"measured": "tuning", "validation_examples": 8})
+def test_models_can_be_measured_on_a_validation_part_of_its_own(data_config, tmp_path):
+    config = data_config.model_copy(update={"validation_fraction": 0.2})
+    tuned = config.model_copy(update={"eval_split": "validation", "test_examples": 8})
     data = prepare_data(config, tmp_path)
     documents = list(read_documents(config.corpus))
-    texts = [text for text in documents if split_of(text, 0.2, 0.2) == "tuning"]
-    assert data.tuning_documents == len(texts) > 0
-    assert data.tokens("tuning").tolist() == [token for ids in encode(data.tokenizer, texts) for token in ids]
-    assert data.train_documents + data.validation_documents + data.tuning_documents == len(documents)
+    texts = [text for text in documents if split_of(text, 0.2, 0.2) == "validation"]
+    assert data.validation_documents == len(texts) > 0
+    assert data.tokens("validation").tolist() == [token for ids in encode(data.tokenizer, texts) for token in ids]
+    assert data.train_documents + data.test_documents + data.validation_documents == len(documents)
     shown = Examples(data, tuned, seed=None)._raw(0)
-    assert shown.tolist() == data.tokens("tuning")[: len(shown)].tolist()
-    with pytest.raises(UserError, match="the tuning part of .* raise data.tuning_fraction"):
-        example_lengths(data, tuned.model_copy(update={"validation_examples": 10_000}))
+    assert shown.tolist() == data.tokens("validation")[: len(shown)].tolist()
+    with pytest.raises(UserError, match="the validation part of .* raise data.validation_fraction"):
+        example_lengths(data, tuned.model_copy(update={"test_examples": 10_000}))
 
 
 def test_examples_hold_the_text_in_fixed_lengths(data, data_config):
@@ -77,12 +77,12 @@ def test_an_example_is_a_function_of_seed_and_index(data, data_config):
     assert not torch.equal(other.batch([3, 500, 4]).input_ids, batch.input_ids)
 
 
-def test_validation_examples_are_the_same_for_everyone_and_spread(data, data_config):
+def test_test_examples_are_the_same_for_everyone_and_spread(data, data_config):
     examples = Examples(data, data_config, seed=None)
-    whole = [torch.cat(part) for part in zip(*examples.validation_batches(5), strict=True)]
-    single = [torch.cat(part) for part in zip(*examples.validation_batches(1), strict=True)]
+    whole = [torch.cat(part) for part in zip(*examples.evaluation_batches(5), strict=True)]
+    single = [torch.cat(part) for part in zip(*examples.evaluation_batches(1), strict=True)]
     assert all(torch.equal(a, b) for a, b in zip(whole, single, strict=True)) and len(whole[0]) == 12
-    text = data.tokens("validation").tolist()
+    text = data.tokens("test").tolist()
     starts = [i * examples.segments // 12 * examples.raw_length for i in range(12)]
     assert len(set(starts)) == 12
     for start, inputs, targets in zip(starts, *whole, strict=True):
@@ -94,7 +94,7 @@ def test_prepared_data_is_reused_until_a_file_changes(tmp_path):
     files.mkdir()
     for number in range(40):
         (files / f"{number}.txt").write_text(f"text number {number} " * 10)
-    config = DataConfig(corpus=f"text:{files}/*.txt", vocabulary=400, input_length=16, validation_examples=4)
+    config = DataConfig(corpus=f"text:{files}/*.txt", vocabulary=400, input_length=16, test_examples=4)
     said = []
     first = prepare_data(config, tmp_path / "data", said.append)
     assert prepare_data(config, tmp_path / "data", said.append) == first and len(said) == 1
@@ -119,7 +119,7 @@ def broken(path, how):
 
 
 @pytest.mark.parametrize("how", ["flipped", "cut", "missing"])
-@pytest.mark.parametrize("name", ["train.bin", "validation.bin", "tokenizer/tokenizer.json"])
+@pytest.mark.parametrize("name", ["train.bin", "test.bin", "tokenizer/tokenizer.json"])
 def test_damaged_prepared_data_is_named_with_the_cure(prepared, data_config, tmp_path, name, how):
     broken(Path(prepared.directory, name), how)
     again = prepare_data(data_config, tmp_path / "data")  # what is not read is not checked
@@ -127,7 +127,7 @@ def test_damaged_prepared_data_is_named_with_the_cure(prepared, data_config, tmp
         if name.startswith("tokenizer"):
             _ = again.tokenizer
         else:
-            Examples(again, data_config, seed=None if name.startswith("validation") else 0)
+            Examples(again, data_config, seed=None if name.startswith("test") else 0)
 
 
 def test_damaged_facts_of_prepared_data_are_named_with_the_cure(prepared, data_config, tmp_path):
@@ -169,7 +169,7 @@ def test_reading_stops_at_train_tokens(tmp_path):
 def test_an_empty_side_is_refused_and_leaves_nothing(tmp_path):
     (tmp_path / "one.txt").write_text("a single document")
     config = DataConfig(corpus=f"text:{tmp_path}/*.txt", vocabulary=400)
-    with pytest.raises(UserError, match="part of .* is empty .*data.validation_fraction"):
+    with pytest.raises(UserError, match="part of .* is empty .*data.test_fraction"):
         prepare_data(config, tmp_path / "data")
     assert not (tmp_path / "data").exists()
 
@@ -178,8 +178,8 @@ def test_an_empty_side_is_refused_and_leaves_nothing(tmp_path):
     "change,message",
     [
         ({"input_length": 30_000}, "one example needs"),
-        ({"validation_examples": 10_000}, "data.validation_examples is 10000"),
-        ({"input_length": 400, "mean_span_length": 1.0, "noise_density": 0.4, "validation_examples": 1}, "sentinels"),
+        ({"test_examples": 10_000}, "data.test_examples is 10000"),
+        ({"input_length": 400, "mean_span_length": 1.0, "noise_density": 0.4, "test_examples": 1}, "sentinels"),
     ],
 )
 def test_examples_that_do_not_fit_the_data_are_refused(data, data_config, change, message):

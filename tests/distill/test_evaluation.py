@@ -14,7 +14,7 @@ def model(shape, data):
 
 
 def test_equals_the_mean_cross_entropy_of_transformers_logits(model, data, data_config):
-    batches = list(Examples(data, data_config, seed=None).validation_batches(5))
+    batches = list(Examples(data, data_config, seed=None).evaluation_batches(5))
     quality, losses = negative_log_perplexity(model, batches)
     assert model.training  # as it was, though measured without dropout
     model.eval()
@@ -43,9 +43,9 @@ def test_nothing_to_measure_is_an_error(model):
         negative_log_perplexity(model, [])
 
 
-def test_evaluate_measures_all_validation_examples(model, data, data_config):
+def test_evaluate_measures_all_test_examples(model, data, data_config):
     examples = Examples(data, data_config, seed=None)
     quality, losses = evaluate(model, examples, batch_size=5, accelerator=make_accelerator("float32"))
-    expected, one_by_one = negative_log_perplexity(model, examples.validation_batches(1))
+    expected, one_by_one = negative_log_perplexity(model, examples.evaluation_batches(1))
     assert losses.shape == (12,) and quality == pytest.approx(expected, rel=1e-5)
     np.testing.assert_allclose(losses, one_by_one, rtol=1e-4)

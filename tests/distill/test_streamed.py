@@ -43,7 +43,7 @@ def corpus(request, tmp_path) -> DataConfig:
         for number, text in enumerate(texts):
             (one if number < 500 else two).write(json.dumps({"text": text}) + "\n")
     name = f"jsonl:{directory}/*" if request.param == "jsonl" else f"hf:{directory}"
-    return DataConfig(corpus=name, vocabulary=400, validation_fraction=0.2, validation_examples=4)
+    return DataConfig(corpus=name, vocabulary=400, test_fraction=0.2, test_examples=4)
 
 
 def files(directory: Path) -> dict[str, bytes]:
@@ -57,10 +57,10 @@ def test_every_document_is_prepared_once_and_in_order(corpus, tmp_path):
         rows += [json.loads(line)["text"] for line in file]
     texts = [text for text in rows if text.strip()]
     assert list(read_documents(corpus.corpus)) == texts and len(texts) == 1198
-    for part in ("train", "validation"):
+    for part in ("train", "test"):
         own = [text for text in texts if split_of(text, 0.2) == part]
         assert data.tokens(part).tolist() == [token for ids in encode(data.tokenizer, own) for token in ids]
-    assert data.train_documents + data.validation_documents == len(texts)
+    assert data.train_documents + data.test_documents == len(texts)
 
 
 def test_a_preparation_that_was_killed_ends_with_the_same_files(corpus, tmp_path):

@@ -16,11 +16,11 @@ def test_every_preset_is_valid_and_described(name):
 
 
 @pytest.mark.parametrize("name", PRESETS)
-def test_what_a_preset_reads_gives_the_validation_examples_that_it_asks_for(name):
+def test_what_a_preset_reads_gives_the_test_examples_that_it_asks_for(name):
     data = load_config(name).data
     if data.train_tokens:
-        held_out = data.train_tokens * data.validation_fraction / (1 - data.validation_fraction)
-        assert held_out > 1.3 * data.validation_examples * raw_length_for(data.input_length)
+        held_out = data.train_tokens * data.test_fraction / (1 - data.test_fraction)
+        assert held_out > 1.3 * data.test_examples * raw_length_for(data.input_length)
 
 
 RECIPE = [
@@ -259,7 +259,7 @@ class TestPlan:
             *("hard_fraction=0.5", "soft_start=3", "labels.examples=64"),
         ):
             assert labels(f"distill.{same}") == before, same
-        assert labels("data.validation_examples=16", "teacher.checkpoints={}") != before  # that changes the teacher
+        assert labels("data.test_examples=16", "teacher.checkpoints={}") != before  # that changes the teacher
         for other in (
             "distill.teacher_routing=mixture",
             *("distill.temperature=2.0", "distill.labels.words=8", "distill.labels.form=top_k"),
@@ -307,9 +307,9 @@ class TestPlan:
             *(f"distill e4 {v}" for v in ("mix", "hard", "again")),
         }
 
-    def test_a_tuning_part_changes_nothing_until_models_are_measured_on_it(self):
-        assert self.changed("data.tuning_fraction=0.1") == set()
-        measured = self.changed("data.tuning_fraction=0.1", "data.measured=tuning")
+    def test_a_validation_part_changes_nothing_until_models_are_measured_on_it(self):
+        assert self.changed("data.validation_fraction=0.1") == set()
+        measured = self.changed("data.validation_fraction=0.1", "data.eval_split=validation")
         assert {"baseline", "teacher e4", "distill e4"} <= measured
 
     def test_the_long_baseline_takes_the_steps_of_teacher_and_student(self):

@@ -56,7 +56,7 @@ def test_a_damaged_input_is_named_with_its_cure(work, cli, command, again, file,
 def test_swapped_and_missing_losses_are_refused_and_the_cure_helps(work, cli):
     before = json.loads((work / "report.json").read_text())
     shutil.rmtree(stage(work, "report"))
-    one, other = (stage(work, f"teacher-{ratio}") / "validation_losses.json" for ratio in ("e2", "e4"))
+    one, other = (stage(work, f"teacher-{ratio}") / "losses.json" for ratio in ("e2", "e4"))
     swapped = one.read_bytes(), other.read_bytes()
     other.write_bytes(swapped[0])
     one.write_bytes(swapped[1])

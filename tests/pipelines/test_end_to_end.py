@@ -43,7 +43,7 @@ def runs(client):
     }
 
 
-def losses(client, runs, name, file="validation_losses"):
+def losses(client, runs, name, file="losses"):
     path = client.download_artifacts(runs[name].info.run_id, f"{file}.json")
     return np.array(json.loads(open(path).read()))
 
@@ -122,7 +122,7 @@ def test_lineage_leads_from_the_student_to_the_digest_of_its_data(smoke, cli, re
     assert [node["model_id"] for node in above["init"]["inputs"]] == [above["teacher"]["model_id"]]
     for node in (tree, above["teacher"]):
         contexts = {dataset["context"]: dataset["digest"] for dataset in node["datasets"]}
-        assert contexts["training"] == report["data"]["digest"] and "validation" in contexts
+        assert contexts["train"] == report["data"]["digest"] and "test" in contexts
     for reference in (row["student_run_id"], tree["model_id"], str(next(smoke[0].glob("stages/distill-e4-*/model")))):
         again = cli("lineage", reference, "--workdir", str(smoke[0]), "--json")
         assert json.loads(again.stdout)["model_id"] == tree["model_id"]
@@ -215,7 +215,7 @@ def test_a_missing_stage_is_named_with_the_command_that_makes_it(smoke, cli, tmp
             "must be a multiple of micro_batch_size",
         ),
         (["teacher", "smoke", "--seed", "-1"], "Invalid value for '--seed'"),
-        (["run", "smoke", "--set", "data.validation_examples=1000000"], "data.validation_examples is 1000000"),
+        (["run", "smoke", "--set", "data.test_examples=1000000"], "data.test_examples is 1000000"),
     ],
 )
 def test_wrong_input_gets_one_sentence_and_exit_code_2(cli, tmp_path, arguments, message):
@@ -268,7 +268,7 @@ def test_a_loaded_teacher_and_a_loaded_baseline(smoke, cli, tmp_path):
     "stage,step,kind,exit_code,checkpoint,files",
     [
         ("teacher", 11, signal.SIGKILL, -9, "checkpoints/step-00000008", ["model/model.safetensors"]),
-        ("teacher", 5, signal.SIGINT, 130, None, ["validation_losses.json"]),
+        ("teacher", 5, signal.SIGINT, 130, None, ["losses.json"]),
         # In the long leg, after the trunk and the short leg.
         ("baseline", 20, signal.SIGTERM, 143, "checkpoints/to-24/step-00000016", ["model/model.safetensors"]),
     ],

@@ -98,7 +98,7 @@ def test_the_lineage_leads_from_the_directory_to_the_data(exported, cli, client,
     while upstream["inputs"]:
         upstream = upstream["inputs"][-1]
     assert upstream["stage"] == "teacher" and upstream["run_id"] == row["teacher_run_id"]
-    assert {entry["context"] for entry in upstream["datasets"]} == {"training", "validation"}
+    assert {entry["context"] for entry in upstream["datasets"]} == {"train", "test"}
     run = client.get_run(tree["run_id"])  # and MLflow says the same
     assert [entry.model_id for entry in run.inputs.model_inputs] == [student["model_id"]]
     assert [entry.model_id for entry in run.outputs.model_outputs] == [tree["model_id"]]
@@ -191,9 +191,9 @@ def test_what_is_there_already_is_left_alone(workdir, tmp_path):
     assert (tmp_path / "mine").read_text() == "text"
 
 
-def test_validation_text_that_is_gone_is_missed(workdir, tmp_path):
+def test_held_out_text_that_is_gone_is_missed(workdir, tmp_path):
     copy = tmp_path / "copy"
     shutil.copytree(workdir, copy)
     shutil.rmtree(copy / "data")
-    with pytest.raises(UserError, match=r"the validation text of student-e2 \(digest [0-9a-f]{32}\) is not in"):
+    with pytest.raises(UserError, match=r"the held-out text of student-e2 \(digest [0-9a-f]{32}\) is not in"):
         export("models:/smoke-student-e2/1", tmp_path / "made", format="hf", workdir=copy)

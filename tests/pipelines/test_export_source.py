@@ -4,22 +4,22 @@ import pytest
 
 from distill.errors import UserError
 from distill.prepare import prepare_data
-from pipelines.export_source import Source, validation_text
+from pipelines.export_source import Source, held_out_text
 
 
-@pytest.mark.parametrize("part", ["validation", "tuning"])
+@pytest.mark.parametrize("part", ["test", "validation"])
 def test_an_export_is_compared_on_the_text_that_its_student_was_measured_on(data_config, tmp_path, part):
-    data = prepare_data(data_config.model_copy(update={"tuning_fraction": 0.2}), tmp_path / "data")
+    data = prepare_data(data_config.model_copy(update={"validation_fraction": 0.2}), tmp_path / "data")
     digest = getattr(data, f"{part}_digest")
-    lineage = {"datasets": [{"digest": digest, "context": "validation"}], "inputs": []}
+    lineage = {"datasets": [{"digest": digest, "context": "test"}], "inputs": []}
     source = Source("student", Path(data.directory) / "tokenizer", None, lineage)
-    text = validation_text(source, tmp_path, None)
+    text = held_out_text(source, tmp_path, None)
     assert (text.name, text.digest) == (f"{data.name}-{part}", digest)
     assert text.tokens.tolist() == data.tokens(part).tolist()
 
 
 def test_text_that_is_not_there_is_named(data_config, tmp_path):
     data = prepare_data(data_config, tmp_path / "data")
-    lineage = {"datasets": [{"digest": "abc", "context": "validation"}], "inputs": []}
+    lineage = {"datasets": [{"digest": "abc", "context": "test"}], "inputs": []}
     with pytest.raises(UserError, match=r"student \(digest abc\) is not in"):
-        validation_text(Source("student", Path(data.directory) / "tokenizer", None, lineage), tmp_path, None)
+        held_out_text(Source("student", Path(data.directory) / "tokenizer", None, lineage), tmp_path, None)

@@ -90,7 +90,7 @@ def test_what_a_store_that_went_away_did_not_take_is_delivered_by_the_same_comma
     assert f"kept in {work / 'stages'}" in last and f"nothing again: switch-distill {' '.join(arguments)}" in last
     directory = next(work.glob("stages/teacher-*"))
     kept = {str(path.relative_to(directory)) for path in directory.rglob("*")}
-    assert {"stage.json", "metrics.jsonl", "validation_losses.json", "model/model.safetensors"} <= kept
+    assert {"stage.json", "metrics.jsonl", "losses.json", "model/model.safetensors"} <= kept
 
     traced = cli("lineage", str(directory), "--workdir", str(work))
     assert traced.returncode == 2 and "has not got MODEL" in traced.stderr

@@ -156,7 +156,7 @@ def report(*rows: dict) -> dict:
             for name in dict.fromkeys(row["variant"] for row in rows)
         ],
         "differences": [],
-        "data": {"name": "x", "digest": "d", "train_tokens": 5, "validation_examples": 3, "validation_documents": 1},
+        "data": {"name": "x", "digest": "d", "train_tokens": 5, "test_examples": 3, "test_documents": 1},
         "fingerprint": "f",
     }
 

@@ -63,8 +63,8 @@ def test_a_failed_chain_ends_the_run_with_its_message(cli, data_config, tmp_path
     overrides = [
         f"--set=data.corpus={data_config.corpus}",
         "--set=data.input_length=32",
-        "--set=data.validation_fraction=0.2",
-        "--set=data.validation_examples=12",
+        "--set=data.test_fraction=0.2",
+        "--set=data.test_examples=12",
         "--set=teacher.training.learning_rate=1e30",
         "--set=teacher.training.optimizer=adamw",
     ]

@@ -48,8 +48,8 @@ def texts(files, path):
 def base(files, path):
     """A config that runs in seconds."""
     training = {"steps": 2, "batch_size": 4, "warmup_steps": 1}
-    data = {"corpus": f"text:{files('texts')}/*.txt", "vocabulary": 400, "input_length": 32, "validation_fraction": 0.2}
-    config = {"name": "tiny", "data": {**data, "validation_examples": 4}, "model": SIZES, "report": {"resamples": 100}}
+    data = {"corpus": f"text:{files('texts')}/*.txt", "vocabulary": 400, "input_length": 32, "test_fraction": 0.2}
+    config = {"name": "tiny", "data": {**data, "test_examples": 4}, "model": SIZES, "report": {"resamples": 100}}
     config |= {"teacher": {"experts": [2], "training": training}, "distill": {"training": training}}
     path.write_text(yaml.safe_dump(config))
 

@@ -23,7 +23,7 @@ from students.export.student import load_student
 @pytest.fixture(scope="module")
 def examples(data, student):
     tokenizer = Tokenizer.from_file(str(student / "tokenizer.json"))
-    return make_examples(data.tokens("validation"), data.words, tokenizer)
+    return make_examples(data.tokens("test"), data.words, tokenizer)
 
 
 @pytest.fixture(scope="module")

@@ -9,7 +9,7 @@ import json
 import subprocess
 import sys
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -24,6 +24,7 @@ def serve_model(
     host: str,
     port: int,
     *,
+    allowed_hosts: Sequence[str],
     format: str | None,
     workdir: Path,
     text: str | None,
@@ -36,16 +37,20 @@ def serve_model(
     Args:
         model: an exported directory, or anything that ``switch-distill export`` takes.
         teacher: the directory of a Switch teacher, for the page to compare with.
+        allowed_hosts: that requests may name besides ``host`` and loopback's; "*" is any.
         format: of the export; an exported directory's own, or hf, if None.
         text: files (a glob) to verify the export on, for a model that no store knows.
         threads: for each model; the runtime's default if None.
 
     Raises:
-        UserError: the model cannot be found, exported or served, or the address is taken.
+        UserError: the model cannot be found, exported or served, the address is taken, or a host is not a name.
     """
     check(teacher)
     from students.serving.app import Model
+    from students.serving.hosts import allowed_names
     from students.serving.server import serve
+
+    allowed_names(host, allowed_hosts)  # what is wrong with them is said before an export that takes minutes
 
     with exported(model, format, workdir, text, say) as directory:
         longest = _answer_length(directory)
@@ -65,7 +70,7 @@ def serve_model(
             models.append(
                 Model(beside, lambda: _load_teacher(teacher, threads), alone, "teacher", models[0].max_tokens)
             )
-        serve(models, host, port, say=say)
+        serve(models, host, port, allowed_hosts=allowed_hosts, say=say)
 
 
 def check(teacher: Path | None) -> None:

@@ -20,6 +20,7 @@ from starlette.requests import ClientDisconnect
 from distill.errors import UserError
 from students.runtime import Runner, decode
 from students.serving.batching import Batcher, QueueFull
+from students.serving.hosts import HostCheck
 from students.serving.limits import Limits
 from students.serving.metrics import Metrics
 from students.serving.schema import CompletionRequest, RequestError, completion, parse_request
@@ -55,11 +56,18 @@ class Model:
         return facts
 
 
-def make_app(models: list[Model], *, on_ready: Callable[[], None], on_failure: Callable[[Exception], None]) -> FastAPI:
+def make_app(
+    models: list[Model],
+    allowed: frozenset[str],
+    *,
+    on_ready: Callable[[], None],
+    on_failure: Callable[[Exception], None],
+) -> FastAPI:
     """The application. Its models load, and answer once, while it already says that it is not ready.
 
     Args:
         models: the first one answers requests that name none.
+        allowed: the hosts that requests to any route may name; see ``hosts.allowed_names``.
         on_ready: called when all models answer.
         on_failure: called with what keeps one from loading.
     """
@@ -72,6 +80,7 @@ def make_app(models: list[Model], *, on_ready: Callable[[], None], on_failure: C
         task.cancel()
 
     app = FastAPI(title="switch-distill", docs_url=None, redoc_url=None, lifespan=lifespan)
+    app.add_middleware(HostCheck, allowed=allowed)
 
     @app.exception_handler(RequestError)
     async def refuse(request: Request, error: RequestError) -> Response:

@@ -2,23 +2,35 @@
 
 import signal
 import socket
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 
 import uvicorn
 
 from distill.errors import UserError
 from students.serving.app import Model, make_app
+from students.serving.hosts import allowed_names
 
 
-def serve(models: list[Model], host: str, port: int, *, say: Callable[[str], None]) -> None:
+def serve(
+    models: list[Model],
+    host: str,
+    port: int,
+    *,
+    allowed_hosts: Iterable[str] = (),
+    say: Callable[[str], None],
+) -> None:
     """Serve ``models`` until SIGTERM or SIGINT; then answer what was accepted, and return.
 
     Args:
+        host: the address to listen on; an IPv6 one may be in brackets.
         port: 0 for any free one, which ``say`` is told.
+        allowed_hosts: that requests may name besides ``host`` and loopback's; "*" is any.
 
     Raises:
-        UserError: the address cannot be listened on, or a model cannot be used.
+        UserError: the address cannot be listened on, a host is not a name, or a model cannot be used.
     """
+    allowed = allowed_names(host, allowed_hosts)
+    host = host.strip("[]")
     listener = _listen(host, port)
     address = f"http://{f'[{host}]' if ':' in host else host}:{listener.getsockname()[1]}"
     failures: list[Exception] = []
@@ -31,7 +43,7 @@ def serve(models: list[Model], host: str, port: int, *, say: Callable[[str], Non
         names = ", ".join(f"{m.name} ({m.runner.format}, {m.runner.compute_type})" for m in models)
         say(f"Serving {names} on {address}; Ctrl-C stops it")
 
-    app = make_app(models, on_ready=ready, on_failure=fail)
+    app = make_app(models, allowed, on_ready=ready, on_failure=fail)
     patience = round(models[0].limits.timeout) + 5  # every request ends by then; slow readers may not
     config = uvicorn.Config(
         app, http="h11", ws="none", log_level="error", access_log=False, timeout_graceful_shutdown=patience

@@ -131,6 +131,29 @@ def test_a_model_that_is_no_export_is_exported_first(exporting, distilled, servi
         assert choice["text"] == tokenizer.decode([id_ for id_ in answers[0] if id_ > 1])
 
 
+@needs("onnxruntime")
+@pytest.mark.parametrize(
+    "options, allowed, refused",
+    [
+        ([], ["localhost", "127.0.0.1:1", "[::1]:8000"], ["example.org", "0.0.0.0", "192.0.2.7"]),
+        (
+            ["--host", "0.0.0.0", "--allowed-host", "Example.org", "--allowed-host", "::2"],
+            ["0.0.0.0:8000", "localhost", "example.org:1", "[::2]"],
+            ["x.example.org", "192.0.2.7"],
+        ),
+        (["--host", "localhost", "--allowed-host", "*"], ["localhost", "example.org", "192.0.2.7:1"], []),
+    ],
+)
+def test_hosts_are_answered_as_the_options_say(export, serving, options, allowed, refused):
+    command = ["serve", str(export("onnx", "float32")), "--port", "0", *options]
+    with serving(["-m", "pipelines.cli", *command]) as server:
+        found = {
+            host: requests.get(f"{server.url}/health", headers={"Host": host}, timeout=10).status_code
+            for host in allowed + refused
+        }
+    assert found == dict.fromkeys(allowed, 200) | dict.fromkeys(refused, 421)
+
+
 @pytest.mark.parametrize(
     "arguments, words",
     [

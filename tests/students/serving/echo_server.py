@@ -57,9 +57,10 @@ class Echo:
 if __name__ == "__main__":
     settings = json.loads(sys.argv[1])
     hold, seconds, port = Path(settings.pop("hold")), settings.pop("seconds", 0.0), settings.pop("port", 0)
-    teacher = settings.pop("teacher", False)
+    teacher, host = settings.pop("teacher", False), settings.pop("host", "127.0.0.1")
+    others = settings.pop("allowed_hosts", [])
     limits = Limits(**settings)
     served = [Model("echo", lambda: Echo(hold, seconds), limits)]
     if teacher:
         served.append(Model("echo-teacher", lambda: Echo(hold, 3 * seconds, FILLINGS[1]), limits, "teacher"))
-    serve(served, "127.0.0.1", port, say=lambda text: print(text, flush=True))
+    serve(served, host, port, allowed_hosts=others, say=lambda text: print(text, flush=True))

@@ -18,7 +18,8 @@ from students.serving.app import Model
 from students.serving.server import serve
 
 BODY = b'{"prompt": "hello"}'
-HEAD = b"POST /v1/completions HTTP/1.1\r\nHost: a\r\nContent-Type: application/json\r\nContent-Length: %d\r\n\r\n"
+HEAD = b"POST /v1/completions HTTP/1.1\r\nHost: localhost\r\n"
+HEAD += b"Content-Type: application/json\r\nContent-Length: %d\r\n\r\n"
 
 # A client process: so many threads, each sending so many prompts of its own, one after another.
 CLIENT = """

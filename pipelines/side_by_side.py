@@ -5,21 +5,18 @@ user could give, so that stopping, resuming and reusing are those of that comman
 """
 
 import contextlib
-import ctypes
 import os
-import signal
 import subprocess
 import sys
 import time
 from collections.abc import Iterator
 from threading import Thread
 
+from pipelines.parent import PARENT
 from pipelines.run import Pipeline
 from pipelines.space import check_space
 from pipelines.stage import find_finished
 from pipelines.store_uri import EXPERIMENT
-
-_PARENT_DIES = 1  # Linux's PR_SET_PDEATHSIG
 
 
 def run_side_by_side(pipeline: Pipeline, arguments: list[str]) -> bool:
@@ -74,15 +71,17 @@ def _commands(pipeline: Pipeline) -> list[list[str]]:
 
 
 def _start(command: list[str], environment: dict[str, str], pipeline: Pipeline) -> tuple[subprocess.Popen, Thread]:
-    """A process, and the thread that says what it says. Signals reach it through this process alone."""
+    """A process, and the thread that says what it says.
+
+    Signals reach it through this process alone. It ends with this process, so that the next run does not meet it.
+    """
     child = subprocess.Popen(
         [sys.executable, "-m", "pipelines.cli", *command],
-        env=environment,
+        env={**environment, PARENT: str(os.getpid())},
         stdout=subprocess.DEVNULL,
         stderr=subprocess.PIPE,
         text=True,
         start_new_session=True,
-        preexec_fn=_die_with_parent if sys.platform == "linux" else None,
     )
 
     def relay() -> None:
@@ -92,11 +91,6 @@ def _start(command: list[str], environment: dict[str, str], pipeline: Pipeline) 
     thread = Thread(target=relay, daemon=True)
     thread.start()
     return child, thread
-
-
-def _die_with_parent() -> None:
-    """A killed parent cannot pass anything on, and its next run must not meet these processes."""
-    ctypes.CDLL(None).prctl(_PARENT_DIES, signal.SIGTERM)
 
 
 @contextlib.contextmanager

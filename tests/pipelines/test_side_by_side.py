@@ -5,6 +5,7 @@ import os
 import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -57,6 +58,73 @@ def test_stopped_in_the_middle_it_leaves_no_process_and_goes_on_to_the_same_repo
     )
     again = cli(*arguments)
     assert again.returncode == 0 and json.loads(again.stdout) == report and "done in" not in again.stderr
+
+
+STARTER = """
+import os, subprocess, sys, time
+from pipelines.parent import PARENT
+environment = {**os.environ, PARENT: str(os.getpid())}
+subprocess.Popen([sys.executable, "-c", *sys.argv[1:]], env=environment)
+time.sleep(60)
+"""
+STARTED = """
+import os, sys, time
+from pipelines.parent import PARENT, end_with_parent
+parent = os.getppid()
+if sys.argv[1] == "before":
+    print("started", flush=True)
+    while os.getppid() == parent:
+        time.sleep(0.01)
+end_with_parent()
+print("started", PARENT in os.environ, flush=True)
+time.sleep(60)
+"""
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="asks Linux")
+@pytest.mark.parametrize("moment, said", [("after", "started False\n"), ("before", "started\n")])
+def test_a_process_ends_with_its_killed_parent_before_and_after_it_has_asked_for_that(moment, said):
+    command = [sys.executable, "-c", STARTER, STARTED, moment]
+    with subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, text=True) as starter:
+        assert starter.stdout.readline() == said
+        starter.kill()
+        assert starter.communicate(timeout=20)[0] == ""  # the started one has this pipe too: it has ended
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="asks Linux")
+def test_a_command_does_nothing_where_its_parent_is_gone(cli):
+    gone = subprocess.Popen([sys.executable, "-c", ""])
+    gone.wait()
+    done = cli("presets", SWITCH_DISTILL_PARENT=str(gone.pid))
+    assert (done.returncode, done.stdout, done.stderr) == (143, "", "")
+    assert cli("presets", SWITCH_DISTILL_PARENT=str(os.getpid())).returncode == 0
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="looks for processes in /proc")
+def test_a_run_that_is_killed_as_soon_as_it_has_started_others_leaves_no_process(tmp_path):
+    workdir = tmp_path / "work"
+    arguments = ["run", "smoke", "--set", "jobs=2", "--workdir", str(workdir)]
+    environment = {**os.environ, "MLFLOW_TRACKING_URI": ""}
+    command = [sys.executable, "-m", "pipelines.cli", *arguments]
+    with subprocess.Popen(command, cwd=ROOT, env=environment, stderr=subprocess.DEVNULL) as first:
+        end = time.monotonic() + 300
+        while len(processes_of(workdir)) < 2:
+            assert first.poll() is None and time.monotonic() < end
+            time.sleep(0.01)
+        first.kill()
+        first.wait()
+        end = time.monotonic() + 12  # undisturbed, they go on for twenty seconds
+        while processes_of(workdir):
+            assert time.monotonic() < end
+            time.sleep(0.1)
+
+
+def test_nothing_runs_between_fork_and_exec():
+    """There it could wait forever for a lock that a thread holds."""
+    packages = [
+        path for name in ("distill", "teachers", "students", "pipelines") for path in (ROOT / name).rglob("*.py")
+    ]
+    assert packages and not [path for path in packages if "preexec_fn=" in path.read_text(encoding="utf-8")]
 
 
 def test_a_failed_chain_ends_the_run_with_its_message(cli, data_config, tmp_path):

@@ -1,14 +1,20 @@
 """The method, shared by every stage. Imports nothing of teachers, students or pipelines.
 
 config           what a run may set: data, model shape, training, distillation
-errors           UserError, for wrong input, and DiskFull
+errors           what the command line answers with its message alone, each kind with its exit code
 corpus           documents of a corpus, split by hash, with a digest of their bytes
+word_ids         the ids that the objective needs of a tokenizer
 tokenizer        a trained or a loaded tokenizer, checked for what T5 needs
 span_corruption  T5's objective on token ids, and its length algebra
-prepare          a corpus on disk as tokens, with its digests
+prepare          a corpus to disk as tokens, read once, with its digests
+prepared_data    what is there then, and the examples that it gives
+held_out         which pieces models are evaluated on, and the document of each
+overlap          how much of a held-out text also stands in the training text
+precision        what "auto" is on this machine
 data             fixed-length examples and batches of them
 files            files that appear whole or not at all, and their checksums
 disk             space that is asked for before it is used, and named when it has run out
+hub              names on the Hugging Face hub, pinned or not, and the commits that they stand for
 model_files      a model directory before it is loaded: config, names, shapes and values of its tensors
 seq2seq          a dense T5 from a shape; the decoder's hidden states and head of any T5 or Switch model
 loss             0.75 hard + 0.25 soft labels

@@ -30,8 +30,13 @@ class Section(BaseModel):
 class DataConfig(Section):
     """Which text, how it is split and cut into words, and how much of it is used."""
 
-    corpus: str = Field("stdlib", description="stdlib, text:GLOB, jsonl:GLOB, parquet:GLOB or hf:NAME[:CONFIG]")
+    corpus: str = Field(
+        "stdlib", description="stdlib, text:GLOB, jsonl:GLOB, parquet:GLOB or hf:NAME[@REVISION][:CONFIG]"
+    )
     text_column: str = Field("text", description="the column that holds the text, for jsonl, parquet and hf")
+    split_by: Source | None = Field(
+        None, description="what is held out as a whole: directory (of files), a column (of rows); null: each document"
+    )
     tokenizer: str = Field("train", description="train, or a directory or hub name that transformers loads")
     vocabulary: Annotated[int, Field(ge=400, le=2**20)] = Field(4096, description="words of a trained tokenizer")
     input_length: Annotated[int, Field(ge=8, le=2**16)] = Field(512, description="tokens in the encoder")
@@ -65,9 +70,7 @@ class DataConfig(Section):
                 "leave no document to train on"
             )
         if self.eval_split == "validation" and not self.validation_fraction:
-            raise ValueError(
-                "eval_split is validation, but validation_fraction is 0; set a fraction of the documents"
-            )
+            raise ValueError("eval_split is validation, but validation_fraction is 0; set a fraction of the documents")
         return self
 
 

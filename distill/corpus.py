@@ -2,15 +2,38 @@
 
 import glob
 import hashlib
+import itertools
 import os
 import sysconfig
 from collections.abc import Iterator
+from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
+from typing import Any
 
 from distill.errors import UserError
+from distill.hub import split_revision
 
-KINDS = ("stdlib", "text:GLOB", "jsonl:GLOB", "parquet:GLOB", "hf:NAME[:CONFIG]")
+KINDS = ("stdlib", "text:GLOB", "jsonl:GLOB", "parquet:GLOB", "hf:NAME[@REVISION][:CONFIG]")
 _NOT_STDLIB = {"test", "tests", "idle_test", "site-packages", "dist-packages", "__pycache__", "_bundled"}
+
+
+@dataclass(frozen=True)
+class Document:
+    """A text of a corpus, and what decides which part it belongs to."""
+
+    text: str
+    group: str | None = None  # the value of data.split_by; None where the text itself decides
+
+    @cached_property
+    def digest(self) -> bytes:
+        """SHA-256 of the text."""
+        return _sha256(self.text)
+
+    @property
+    def key(self) -> bytes:
+        """Equal for what must not stand in two parts: equal texts, or all texts of one group."""
+        return self.digest if self.group is None else _sha256(self.group)
 
 
 def corpus_files(corpus: str) -> list[Path]:
@@ -32,42 +55,59 @@ def corpus_files(corpus: str) -> list[Path]:
     return files
 
 
-def read_documents(corpus: str, text_column: str = "text") -> Iterator[str]:
+def read_documents(
+    corpus: str, text_column: str = "text", split_by: str | None = None, revision: str | None = None
+) -> Iterator[Document]:
     """The documents of ``corpus`` in a fixed order, empty ones left out.
 
     A file of ``text:`` is one document; a row of ``jsonl:`` (gzip too), ``parquet:`` or ``hf:`` is one.
 
+    Args:
+        split_by: None, ``directory`` (of files), or a column (of rows), which becomes the documents' group.
+        revision: of a data set on the hub.
+
     Raises:
-        UserError: a file that cannot be read or is not UTF-8, a missing column, a data set that is not found.
+        UserError: a file that cannot be read or is not UTF-8, a missing column, a data set that is not found, or a
+            ``split_by`` that the corpus does not have.
     """
     files = corpus_files(corpus)
-    kind, _, name = corpus.partition(":")
-    texts = _read_files(files) if kind in ("stdlib", "text") else _read_rows(corpus, kind, name, files, text_column)
-    return (text for text in texts if text.strip())
+    kind = corpus.partition(":")[0]
+    if kind in ("stdlib", "text"):
+        if split_by not in (None, "directory"):
+            raise UserError(f"data.split_by is {split_by!r}, but {corpus} has files; use directory, or null")
+        root = Path(sysconfig.get_paths()["stdlib"]) if kind == "stdlib" else _above(corpus.removeprefix("text:"))
+        documents = _read_files(files, root if split_by else None)
+    else:
+        documents = _read_rows(corpus, files, text_column, split_by, revision)
+    return (document for document in documents if document.text.strip())
 
 
-def split_of(text: str, test: float, validation: float = 0.0) -> str:
-    """``train``, ``test`` or ``validation``: by a hash of the document's own text, so equal ones share a part.
+def split_of(key: bytes, test: float, validation: float = 0.0) -> str:
+    """``train``, ``test`` or ``validation``: by ``Document.key``, so that documents with equal ones share a part.
 
     Args:
         test, validation: fractions of the documents, together less than 1.
     """
-    first = hashlib.sha256(text.encode("utf-8", "surrogatepass")).digest()[:8]
-    place = int.from_bytes(first, "big") / 2**64
+    place = int.from_bytes(key[:8], "big") / 2**64
     if place < test:
         return "test"
     return "validation" if place < test + validation else "train"
 
 
+def hub_dataset(corpus: str) -> tuple[str, str | None]:
+    """Name, without a pinned revision, and config of ``hf:NAME[@REVISION][:CONFIG]``."""
+    name, _, config = corpus.removeprefix("hf:").partition(":")
+    return split_revision(name).name, config or None
+
+
 class Digest:
-    """A running SHA-256 over documents, cut to 128 bits (MLflow takes at most 36 characters)."""
+    """A running SHA-256 over the digests of documents, cut to 128 bits (MLflow takes at most 36 characters)."""
 
     def __init__(self) -> None:
         self._hash = hashlib.sha256()
 
-    def add(self, text: str) -> None:
-        data = text.encode("utf-8", "surrogatepass")
-        self._hash.update(len(data).to_bytes(8, "big") + data)
+    def add(self, document: Document) -> None:
+        self._hash.update(document.digest)
 
     def hexdigest(self) -> str:
         return self._hash.hexdigest()[:32]
@@ -81,24 +121,40 @@ def _stdlib_files() -> list[Path]:
     return sorted(found)
 
 
-def _read_files(files: list[Path]) -> Iterator[str]:
+def _sha256(text: str) -> bytes:
+    return hashlib.sha256(text.encode("utf-8", "surrogatepass")).digest()
+
+
+def _above(pattern: str) -> Path:
+    """The directory that a glob looks in: its files' directories are named from there, wherever that is."""
+    parts = list(itertools.takewhile(lambda part: not glob.has_magic(part), Path(pattern).parts))
+    return Path(*parts) if len(parts) < len(Path(pattern).parts) else Path(pattern).parent
+
+
+def _read_files(files: list[Path], group_below: Path | None) -> Iterator[Document]:
+    """With ``group_below``, the group of a file is its directory below that one."""
     for path in files:
+        group = None if group_below is None else path.relative_to(group_below).parent.as_posix()
         try:
-            yield path.read_bytes().decode("utf-8")  # read_text would change line ends
+            text = path.read_bytes().decode("utf-8")  # read_text would change line ends
+            yield Document(text, group)
         except UnicodeDecodeError as error:
             raise UserError(f"{path} is not UTF-8 text (byte {error.start}); convert it or leave it out") from error
         except OSError as error:
             raise UserError(f"{path} cannot be read: {error.strerror}") from error
 
 
-def _read_rows(corpus: str, kind: str, name: str, files: list[Path], text_column: str) -> Iterator[str]:
+def _read_rows(
+    corpus: str, files: list[Path], text_column: str, split_by: str | None, revision: str | None
+) -> Iterator[Document]:
     import datasets  # slow to import, and only some corpora need it
 
     datasets.logging.set_verbosity(datasets.logging.CRITICAL)  # it would print a traceback beside our sentence
+    kind = corpus.partition(":")[0]
     try:
         if kind == "hf":
-            dataset, _, config = name.partition(":")
-            rows = datasets.load_dataset(dataset, config or None, split="train", streaming=True)
+            dataset, config = hub_dataset(corpus)
+            rows = datasets.load_dataset(dataset, config, split="train", streaming=True, revision=revision)
         else:
             builder = {"jsonl": "json", "parquet": "parquet"}[kind]
             rows = datasets.load_dataset(builder, data_files=list(map(str, files)), split="train", streaming=True)
@@ -107,9 +163,19 @@ def _read_rows(corpus: str, kind: str, name: str, files: list[Path], text_column
                 raise UserError(
                     f"{corpus} has no text in column {text_column!r} (columns: {', '.join(row)}); set data.text_column"
                 )
-            yield row[text_column]
+            yield Document(row[text_column], None if split_by is None else _group(row, split_by, corpus))
     except UserError:
         raise
     except Exception as error:  # datasets raises many kinds; each means that this corpus cannot be read
         cause = str(error.__cause__ or error).strip().split("\n")[0]
         raise UserError(f"data.corpus {corpus!r} cannot be read: {cause}") from error
+
+
+def _group(row: dict[str, Any], split_by: str, corpus: str) -> str:
+    value = row.get(split_by)
+    if isinstance(value, bool) or not isinstance(value, str | int):
+        raise UserError(
+            f"{corpus} has a row without a text or a number in column {split_by!r} (columns: {', '.join(row)}); "
+            "set data.split_by to one that every row has"
+        )
+    return str(value)

@@ -3,14 +3,14 @@
 B examples, S input tokens, T target tokens.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import numpy as np
 import torch
 
 from distill.config import DataConfig
-from distill.prepare import PreparedData, example_lengths
+from distill.prepared_data import PreparedData, example_lengths
 from distill.span_corruption import corrupt_spans
 
 IGNORE_INDEX = -100
@@ -30,26 +30,29 @@ class Batch(NamedTuple):
 class Examples:
     """The examples of one split, made when asked for.
 
-    Training examples go through a new permutation of the segments each epoch, with new spans; evaluated
-    examples are spread evenly over the held-out text (``config.eval_split``) and are the same for every model, seed
-    and stage.
+    Training examples go through a new permutation of the segments each epoch, with new spans; evaluated examples are
+    chosen evenly from the documents of ``config.eval_split`` and are the same for every model, seed and stage.
     """
 
     def __init__(self, data: PreparedData, config: DataConfig, *, seed: int | None):
-        """``seed`` for training examples, None for the test examples.
+        """``seed`` for training examples, None for the evaluated ones.
 
         Raises:
-            UserError: see ``example_lengths``.
+            UserError: see ``example_lengths``, and for evaluated ones ``PreparedData.layout``.
         """
         self.config, self.words, self.seed = config, data.words, seed
         self.raw_length, self.lengths = example_lengths(data, config)
-        self._tokens = data.tokens("train" if seed is not None else config.eval_split)
-        self.segments = len(self._tokens) // self.raw_length
+        if seed is None:
+            self._segments = data.evaluated(config).tokens
+        else:
+            whole = data.parts["train"].tokens // self.raw_length
+            self._segments = data.tokens("train")[: whole * self.raw_length].reshape(whole, self.raw_length)
+        self.segments = len(self._segments)
         self._epoch, self._order = -1, np.empty(0)
 
     def batch(self, indices: Sequence[int]) -> Batch:
         """Examples ``indices``, in that order. A training index may exceed one epoch."""
-        raw = np.stack([self._raw(index) for index in indices])
+        raw = self._segments[[self._segment(index) for index in indices]]
         stream = (_HELD_OUT, 0) if self.seed is None else (_TRAIN, self.seed)
         inputs, targets = corrupt_spans(
             raw,
@@ -61,19 +64,11 @@ class Examples:
         )
         return Batch(torch.from_numpy(inputs), torch.from_numpy(targets))
 
-    def evaluation_batches(self, batch_size: int) -> Iterator[Batch]:
-        """All test examples in order, the last batch possibly smaller."""
-        total = self.config.test_examples
-        for start in range(0, total, batch_size):
-            yield self.batch(range(start, min(start + batch_size, total)))
-
-    def _raw(self, index: int) -> np.ndarray:
+    def _segment(self, index: int) -> int:
         if self.seed is None:
-            segment = index * self.segments // self.config.test_examples
-        else:
-            epoch, position = divmod(index, self.segments)
-            if epoch != self._epoch:
-                self._order = np.random.default_rng((_ORDER, self.seed, epoch)).permutation(self.segments)
-                self._epoch = epoch
-            segment = self._order[position]
-        return self._tokens[segment * self.raw_length : (segment + 1) * self.raw_length]
+            return index
+        epoch, position = divmod(index, self.segments)
+        if epoch != self._epoch:
+            self._order = np.random.default_rng((_ORDER, self.seed, epoch)).permutation(self.segments)
+            self._epoch = epoch
+        return self._order[position]

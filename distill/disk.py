@@ -38,9 +38,10 @@ def named_when_full(path: Path, needed: int | None = None) -> Iterator[None]:
     except DiskFull:
         raise
     except Exception as error:
-        if not is_full(error):
+        full = _find_full(error)
+        if full is None:
             raise
-        file = getattr(error, "filename2", None) or getattr(error, "filename", None) or path
+        file = getattr(full, "filename2", None) or getattr(full, "filename", None) or path
         wants = f"it needs {size(needed)}, " if needed else ""
         raise DiskFull(
             f"{file} cannot be written, the disk is full: {wants}{size(_free(path))} are left; what was finished "
@@ -50,13 +51,7 @@ def named_when_full(path: Path, needed: int | None = None) -> Iterator[None]:
 
 def is_full(error: BaseException | None) -> bool:
     """Whether ``error``, or one that it came from, says that a disk or a quota is full."""
-    while error is not None:
-        if isinstance(error, OSError) and error.errno in _FULL:
-            return True
-        if any(says in str(error).lower() for says in _SAYS_FULL):
-            return True
-        error = error.__cause__ or error.__context__
-    return False
+    return _find_full(error) is not None
 
 
 def size(count: int) -> str:
@@ -65,6 +60,16 @@ def size(count: int) -> str:
         if count >= factor:
             return f"{count / factor:.1f} {unit}"
     return f"{count / 1e3:.1f} kB"
+
+
+def _find_full(error: BaseException | None) -> BaseException | None:
+    while error is not None:
+        if isinstance(error, OSError) and error.errno in _FULL:
+            return error
+        if any(says in str(error).lower() for says in _SAYS_FULL):
+            return error
+        error = error.__cause__ or error.__context__
+    return None
 
 
 def _free(path: Path) -> int:

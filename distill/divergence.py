@@ -5,13 +5,15 @@ from collections import deque
 from collections.abc import Iterable
 from statistics import median
 
+from distill.errors import ExpectedError
+
 EXPLOSION = 1000  # times the median of the last gradients' norms
 REMEMBERED = 100  # norms
 FEWEST = 10  # norms that a median is taken of
 RESTARTS = 3  # of a run; each halves the learning rate
 
 
-class TrainingDiverged(RuntimeError):
+class TrainingDiverged(ExpectedError, RuntimeError):
     """Loss, gradient, quality or routing is not what training can go on from. The message says where and what to do."""
 
 

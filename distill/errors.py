@@ -1,23 +1,53 @@
-"""The exceptions that the command line answers with their message alone, and one that has no type of its own."""
+"""What the command line answers with a sentence alone: one base class, and the kinds that every package may raise."""
 
+import contextlib
 import os
+from collections.abc import Iterator
 
 
-class UserError(ValueError):
-    """The user's input cannot be used. The message is one sentence with the cause and the cure.
+class ExpectedError(Exception):
+    """Something that happens although this project does what it should. The message is one sentence: cause and cure.
 
-    The command line prints the message alone and exits with code 2.
+    The command line prints the message alone and exits with ``exit_code``. What is no ExpectedError is a mistake of
+    ours, and is shown with its traceback.
     """
 
+    exit_code = 1
 
-class DiskFull(RuntimeError):
-    """Something could not be written. The message says which path, how much it needs where that is known, and the cure.
 
-    The command line prints the message alone and exits with code 1.
+class UserError(ExpectedError, ValueError):
+    """The user's input cannot be used."""
+
+    exit_code = 2
+
+
+class DiskFull(ExpectedError, RuntimeError):
+    """Something could not be written. The message says which path, and how much it needs where that is known."""
+
+
+class LostProcess(ExpectedError, RuntimeError):
+    """Another process of this run has ended, so that this one waits for it in vain."""
+
+
+@contextlib.contextmanager
+def named_when_lost() -> Iterator[None]:
+    """Say of whatever fails within the block because another process of this run has ended that this is so.
+
+    Raises:
+        LostProcess: in place of what gloo or NCCL says of a connection.
     """
+    try:
+        yield
+    except ExpectedError:
+        raise
+    except RuntimeError as error:
+        if not _is_lost_process(error):
+            raise
+        raise LostProcess(
+            "another process of this run has ended; the same command goes on from what was saved"
+        ) from error
 
 
-def is_lost_process(error: Exception) -> bool:
-    """Whether ``error`` says that another process of this run has ended: what gloo or NCCL says of a connection."""
+def _is_lost_process(error: RuntimeError) -> bool:
     several = os.environ.get("WORLD_SIZE", "1") != "1"
     return several and any(name in str(error) for name in ("gloo", "NCCL"))

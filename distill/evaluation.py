@@ -11,6 +11,8 @@ from transformers import PreTrainedModel
 from distill.data import IGNORE_INDEX, Batch, Examples
 from distill.t5 import hidden_states
 
+_CHUNK = 2**23  # logits that exist at a time: 32 MiB in float32
+
 
 @torch.no_grad()
 def negative_log_perplexity(model: PreTrainedModel, batches: Iterable[Batch]) -> tuple[float, np.ndarray]:
@@ -33,12 +35,7 @@ def negative_log_perplexity(model: PreTrainedModel, batches: Iterable[Batch]) ->
     for batch in batches:
         batch = Batch(*batch).to(model.device)
         hidden, head = hidden_states(model, batch.input_ids, batch.labels)
-        losses = F.cross_entropy(
-            F.linear(hidden, head).float(),
-            batch.labels.flatten(),
-            ignore_index=IGNORE_INDEX,
-            reduction="none",
-        )
+        losses = cross_entropies(hidden, head, batch.labels.flatten())
         sums.append(losses.view(batch.labels.shape).cpu().double().sum(-1))
         counts.append((batch.labels != IGNORE_INDEX).sum(-1).cpu())
     model.train(was_training)
@@ -51,17 +48,39 @@ def negative_log_perplexity(model: PreTrainedModel, batches: Iterable[Batch]) ->
 def evaluate(
     model: PreTrainedModel, examples: Examples, *, batch_size: int, accelerator: Accelerator
 ) -> tuple[float, np.ndarray]:
-    """``negative_log_perplexity`` on all test examples, shared among processes by whole batches.
+    """``negative_log_perplexity`` on all evaluated examples, shared among processes by whole batches.
 
     Whole batches, because a teacher's expert capacity depends on the batch: the number of processes must not
     change the result.
     """
-    losses = torch.zeros(examples.config.test_examples, dtype=torch.float64)
-    for number, batch in enumerate(examples.evaluation_batches(batch_size)):
-        if number % accelerator.num_processes == accelerator.process_index:
-            with accelerator.autocast():
-                _, values = negative_log_perplexity(model, [batch])
-            losses[number * batch_size : number * batch_size + len(values)] = torch.from_numpy(values)
+    count = examples.config.test_examples
+    losses = torch.zeros(count, dtype=torch.float64)
+    starts = range(0, count, batch_size)
+    for start in starts[accelerator.process_index :: accelerator.num_processes]:
+        rows = range(start, min(start + batch_size, count))
+        with accelerator.autocast():
+            _, values = negative_log_perplexity(model, [examples.batch(rows)])
+        losses[start : rows.stop] = torch.from_numpy(values)
     if accelerator.num_processes > 1:
         losses = accelerator.reduce(losses.to(accelerator.device), "sum").cpu()
     return -float(losses.mean()), losses.numpy()
+
+
+def cross_entropies(hidden: torch.Tensor, head: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
+    """The cross-entropy of each token in nats, [N] float32; 0 where its label is -100.
+
+    Chunk by chunk of tokens, so that memory does not depend on their number.
+
+    Args:
+        hidden: [N, d_model], scaled so that ``hidden @ head.T`` are the logits; the product runs in its dtype.
+        head: [vocabulary, d_model].
+        labels: [N] word ids.
+    """
+    head, size = head.to(hidden.dtype), max(_CHUNK // len(head), 1)
+    losses = torch.empty(len(labels), dtype=torch.float32, device=hidden.device)
+    with torch.autocast(hidden.device.type, enabled=False):
+        for start in range(0, len(labels), size):
+            rows = slice(start, start + size)
+            logits = F.linear(hidden[rows], head).float()
+            losses[rows] = F.cross_entropy(logits, labels[rows], ignore_index=IGNORE_INDEX, reduction="none")
+    return losses

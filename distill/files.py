@@ -6,6 +6,7 @@ import json
 import os
 import shutil
 from collections.abc import Iterable, Iterator
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -79,7 +80,13 @@ def read_record(path: Path, cure: str) -> dict[str, Any]:
 
 
 def file_digest(path: Path) -> str:
-    """SHA-256 in hexadecimal."""
+    """SHA-256 in hexadecimal; a process reads a file once for it, as long as size and time stay what they are."""
+    stat = path.stat()
+    return _digest(path.absolute(), stat.st_size, stat.st_mtime_ns, stat.st_ino)
+
+
+@lru_cache(maxsize=10_000)
+def _digest(path: Path, *_: int) -> str:
     with open(path, "rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
@@ -88,8 +95,7 @@ def directory_digest(directory: Path) -> str:
     """SHA-256 over names and bytes of the files of a directory, cut to 32 hexadecimal digits."""
     total = hashlib.sha256()
     for path in sorted(path for path in directory.rglob("*") if path.is_file()):
-        with open(path, "rb") as file:
-            total.update(path.relative_to(directory).as_posix().encode() + hashlib.file_digest(file, "sha256").digest())
+        total.update(path.relative_to(directory).as_posix().encode() + bytes.fromhex(file_digest(path)))
     return total.hexdigest()[:32]
 
 

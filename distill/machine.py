@@ -42,13 +42,6 @@ def keep_freed_memory() -> None:
         mallopt(option, value)
 
 
-def multiplies_bfloat16() -> bool:
-    """Whether the device has instructions for it."""
-    if torch.cuda.is_available():
-        return torch.cuda.is_bf16_supported(including_emulation=False)
-    return torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()
-
-
 def _processor() -> str:
     with contextlib.suppress(OSError):
         for line in Path("/proc/cpuinfo").read_text().splitlines():

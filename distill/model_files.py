@@ -1,8 +1,8 @@
 """A model's directory before it is loaded: its config, and what its safetensors hold. Needs no torch."""
 
 import json
-import re
 from collections.abc import Callable, Iterator
+from functools import lru_cache
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -11,10 +11,10 @@ from safetensors import SafetensorError, safe_open
 
 from distill.errors import UserError
 from distill.files import read_json
+from distill.hub import at_revision
 
 Shapes = dict[str, tuple[int, ...]]
 
-_HUB_NAME = re.compile(r"[A-Za-z0-9][\w.-]*(/[A-Za-z0-9][\w.-]*)?")
 _ALSO_CALLED = {"d_model": "hidden_size", "num_heads": "num_attention_heads", "num_layers": "num_hidden_layers"}
 _LARGEST = {"num_layers": 1024, "num_decoder_layers": 1024, "num_experts": 4096}
 # Names in safetensors -> types of numpy, which has no bfloat16: its bits are those of the upper half of a float32.
@@ -30,20 +30,18 @@ class Weights(NamedTuple):
 
 
 def read_model_config(source: str, what: str) -> dict[str, Any]:
-    """The config.json of a directory or of a model on the hub.
+    """The config.json of a directory, or of a model on the hub at the commit that ``distill.hub`` gives.
 
     Args:
+        source: a directory, or a name on the hub that may be pinned (``NAME@REVISION``).
         what: names the model in messages.
 
     Raises:
         UserError: there is none, or it is not one.
     """
-    path = Path(source) / "config.json"
-    if not Path(source).is_dir():
-        if not _HUB_NAME.fullmatch(source):
-            raise UserError(f"{what} is no directory, and no name on the hub either; check the path")
-        path = _from_hub(source, what)
-    elif not path.is_file():
+    name, commit = at_revision(source, "model", what)
+    path = _from_hub(name, commit, what) if commit else Path(name) / "config.json"
+    if not path.is_file():
         raise UserError(f"{what} cannot be loaded: it has no config.json; name a directory of save_pretrained")
     config = read_json(path, "copy or save the model again")
     if not isinstance(config, dict):
@@ -118,6 +116,15 @@ def check_weights(source: str, expected: Shapes, what: str, *, allowed: tuple[st
         _check_finite(weights.files, what)
 
 
+def check_finite(directory: Path, what: str) -> None:
+    """Whether the weights in the safetensors of a directory are numbers; a process reads each file once for it.
+
+    Raises:
+        UserError: one is NaN or infinite, or there are no such files.
+    """
+    _check_finite(_weight_files(directory, what), what)
+
+
 def _read_weights(directory: Path, what: str) -> Weights:
     """What the headers of the directory's safetensors say."""
     shapes: Shapes = {}
@@ -148,16 +155,23 @@ def _check_shapes(found: Shapes, expected: Shapes, what: str, allowed: tuple[str
 
 def _check_finite(files: list[Path], what: str) -> None:
     for path in files:
-        with open(path, "rb") as file:  # a header that read_weights has seen
-            length = int.from_bytes(file.read(8), "little")
-            header = json.loads(file.read(length))
-        data = np.memmap(path, np.uint8, "r")[8 + length :]
-        for name, tensor in header.items():
-            if name != "__metadata__" and not all(_finite(data, tensor)):
-                raise UserError(
-                    f"{what} has weights in {name} that are NaN or infinite; its training has diverged, "
-                    "so take an earlier checkpoint"
-                )
+        stat = path.stat()
+        if (name := _not_finite(path.absolute(), stat.st_size, stat.st_mtime_ns, stat.st_ino)) is not None:
+            raise UserError(
+                f"{what} has weights in {name} that are NaN or infinite; its training has diverged, "
+                "so take an earlier checkpoint"
+            )
+
+
+@lru_cache(maxsize=10_000)
+def _not_finite(path: Path, *_: int) -> str | None:
+    """The first tensor of a file that holds what is no number."""
+    with open(path, "rb") as file:
+        length = int.from_bytes(file.read(8), "little")
+        header = json.loads(file.read(length))
+    data = np.memmap(path, np.uint8, "r")[8 + length :]
+    tensors = ((name, tensor) for name, tensor in header.items() if name != "__metadata__")
+    return next((name for name, tensor in tensors if not all(_finite(data, tensor))), None)
 
 
 def _finite(data: np.ndarray, tensor: dict[str, Any]) -> Iterator[bool]:
@@ -193,11 +207,14 @@ def _is_text(value: Any) -> bool:
     return isinstance(value, str)
 
 
-def _from_hub(name: str, what: str) -> Path:
+def _from_hub(name: str, commit: str, what: str) -> Path:
     from huggingface_hub import hf_hub_download
 
     try:
-        return Path(hf_hub_download(name, "config.json"))
-    except Exception as error:  # of many kinds: no such model, no such file, no connection
+        return Path(hf_hub_download(name, "config.json", revision=commit))
+    except Exception as error:  # of many kinds: no such commit, no such file, no connection
         cause = " ".join(str(error).split())[:200]
-        raise UserError(f"{what} is no directory, and the hub does not give it: {cause}; check the name") from error
+        raise UserError(
+            f"{what} is no directory, and the hub does not give its config.json at {commit[:12]}: {cause}; "
+            "check the name and the revision, or connect"
+        ) from error

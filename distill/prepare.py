@@ -1,97 +1,35 @@
-"""A corpus on disk: split by hash, cut into tokens, with the digests that say what it was. Needs no torch."""
+"""A corpus to disk: read once, split by hash, cut into tokens, with digests that say what it was. Needs no torch."""
 
 import contextlib
 import hashlib
 import itertools
 import json
 import shutil
+from collections import deque
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass, field
-from functools import cached_property
+from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING, BinaryIO, NamedTuple
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from distill.config import DataConfig
-from distill.corpus import Digest, corpus_files, read_documents, split_of
+from distill.corpus import Digest, Document, corpus_files, read_documents, split_of
 from distill.errors import UserError
-from distill.files import check_digests, file_digests, new_directory, read_record, write_record
+from distill.files import file_digest, file_digests, new_directory, write_record
+from distill.hub import resolve_revision
 from distill.lock import one_at_a_time
-from distill.span_corruption import SpanLengths, raw_length_for, span_lengths
+from distill.overlap import overlaps
+from distill.prepared_data import TEXT, Part, PreparedData, read_prepared
+from distill.word_ids import token_type
 
 if TYPE_CHECKING:  # transformers takes seconds to import, and prepared data is reused without it
     from transformers import PreTrainedTokenizerFast
 
-
-_FORMAT = 1  # of the files that _prepare writes
-
-
-class WordIds(NamedTuple):
-    """The ids that the objective needs. Sentinel k is ``sentinel_start - k``, for k < ``sentinels``."""
-
-    size: int
-    pad: int
-    eos: int
-    sentinel_start: int
-    sentinels: int
-
-
-@dataclass(frozen=True)
-class PreparedData:
-    """A corpus that was split, cut into tokens and written to ``directory``."""
-
-    directory: str
-    name: str
-    digest: str  # of the bytes of every document, in order
-    train_digest: str  # of the training documents alone
-    test_digest: str
-    fingerprint: str  # of everything that an example depends on: the documents, the split and the tokenizer
-    train_documents: int
-    test_documents: int
-    train_tokens: int
-    test_tokens: int
-    word_ids: list[int]  # the fields of WordIds
-    validation_digest: str = ""
-    validation_documents: int = 0
-    validation_tokens: int = 0
-    sha256: dict[str, str] = field(default_factory=dict)  # of the files; none in data that was prepared without
-
-    @cached_property
-    def tokenizer(self) -> "PreTrainedTokenizerFast":
-        """Raises UserError where a file of it is not what was written."""
-        from distill.tokenizer import load_tokenizer
-
-        self._check({name for name in self.sha256 if name.startswith("tokenizer/")})
-        return load_tokenizer(Path(self.directory) / "tokenizer")
-
-    @property
-    def words(self) -> WordIds:
-        return WordIds(*self.word_ids)
-
-    @property
-    def vocab_size(self) -> int:
-        """The tokenizer's words, rounded up to a multiple of 128 as T5 does (32,100 -> 32,128)."""
-        return -(-self.words.size // 128) * 128
-
-    def tokens(self, split: str) -> np.ndarray:
-        """All token ids of ``train``, ``test`` or ``validation``, memory-mapped.
-
-        Raises:
-            UserError: they are not those that were written.
-        """
-        self._check({f"{split}.bin"} & set(self.sha256))
-        return np.memmap(Path(self.directory) / f"{split}.bin", dtype=_token_type(self.words.size), mode="r")
-
-    def _check(self, names: set[str]) -> None:
-        """Read files once, when they are first needed: a finished pipeline is answered without."""
-        directory = Path(self.directory)
-        check_digests(directory, {name: self.sha256[name] for name in names - self._checked}, _cure(directory))
-        self._checked.update(names)
-
-    @cached_property
-    def _checked(self) -> set[str]:
-        return set()
+# Of the files that _prepare writes, and a part of the data's fingerprint. Raise it with every change of how documents
+# are read, split or cut into tokens, and of how evaluated examples are chosen (distill.corpus, tokenizer, held_out).
+_VERSION = 2
+_BATCH = 256  # documents that are cut into tokens at a time
 
 
 def prepare_data(
@@ -129,123 +67,149 @@ def prepare_data(
     return read_prepared(directory)
 
 
-def read_prepared(directory: Path) -> PreparedData:
-    """What ``prepare_data`` left in ``directory``.
-
-    Raises:
-        UserError: its data.json is damaged.
-    """
-    values = read_record(directory / "data.json", _cure(directory))
-    try:
-        return PreparedData(directory=str(directory), **values)
-    except TypeError as error:
-        raise UserError(f"{directory / 'data.json'} is not what was written; {_cure(directory)}") from error
-
-
 def is_prepared(config: DataConfig, root: Path) -> bool:
     """Whether ``prepare_data`` would reuse what it finds in ``root``."""
     return (root / _key(config) / "data.json").exists()
 
 
-def example_lengths(data: PreparedData, config: DataConfig) -> tuple[int, SpanLengths]:
-    """Raw tokens of an example, and what they are corrupted to.
+def _prepare(config: DataConfig, directory: Path) -> dict[str, Any]:
+    """Write tokenizer/ and two files for each part; return the fields of PreparedData but the directory."""
+    from distill.tokenizer import load_tokenizer, word_ids
 
-    Raises:
-        UserError: the data has too few tokens, or its tokenizer too few sentinels, for such examples.
-    """
-    shape = {"noise_density": config.noise_density, "mean_span_length": config.mean_span_length}
-    raw = raw_length_for(config.input_length, **shape)
-    lengths = span_lengths(raw, **shape)
-    if data.train_tokens < raw:
-        raise UserError(
-            f"the training part of {data.name} has {data.train_tokens} tokens, one example needs {raw}; "
-            "use more text or a shorter data.input_length"
-        )
-    held_out = {"test": data.test_tokens, "validation": data.validation_tokens}[config.eval_split]
-    if (available := held_out // raw) < config.test_examples:
-        raise UserError(
-            f"data.test_examples is {config.test_examples}, but the {config.eval_split} part of {data.name} "
-            f"gives {available} of {raw} tokens; ask for fewer, or raise data.{config.eval_split}_fraction"
-        )
-    if lengths.spans > data.words.sentinels:
-        raise UserError(
-            f"an example of data.input_length {config.input_length} has {lengths.spans} spans, but the tokenizer "
-            f"has {data.words.sentinels} sentinels; choose a shorter one"
-        )
-    return raw, lengths
-
-
-def _prepare(config: DataConfig, directory: Path) -> dict:
-    """Write tokenizer/ and a file of tokens for each part; return the fields of PreparedData but the directory."""
-    from distill.tokenizer import load_tokenizer, train_tokenizer, word_ids
-
-    def documents() -> Iterator[tuple[str, str]]:
-        for text in read_documents(config.corpus, config.text_column):
-            yield split_of(text, config.test_fraction, config.validation_fraction), text
-
+    revisions = _revisions(config)
+    documents = _split_documents(config, revisions["revision"])
     if config.tokenizer == "train":
-        tokenizer = train_tokenizer((text for part, text in documents() if part == "train"), config.vocabulary)
+        tokenizer, documents = _train_tokenizer(documents, config)
     else:
         tokenizer = load_tokenizer(config.tokenizer)
     tokenizer.save_pretrained(directory / "tokenizer")
 
-    parts = ["train", "test", *(["validation"] if config.validation_fraction else [])]
-    digests = {name: Digest() for name in ("all", *parts)}
-    unknown = 0
-    counts = {f"{part}_{unit}": 0 for part in parts for unit in ("documents", "tokens")}
+    digest, unknown = Digest(), 0
     with contextlib.ExitStack() as stack:
-        files = {part: stack.enter_context(open(directory / f"{part}.bin", "wb")) for part in parts}
-        for batch in _batches(documents(), 256):
-            unknown += _write_tokens(batch, tokenizer, files, counts)
-            for part, text in batch:
-                digests["all"].add(text)
-                digests[part].add(text)
-            if config.train_tokens and counts["train_tokens"] >= config.train_tokens:
+        names = ("train", "test", *(["validation"] if config.validation_fraction else []))
+        parts = {name: stack.enter_context(_PartWriter(directory, name, len(tokenizer))) for name in names}
+        for batch in _batches(documents, _BATCH):
+            unknown += _write_tokens(batch, tokenizer, parts)
+            for _, document in batch:
+                digest.add(document)
+            if config.train_tokens and parts["train"].tokens >= config.train_tokens:
                 break
-    for part in parts:
-        if not counts[f"{part}_tokens"]:
-            found = " and ".join(f"{counts[f'{name}_documents']} {name}" for name in parts)
-            raise UserError(
-                f"the {part} part of {config.corpus} is empty ({found} documents at data.test_fraction "
-                f"{config.test_fraction}); use more documents or another fraction"
-            )
-    if 4 * unknown > (total := sum(counts[f"{part}_tokens"] for part in parts)):
-        raise UserError(
-            f"tokenizer {config.tokenizer!r} does not know {unknown / total:.0%} of the words of {config.corpus}; "
-            "use one made for such text, or data.tokenizer: train"
-        )
-    words = json.dumps([word_ids(tokenizer), tokenizer.backend_tokenizer.to_str()])
-    identity = [digests["all"].hexdigest(), hashlib.sha256(words.encode()).hexdigest(), config.test_fraction]
-    if config.validation_fraction:
-        identity.append(config.validation_fraction)
+    documents_of = {name: part.documents for name, part in parts.items()}
+    _check_parts(config, documents_of, unknown, sum(part.tokens for part in parts.values()))
+    words = [list(word_ids(tokenizer)), tokenizer.backend_tokenizer.to_str()]
+    split = {name: [part.digest.hexdigest(), file_digest(part.texts)] for name, part in parts.items()}
+    identity = [_VERSION, digest.hexdigest(), hashlib.sha256(json.dumps(words).encode()).hexdigest(), split]
+    held_out = [name for name in parts if name != "train"]
+    found = overlaps(parts["train"].read(), [parts[name].read() for name in held_out])
+    shared = dict(zip(held_out, found, strict=True))
     return {
         "name": config.corpus,
-        "digest": digests["all"].hexdigest(),
-        **{f"{part}_digest": digests[part].hexdigest() for part in parts},
-        "fingerprint": hashlib.sha256(json.dumps(identity).encode()).hexdigest()[:32],
-        **counts,
-        "word_ids": list(word_ids(tokenizer)),
+        "digest": digest.hexdigest(),
+        "fingerprint": hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()[:32],
+        "parts": {
+            name: asdict(
+                Part(
+                    part.digest.hexdigest(),
+                    documents_of[name],
+                    part.tokens,
+                    overlap=shared.get(name),
+                )
+            )
+            for name, part in parts.items()
+        },
+        "word_ids": words[0],
+        **revisions,
     }
 
 
+class _PartWriter:
+    """The files of one part while they are written: NAME.bin holds its tokens, NAME.documents where texts end."""
+
+    def __init__(self, directory: Path, name: str, vocabulary: int):
+        self._tokens, self.texts = directory / f"{name}.bin", directory / f"{name}.documents"
+        self._type = token_type(vocabulary)
+        self.digest, self.tokens = Digest(), 0
+
+    def __enter__(self) -> "_PartWriter":
+        self._files = [open(path, "wb") for path in (self._tokens, self.texts)]  # noqa: SIM115  closed in __exit__
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        for file in self._files:
+            file.close()
+
+    def add(self, document: Document, ids: list[int]) -> None:
+        self.digest.add(document)
+        self.tokens += len(ids)
+        text = np.array((self.tokens, int.from_bytes(document.key[:8], "little")), TEXT)
+        for file, values in zip(self._files, (np.asarray(ids, self._type), text), strict=True):
+            file.write(values.tobytes())  # tofile hides a full disk
+
+    @property
+    def documents(self) -> int:
+        """How many there are, once the files are closed."""
+        known = np.sort(np.fromfile(self.texts, TEXT)["document"])
+        return int((np.diff(known) != 0).sum()) + min(len(known), 1)
+
+    def read(self) -> np.ndarray:
+        """The tokens, once the files are closed."""
+        return np.memmap(self._tokens, self._type, "r") if self.tokens else np.empty(0, self._type)
+
+
+def _split_documents(config: DataConfig, revision: str | None) -> Iterator[tuple[str, Document]]:
+    for document in read_documents(config.corpus, config.text_column, config.split_by, revision):
+        yield split_of(document.key, config.test_fraction, config.validation_fraction), document
+
+
+def _train_tokenizer(
+    documents: Iterator[tuple[str, Document]], config: DataConfig
+) -> tuple["PreTrainedTokenizerFast", Iterator[tuple[str, Document]]]:
+    """A tokenizer of the first training text, and all documents once more: what was read for it is kept until then."""
+    from distill.tokenizer import TRAINING_CHARACTERS, train_tokenizer
+
+    kept: deque[tuple[str, Document]] = deque()
+    of_training = of_all = 0
+    for part, document in documents:
+        kept.append((part, document))
+        of_all += len(document.text)
+        of_training += len(document.text) if part == "train" else 0
+        if of_training >= TRAINING_CHARACTERS or of_all >= 4 * TRAINING_CHARACTERS:  # which memory can hold
+            break
+    tokenizer = train_tokenizer((document.text for part, document in kept if part == "train"), config.vocabulary)
+    again = (kept.popleft() for _ in range(len(kept)))  # frees each as it goes
+    return tokenizer, itertools.chain(again, documents)
+
+
 def _write_tokens(
-    batch: list[tuple[str, str]],
-    tokenizer: "PreTrainedTokenizerFast",
-    files: dict[str, BinaryIO],
-    counts: dict,
+    batch: list[tuple[str, Document]], tokenizer: "PreTrainedTokenizerFast", parts: dict[str, _PartWriter]
 ) -> int:
-    """Append a batch to the files and counts; how many of its tokens stand for what the tokenizer does not know."""
+    """Append a batch to its parts; how many of its tokens stand for what the tokenizer does not know."""
     from distill.tokenizer import encode
 
     id_of_unknown, unknown = tokenizer.unk_token_id, 0
     if id_of_unknown is None and (word := getattr(tokenizer.backend_tokenizer.model, "unk_token", None)):
         id_of_unknown = tokenizer.backend_tokenizer.token_to_id(word)
-    for (part, _), ids in zip(batch, encode(tokenizer, [text for _, text in batch]), strict=True):
-        files[part].write(np.asarray(ids, dtype=_token_type(len(tokenizer))).tobytes())  # tofile hides a full disk
-        counts[f"{part}_documents"] += 1
-        counts[f"{part}_tokens"] += len(ids)
+    for (part, document), ids in zip(batch, encode(tokenizer, [one.text for _, one in batch]), strict=True):
+        parts[part].add(document, ids)
         unknown += ids.count(id_of_unknown)
     return unknown
+
+
+def _check_parts(config: DataConfig, documents: dict[str, int], unknown: int, tokens: int) -> None:
+    for part in documents:
+        if not documents[part]:
+            found = " and ".join(f"{number} {name}" for name, number in documents.items())
+            held_out = "test" if part == "train" else part
+            fraction = getattr(config, f"{held_out}_fraction")
+            raise UserError(
+                f"the {part} part of {config.corpus} is empty ({found} documents at data.{held_out}_fraction "
+                f"{fraction}); use more documents or another fraction"
+            )
+    if 4 * unknown > tokens:
+        raise UserError(
+            f"tokenizer {config.tokenizer!r} does not know {unknown / tokens:.0%} of the words of {config.corpus}; "
+            "use one made for such text, or data.tokenizer: train"
+        )
 
 
 def _batches(items: Iterable, size: int) -> Iterator[list]:
@@ -254,22 +218,25 @@ def _batches(items: Iterable, size: int) -> Iterator[list]:
         yield batch
 
 
-def _cure(directory: Path) -> str:
-    return f"delete {directory}, and the same command prepares the text again"
-
-
-def _token_type(vocabulary: int) -> type:
-    return np.uint16 if vocabulary <= 2**16 else np.uint32
+def _revisions(config: DataConfig) -> dict[str, str | None]:
+    """Commits of what comes from the hub, as fields of PreparedData."""
+    corpus, tokenizer = None, None
+    if config.corpus.startswith("hf:"):
+        source = config.corpus.removeprefix("hf:").partition(":")[0]
+        corpus = resolve_revision(source, "dataset", f"data.corpus {config.corpus!r}")
+    if config.tokenizer != "train":
+        tokenizer = resolve_revision(config.tokenizer, "model", f"data.tokenizer {config.tokenizer!r}")
+    return {"revision": corpus, "tokenizer_revision": tokenizer}
 
 
 def _key(config: DataConfig) -> str:
-    """Changes with every setting that preparation reads, and with size or time of every local file."""
+    """Changes with every setting that preparation reads, with revisions, and with size or time of every local file."""
     fractions = {"test_fraction", "validation_fraction"}
     shaping = config.model_dump(
-        include={"corpus", "text_column", "tokenizer", "vocabulary", "train_tokens", *fractions}
+        include={"corpus", "text_column", "split_by", "tokenizer", "vocabulary", "train_tokens", *fractions}
     )
     files = corpus_files(config.corpus)
     if (local := Path(config.tokenizer)).is_dir():
         files += sorted(path for path in local.iterdir() if path.is_file())
     stamps = [(str(path), path.stat().st_size, path.stat().st_mtime_ns) for path in files]
-    return hashlib.sha256(json.dumps([_FORMAT, shaping, stamps]).encode()).hexdigest()[:16]
+    return hashlib.sha256(json.dumps([_VERSION, shaping, _revisions(config), stamps]).encode()).hexdigest()[:16]

@@ -8,7 +8,8 @@ from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers, 
 from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
 from distill.errors import UserError
-from distill.prepare import WordIds
+from distill.hub import at_revision
+from distill.word_ids import WordIds
 
 SENTINELS = 100
 TRAINING_CHARACTERS = 200_000_000  # enough for any vocabulary here, and bounded on a corpus like C4
@@ -43,13 +44,16 @@ def train_tokenizer(texts: Iterable[str], vocabulary: int) -> PreTrainedTokenize
 
 
 def load_tokenizer(source: str | Path) -> PreTrainedTokenizerFast:
-    """Any tokenizer that transformers loads from a directory or the hub. Never runs code of the source.
+    """Any tokenizer that transformers loads from a directory, or from the hub as ``NAME`` or ``NAME@REVISION``.
+
+    Never runs code of the source.
 
     Raises:
         UserError: it cannot be loaded, or lacks something that ``word_ids`` needs.
     """
+    name, revision = at_revision(str(source), "model", f"tokenizer {str(source)!r}")
     try:
-        tokenizer = AutoTokenizer.from_pretrained(str(source), trust_remote_code=False)
+        tokenizer = AutoTokenizer.from_pretrained(name, revision=revision or "main", trust_remote_code=False)
     except Exception as error:  # transformers raises many kinds; each means that this tokenizer cannot be used
         cause = str(error).strip().split("\n")[0]
         raise UserError(f"tokenizer {str(source)!r} cannot be loaded: {cause}") from error

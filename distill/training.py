@@ -34,8 +34,9 @@ from distill.config import TrainingConfig
 from distill.data import IGNORE_INDEX, Batch, Examples
 from distill.disk import require_space
 from distill.divergence import RESTARTS, NormWatch, TrainingDiverged
-from distill.machine import keep_freed_memory, multiplies_bfloat16
+from distill.machine import keep_freed_memory
 from distill.muon import Muon
+from distill.precision import resolve_precision
 from distill.sharding import asked_for, make_whole, shard, whole, whole_states
 from distill.steps import Window, one_ahead, seed_pass, split_batch
 
@@ -44,12 +45,14 @@ from distill.steps import Window, one_ahead, seed_pass, split_batch
 class Hooks:
     """What the caller wants to hear: each step (for a progress bar), the metrics of every few steps, and sentences.
 
-    ``evaluate`` may raise ``TrainingDiverged``.
+    ``evaluate`` may raise ``TrainingDiverged``. ``on_course`` hears how often training has gone back and begun another
+    course, at its start and each time that it does: the metrics of earlier ones no longer hold from here on.
     """
 
     on_step: Callable[[int, int, dict[str, float]], None] = lambda step, total, metrics: None
     on_metrics: Callable[[int, dict[str, float]], None] = lambda step, metrics: None
     evaluate: Callable[[int], None] = lambda step: None
+    on_course: Callable[[int], None] = lambda number: None
     say: Callable[[str], None] = lambda text: None
 
 
@@ -61,10 +64,9 @@ def make_accelerator(precision: Literal["auto", "bfloat16", "float32"]) -> Accel
     os.environ.pop("ACCELERATE_GRADIENT_ACCUMULATION_STEPS", None)
     os.environ["FSDP_CPU_RAM_EFFICIENT_LOADING"] = "false"  # transformers would load weights in one process alone
     keep_freed_memory()
-    bfloat16 = precision == "bfloat16" or (precision == "auto" and multiplies_bfloat16())
     # Without a GPU, each of several processes would believe that it is alone.
     cpu = int(os.environ.get("WORLD_SIZE", "1")) > 1 and not torch.accelerator.is_available()
-    mixed_precision = "bf16" if bfloat16 else "no"
+    mixed_precision = "bf16" if resolve_precision(precision) == "bfloat16" else "no"
     with patch_environment(accelerate_use_fsdp="false"):  # which it does on GPUs alone; we do it ourselves
         return Accelerator(mixed_precision=mixed_precision, gradient_accumulation_steps=1, cpu=cpu)
 
@@ -135,6 +137,7 @@ def train(
     if not found and (config.on_divergence == "restart" or progress.step == stop):
         course.save(progress)  # what the first restart goes back to; or a trunk of no steps, where branches begin
     while progress.step < stop:
+        hooks.on_course(progress.restarts)
         batches = one_ahead(examples, micro_batches, range(progress.step, stop))
         try:
             progress = course.take_steps(progress, batches, seed, steps, stop)

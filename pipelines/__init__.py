@@ -15,12 +15,13 @@ init       stage 2: a dense student from the teacher's non-expert weights
 label      between 2 and 3, where asked for: soft labels, made once and stored
 distill    stage 3: train the student on hard and soft labels
 report     stage 4: the fraction of the teacher's gain that the student keeps
-table      the report's table
-plot       the report's picture
+reporting  what the report says: intervals, tables, pictures
 tracking   MLflow: the store, one run per stage, curves, models, data sets
+data_source  where a corpus comes from, as MLflow writes it down
 feed       delivers curves to MLflow beside the training
 lineage    from a model back to its data, read from MLflow
 view       the comparison of ratios as a saved view of the MLflow UI
+parent     a process of another run ends with it
 progress   bars and messages, on stderr
 serve      an exported student behind HTTP, its teacher beside it
 teacher_runner  a teacher behind the interface of exported students

@@ -13,6 +13,7 @@ from distill.checkpoint import checkpoints
 from distill.data import Examples
 from distill.errors import UserError
 from distill.evaluation import evaluate
+from distill.hub import at_revision
 from distill.objectives import HardLabels
 from distill.seq2seq import build_dense, count_parameters, new_t5, place
 from distill.training import train, trunk_steps
@@ -71,9 +72,10 @@ def _model(run: StageRun) -> T5ForConditionalGeneration:
         return new_t5(student_config(read_teacher_config(next(iter(teachers.values())))), seed=run.stage.seed)
     if source is None:
         return build_dense(run.config.model, run.data.vocab_size, pad=words.pad, eos=words.eos, seed=run.stage.seed)
+    name, commit = at_revision(source, "model", f"baseline.checkpoint {source!r}")
     try:
-        safe = True if Path(source).is_dir() else None  # older models of the hub are pickles, read with weights_only
-        model = T5ForConditionalGeneration.from_pretrained(source, use_safetensors=safe)
+        safe = None if commit else True  # older models of the hub are pickles, read with weights_only
+        model = T5ForConditionalGeneration.from_pretrained(name, revision=commit, use_safetensors=safe)
     except Exception as error:  # transformers raises many kinds; each means that this checkpoint cannot be used
         raise UserError(
             f"baseline.checkpoint {source!r} cannot be loaded: {' '.join(str(error).split())[:200]}"

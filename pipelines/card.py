@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from pipelines.lineage import nodes
+from pipelines.reporting.table import sample
 from pipelines.store import Store
 
 if TYPE_CHECKING:
@@ -39,7 +40,7 @@ print(model.predict(frame, params={"max_tokens": 64}))""",
 
 
 def report_row(store: Store, lineage: dict[str, Any]) -> dict[str, Any] | None:
-    """The newest comparison that the exported student is part of: its row of report.json, with both baselines."""
+    """The newest comparison that the exported student is part of: its row of report.json, with baselines and data."""
     student = lineage["inputs"][0]
     experiment = store.client.get_run(student["run_id"]).info.experiment_id
     for run in store.client.search_runs([experiment], "tags.stage = 'report'", order_by=["attributes.start_time DESC"]):
@@ -49,7 +50,7 @@ def report_row(store: Store, lineage: dict[str, Any]) -> dict[str, Any] | None:
         report = json.loads(Path(store.client.download_artifacts(run.info.run_id, "report.json")).read_text())
         for row in report["ratios"]:
             if (row["ratio"], row["variant"]) == (student["ratio"], student["variant"]):
-                return {**row, "baseline": report["baseline"], "long_baseline": report["long_baseline"]}
+                return {**row, **{key: report[key] for key in ("baseline", "long_baseline", "data")}}
     return None
 
 
@@ -100,7 +101,8 @@ def _fraction(row: dict[str, Any], suffix: str) -> str:
     if row[f"fraction_kept{suffix}"] is None:
         return f"undefined, because {row[f'fraction{suffix}_undefined']}"
     low, high = row[f"fraction{suffix}_interval"]
-    return f"{row[f'fraction_kept{suffix}']:.1%} [{low:.1%}, {high:.1%}]"
+    of = sample(row["data"], row["seeds"])
+    return f"{row[f'fraction_kept{suffix}']:.1%} (95 % interval of {of}: [{low:.1%}, {high:.1%}])"
 
 
 def _parity(parity: "Parity") -> str:

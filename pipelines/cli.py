@@ -11,9 +11,10 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from distill.disk import is_full
-from distill.errors import UserError, is_lost_process
+from distill.errors import ExpectedError, UserError
 from pipelines import cli_serving
 from pipelines.cli_options import WORK, Json, Workdir
+from pipelines.parent import end_with_parent
 from pipelines.store_uri import without_credentials
 
 if TYPE_CHECKING:
@@ -29,6 +30,9 @@ app = typer.Typer(
     help="Distil a sparse Switch Transformer into a small dense T5 that you can serve.",
 )
 app.add_typer(cli_serving.commands)
+
+# What the parser raises, which typer does not export: its own, or click's in versions that use click.
+_WrongUsage = typer.BadParameter.__base__
 
 Config = Annotated[str, typer.Argument(metavar="CONFIG", help="A preset's name or a YAML file.")]
 Ratio = Annotated[str | None, typer.Option(help="One teacher size, for example e8; all of them if not given.")]
@@ -185,24 +189,19 @@ def main() -> None:
 def _main() -> int:
     _quiet_libraries()
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # so that stages end their runs
+    end_with_parent()
     try:
         code = app(standalone_mode=False)
         if sharding := sys.modules.get("distill.sharding"):
             sharding.leave_processes()
-    except UserError as error:
-        return _complain(str(error), 1 if is_full(error) else 2)
+    except _WrongUsage as error:
+        return _complain(f"{error.format_message()} (see --help)", 2) if error.format_message() else 2
+    except ExpectedError as error:
+        return _complain(str(error), 1 if is_full(error) else error.exit_code)
     except Exception as error:
-        if hasattr(error, "format_message"):  # wrong usage, found by the parser
-            return _complain(f"{error.format_message()} (see --help)", 2) if error.format_message() else 2
-        if type(error).__name__ in ("TrainingDiverged", "ParityFailure", "DiskFull", "Undelivered"):
-            return _complain(str(error), 1)
         if is_full(error):
             cause = str(error).strip().split("\n")[0]
             return _complain(f"the disk is full ({cause}); free some space and give the same command again", 1)
-        if type(error).__name__ in ("MlflowException", "ConnectionError"):
-            return _complain(f"MLflow: {error}; what was computed is kept, give the same command again", 1)
-        if is_lost_process(error):
-            return _complain("another process of this run has ended; the same command goes on from what was saved", 1)
         print(without_credentials(traceback.format_exc()), file=sys.stderr, end="")
         return 1
     if code == 130:

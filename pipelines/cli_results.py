@@ -9,9 +9,9 @@ from rich.console import Console
 from pipelines.cli_options import WORK
 from pipelines.delivery import check_delivered
 from pipelines.report import publish
+from pipelines.reporting.table import table
 from pipelines.run import Pipeline
 from pipelines.stage import Finished
-from pipelines.table import table
 
 
 def show_stages(pipeline: Pipeline, finished: list[Finished], json_: bool) -> None:

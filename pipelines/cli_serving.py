@@ -62,6 +62,10 @@ def serve(
     model: Model,
     port: Annotated[int, typer.Option(min=0, max=65535, help="0 is any free one.")] = 8000,
     host: Annotated[str, typer.Option(help="The address to listen on; 0.0.0.0 is all of them.")] = "127.0.0.1",
+    allowed_host: Annotated[
+        list[str] | None,
+        typer.Option(metavar="NAME", help="A host that requests may name besides --host; * is any; repeatable."),
+    ] = None,
     format: Annotated[str | None, typer.Option(help="To export to first, where MODEL is no export.")] = None,
     teacher: Annotated[Path | None, typer.Option(help="A Switch teacher, for the page to compare with.")] = None,
     threads: Annotated[int | None, typer.Option(min=1, help="Of each model; the runtime decides if not given.")] = None,
@@ -85,6 +89,7 @@ def serve(
         teacher,
         host,
         port,
+        allowed_hosts=allowed_host or [],
         format=format,
         workdir=workdir,
         text=text,

@@ -58,6 +58,11 @@ class RunConfig(Section):
         {}, description="several students of each teacher: name -> what differs in the sections student and distill"
     )
 
+    @property
+    def students(self) -> list["RunConfig"]:
+        """The config of each student of a teacher: of every variant, or of the one without a name."""
+        return [self.of_variant(name) for name in self.variants or [None]]
+
     def of_variant(self, name: str | None) -> "RunConfig":
         """The config of one of ``variants``, which has none itself; of None, this one.
 

@@ -8,16 +8,17 @@ import contextlib
 import json
 import os
 from collections.abc import Iterator
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from distill.disk import is_full
-from pipelines.feed import cause_of
+from distill.errors import ExpectedError
+from pipelines.data_source import mlflow_source
 from pipelines.registry import log_comparison
 from pipelines.stage import Finished, Stage, find_finished
-from pipelines.store_uri import EXPERIMENT, label
-from pipelines.tracking import COLOURS, TrackedRun, describe_run, store_errors
+from pipelines.store_uri import EXPERIMENT, StoreError, cause_of, label
+from pipelines.tracking import COLOURS, TrackedRun, describe_run
 from pipelines.view import publish_view
 
 if TYPE_CHECKING:
@@ -25,15 +26,12 @@ if TYPE_CHECKING:
 
 # Files that are artifacts of the stage's run, and directories that are a model: MLflow follows lineage through models
 # alone, so soft labels count as one there.
-_ARTIFACTS = ("*losses.json", "routing.png", "labels/labels.json", "report.*", "fraction_kept.png")
+_ARTIFACTS = ("*losses.json", "routing.png", "labels/labels.json", "report.*", "documents.json", "fraction_kept.png")
 _MODELS = ("model", "labels")
 
 
-class Undelivered(RuntimeError):
-    """Stages are finished, but MLflow has not got them. The message says which, why, and what delivers them.
-
-    The command line prints the message alone and exits with code 1.
-    """
+class Undelivered(ExpectedError, RuntimeError):
+    """Stages are finished, but MLflow has not got them. The message says which, why, and what delivers them."""
 
 
 @contextlib.contextmanager
@@ -41,12 +39,12 @@ def going_on(pipeline: "Pipeline") -> Iterator[None]:
     """Go on after the block where the store took no more; ``pipeline.away`` is why."""
     try:
         yield
-    except store_errors() as error:
+    except StoreError as error:
         if is_full(error):
             raise
         if not pipeline.away:
-            pipeline.say(f"MLflow takes nothing at present, what is computed waits on disk: {cause_of(error)}")
-        pipeline.away = cause_of(error)
+            pipeline.say(f"MLflow takes nothing at present, what is computed waits on disk: {error.cause}")
+        pipeline.away = error.cause
 
 
 def check_delivered(pipeline: "Pipeline", finished: list[Finished], command: str) -> None:
@@ -69,7 +67,7 @@ def begin(pipeline: "Pipeline", stage: Stage) -> TrackedRun:
     """Start or go on with the MLflow run of ``stage``, once the stages that it reads are there.
 
     Raises:
-        one of store_errors(): the store is away; what there is to say of the run is kept in the stage's directory.
+        StoreError: the store is away; what there is to say of the run is kept in the stage's directory.
     """
     config, data = pipeline.config, pipeline.data
     directory = stage.directory(pipeline.workdir)
@@ -81,13 +79,13 @@ def begin(pipeline: "Pipeline", stage: Stage) -> TrackedRun:
     tracked = TrackedRun(pipeline.store, directory, stage.title)
     tracked.log_params({**{key: tags[key] for key in ("ratio", "variant") if key in tags}, **stage.settings})
     tracked.log_file(directory / "config.yaml")
+    source = mlflow_source(data.name, data.revision, Path(data.directory))
     if stage.kind not in ("init", "report") or (stage.kind == "init" and config.student.is_calibrated):
-        training = {"documents": data.train_documents, "tokens": data.train_tokens, "digest": data.train_digest}
-        tracked.log_data(data.name, data.digest, "train", training)
+        tracked.log_data(data.name, data.digest, "train", source, asdict(data.parts["train"]))
     if stage.kind not in ("init", "label"):
-        part = config.data.eval_split
-        held_out = {unit: getattr(data, f"{part}_{unit}") for unit in ("documents", "tokens")}
-        tracked.log_data(f"{data.name}-{part}", getattr(data, f"{part}_digest"), part, held_out)
+        split = config.data.eval_split
+        held_out = data.parts[split]
+        tracked.log_data(f"{data.name}-{split}", held_out.digest, split, source, asdict(held_out))
     models = {role: pipeline.finished(upstream).model_id for role, upstream in stage.inputs.items()}
     tracked.log_model_inputs({role: model_id for role, model_id in models.items() if model_id})
     return tracked
@@ -97,7 +95,7 @@ def deliver(pipeline: "Pipeline", stage: Stage) -> None:
     """Bring the finished ``stage`` to MLflow, and those that it reads, as far as they are not there.
 
     Raises:
-        MlflowException, OSError: the store is away.
+        StoreError: it is away.
     """
     if pipeline.finished(stage).is_tracked:
         return
@@ -155,18 +153,19 @@ def _deliver_report(pipeline: "Pipeline", stage: Stage, found: Finished, tracked
     try:
         publish_view(pipeline.store, config.name, stage.fingerprint[:12], coordinates)
     except Exception as error:  # the view is in the UI's own format, which a server may refuse
-        pipeline.say(f"The comparison could not be saved as a view of the MLflow UI: {error}")
+        pipeline.say(f"The comparison could not be saved as a view of the MLflow UI: {cause_of(error)}")
 
 
 def _tags(pipeline: "Pipeline", stage: Stage) -> dict[str, str]:
     from distill.machine import machine_facts  # with torch, which is there where a stage is computed
 
-    config = pipeline.config
+    config, data = pipeline.config, pipeline.data
     tags = {
         "pipeline": config.name,
         "stage": stage.kind,
         "fingerprint": stage.fingerprint,
-        "data.digest": pipeline.data.digest,
+        "data.digest": data.digest,
+        **{f"data.{name}": commit for name in ("revision", "tokenizer_revision") if (commit := getattr(data, name))},
         "mlflow.source.name": f"switch-distill {stage.kind} {config.name}",
         **machine_facts(pipeline.accelerator),
     }

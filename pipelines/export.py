@@ -59,6 +59,7 @@ def export(
     Raises:
         UserError: the model, the format or the text cannot be used, or ``output`` exists.
         DiskFull: nothing is left at ``output``.
+        StoreError: the store does not answer; nothing is left at ``output``.
         students.export.parity.ParityFailure: the export differs from the student; nothing is left at ``output``.
     """
     check_format(format, precision)
@@ -105,7 +106,8 @@ def _verify(
 
     held_out = held_out_text(source, workdir, text)
     if tracked:
-        tracked.log_data(held_out.name, held_out.digest, "test", {"tokens": len(held_out.tokens)})
+        size = {"tokens": len(held_out.tokens)}
+        tracked.log_data(held_out.name, held_out.digest, held_out.split, held_out.source, size)
     tokenizer = Tokenizer.from_file(str(source.directory / "tokenizer.json"))
     examples = make_examples(held_out.tokens, held_out.words, tokenizer)
     reference = student_reference(source.directory, examples)

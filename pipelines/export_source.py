@@ -7,7 +7,9 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from distill.errors import UserError
-from distill.prepare import WordIds, read_prepared
+from distill.prepared_data import read_prepared
+from distill.word_ids import WordIds
+from pipelines.data_source import mlflow_source
 from pipelines.lineage import find_model, nodes, read_lineage
 from pipelines.store import Store, existing_store
 
@@ -29,6 +31,8 @@ class HeldOutText(NamedTuple):
     digest: str
     tokens: np.ndarray
     words: WordIds
+    split: str  # test or validation
+    source: tuple[str, str]  # of MLflow, see pipelines.data_source
 
 
 def find_source(model: str, workdir: Path, text: str | None) -> Source:
@@ -73,10 +77,10 @@ def held_out_text(source: Source, workdir: Path, text: str | None) -> HeldOutTex
     for path in sorted(workdir.glob("data/*/data.json")):
         data = read_prepared(path.parent)
         words = Tokenizer.from_file(str(path.parent / "tokenizer" / "tokenizer.json")).get_vocab()
-        for part in ("test", "validation"):  # what the student was measured on
-            digest = getattr(data, f"{part}_digest")
-            if digest in digests and words == vocabulary:
-                return HeldOutText(f"{data.name}-{part}", digest, data.tokens(part), data.words)
+        for name, part in data.parts.items():  # what the student was evaluated on
+            if part.digest in digests and words == vocabulary:
+                place = mlflow_source(data.name, data.revision, path.parent)
+                return HeldOutText(f"{data.name}-{name}", part.digest, data.tokens(name), data.words, name, place)
     raise UserError(
         f"the held-out text of {source.name} (digest {', '.join(sorted(digests)) or 'unknown'}) is not in "
         f"{workdir / 'data'}; name the work directory that made it, or other text with --text FILES"
@@ -87,12 +91,14 @@ def _of_files(source: Source, pattern: str) -> HeldOutText:
     from distill.corpus import Digest, read_documents
     from distill.tokenizer import encode, load_tokenizer, word_ids
 
-    documents, digest = list(read_documents(f"text:{pattern}", "text")), Digest()
+    documents, digest = list(read_documents(f"text:{pattern}")), Digest()
     for document in documents:
         digest.add(document)
     tokenizer = load_tokenizer(source.directory)
-    ids = [id_ for row in encode(tokenizer, documents) for id_ in row]
-    return HeldOutText(f"text:{pattern}", digest.hexdigest(), np.array(ids), word_ids(tokenizer))
+    ids = [id_ for row in encode(tokenizer, [document.text for document in documents]) for id_ in row]
+    corpus = f"text:{pattern}"
+    place = mlflow_source(corpus, None, source.directory)
+    return HeldOutText(corpus, digest.hexdigest(), np.array(ids), word_ids(tokenizer), "test", place)
 
 
 def _is_recorded(directory: Path) -> bool:

@@ -1,5 +1,6 @@
 """From a model back to the bytes of its data, read from MLflow alone."""
 
+import json
 import re
 from collections.abc import Iterator
 from pathlib import Path
@@ -11,8 +12,11 @@ from rich.tree import Tree
 from distill.errors import UserError
 from distill.files import check_digests, read_json
 from pipelines.store import Store
-from pipelines.store_uri import without_credentials
+from pipelines.store_uri import StoreError
 from students.runtime import read_manifest
+
+# MLflow's error codes where a model, its version or its alias is unknown, or nothing can have that name.
+_NOT_THERE = ("RESOURCE_DOES_NOT_EXIST", "NOT_FOUND", "INVALID_PARAMETER_VALUE")
 
 
 def read_lineage(store: Store, model: str) -> dict[str, Any]:
@@ -23,11 +27,13 @@ def read_lineage(store: Store, model: str) -> dict[str, Any]:
             directory of a stage's model or of an export.
 
     Returns:
-        A tree: model, model_id, run_id, run, stage, ratio, variant, metrics, datasets (name, digest, context), and
-        inputs, each a tree of the same form. Cached soft labels are a model too.
+        A tree: model, model_id, run_id, run, stage, ratio, variant, metrics, datasets (name, digest, context, source,
+        revision), loaded (name and revision of a model that was not made here, else None), and inputs, each a tree of
+        the same form. Cached soft labels are a model too.
 
     Raises:
         UserError: there is no such model in the store.
+        StoreError: the store does not answer.
     """
     return _node(store, find_model(store, model), above=())
 
@@ -75,12 +81,16 @@ def _node(store: Store, model_id: str, above: tuple[str, ...]) -> dict[str, Any]
         "variant": run.data.tags.get("variant"),
         "fingerprint": run.data.tags.get("fingerprint"),
         "commit": run.data.tags.get("mlflow.source.git.commit"),
+        "loaded": {key: run.data.params.get(f"checkpoint.{key}") for key in ("name", "revision")}
+        if "checkpoint.name" in run.data.params
+        else None,
         "metrics": {key: value for key, value in sorted(run.data.metrics.items()) if "/" not in key},
         "datasets": [
             {
                 "name": entry.dataset.name,
                 "digest": entry.dataset.digest,
                 "context": next((tag.value for tag in entry.tags if tag.key == "mlflow.data.context"), None),
+                **_place(json.loads(entry.dataset.source)),
             }
             for entry in run.inputs.dataset_inputs
         ],
@@ -93,12 +103,15 @@ def _node(store: Store, model_id: str, above: tuple[str, ...]) -> dict[str, Any]
     }
 
 
+def _place(source: dict[str, Any]) -> dict[str, str | None]:
+    """Where a data set is, from what ``pipelines.data_source`` has written."""
+    return {"source": source.get("path") or source.get("uri"), "revision": source.get("revision")}
+
+
 def find_model(store: Store, model: str) -> str:
     """The id of the model that ``model`` names; see ``read_lineage``."""
-    from mlflow.exceptions import MlflowException
-
     try:
-        if match := re.fullmatch(r"models:/([^/@]+)(?:/(\d+)|@([^/@]+))", model):
+        if match := re.fullmatch(r"models:/([^/@]+)(?:/(\d{1,9})|@([^/@]+))", model):  # databases keep 32 bits
             name, version, alias = match.groups()
             found = (
                 store.client.get_model_version(name, version)
@@ -113,10 +126,10 @@ def find_model(store: Store, model: str) -> str:
             if not outputs:
                 raise UserError(f"run {model} made no model; name a teacher, init, label or distill run")
             return outputs[-1].model_id
-    except MlflowException as error:
-        raise UserError(
-            f"MODEL {model!r} is not in the store: {without_credentials(str(error)).splitlines()[0]}"
-        ) from error
+    except StoreError as error:
+        if error.code not in _NOT_THERE:
+            raise
+        raise UserError(f"MODEL {model!r} is not in the store: {error.cause}") from error
     return _of_directory(model)
 
 
@@ -136,6 +149,10 @@ def _of_directory(model: str) -> str:
     )
 
 
+def _revision(place: dict[str, Any]) -> str:
+    return f"  revision {place['revision']}" if place.get("revision") else ""
+
+
 def _draw(node: dict[str, Any], parent: Tree | None) -> Tree:
     quality = node["metrics"].get("quality")
     label = f"[bold]{node['model']}[/bold]" + (f"  run '{node['run']}' {node['run_id'][:8]}" if node["run_id"] else "")
@@ -143,8 +160,11 @@ def _draw(node: dict[str, Any], parent: Tree | None) -> Tree:
     tree = parent.add(label) if parent else Tree(label)
     if node["sha256"]:
         tree.add(f"{'labels ' if node['stage'] == 'label' else 'weights'}  sha256 {node['sha256']}")
+    if loaded := node.get("loaded"):  # exports of earlier versions have no such key
+        tree.add(f"loaded   {loaded['name']}{_revision(loaded)}")
     for dataset in node["datasets"]:
-        tree.add(f"data     {dataset['name']}  ({dataset['context']})  digest {dataset['digest']}")
+        line = f"data     {dataset['name']}  ({dataset['context']})  digest {dataset['digest']}"
+        tree.add(line + _revision(dataset))
     for upstream in node["inputs"]:
         _draw(upstream, tree)
     return tree

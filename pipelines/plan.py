@@ -4,10 +4,11 @@ from pathlib import Path
 from typing import Any
 
 from distill.config import DistillConfig, Section, TrainingConfig
+from distill.hub import at_revision
+from distill.precision import resolve_precision
 from pipelines.config import RunConfig
 from pipelines.stage import Stage
 
-_REPORT_FORM = 4  # of its files: a report of another one is made again
 _OPTIONS = ("soft_start", "teacher_routing", "draws", "match", "match_weight", "match_steps")
 
 
@@ -30,7 +31,7 @@ def plan(config: RunConfig, data: str) -> list[Stage]:
                 stages += _student(config.of_variant(variant), teacher, seed, variant)
     report = Stage(
         kind="report",
-        settings={"report": _values(config.report), "name": config.name, "form": _REPORT_FORM},
+        settings={"report": _values(config.report), "name": config.name},
         inputs={stage.title: stage for stage in stages if stage.kind not in ("init", "label")},
         data=data,
     )
@@ -56,9 +57,9 @@ def baseline_training(config: RunConfig) -> TrainingConfig:
 
 def _baseline(config: RunConfig, data: str, seed: int) -> Stage:
     if source := config.baseline.checkpoint:
-        made = {"checkpoint": _source(source)}
+        made = {"checkpoint": _source(source, "baseline.checkpoint")}
     elif config.teacher.checkpoints:  # the shape of a loaded teacher's student
-        made = {"shape_of": _source(next(iter(config.teacher.checkpoints.values())))}
+        made = {"shape_of": _source(next(iter(config.teacher.checkpoints.values())), "teacher")}
     else:
         made = {"model": _values(config.model)}
     lengths = {"steps": baseline_steps(config), "long_steps": long_steps(config)}
@@ -69,7 +70,7 @@ def _baseline(config: RunConfig, data: str, seed: int) -> Stage:
 
 def _teacher(config: RunConfig, data: str, ratio: str, experts: int, seed: int | None) -> Stage:
     if source := config.teacher.checkpoints.get(ratio):
-        made, seed = {"checkpoint": _source(source)}, None  # the same for every seed
+        made, seed = {"checkpoint": _source(source, "teacher")}, None  # the same for every seed
     else:
         made = {
             "seed": seed,
@@ -138,12 +139,13 @@ def _label_settings(config: RunConfig) -> dict[str, Any]:
 
 
 def _common(config: RunConfig) -> dict[str, Any]:
-    """What every stage that trains or evaluates depends on besides the prepared data and, mostly, the seed."""
-    examples = {"input_length", "noise_density", "mean_span_length", "test_examples"}
-    if config.data.eval_split != "test":
-        examples.add("eval_split")
+    """What every stage that trains or evaluates depends on besides the prepared data and, mostly, the seed.
+
+    The precision is that of this machine: where another one would take another, its stages are not the same.
+    """
+    examples = {"input_length", "noise_density", "mean_span_length", "test_examples", "eval_split"}
     return {
-        "precision": config.precision,
+        "precision": resolve_precision(config.precision),
         "evaluation_batch_size": config.teacher.evaluation_batch_size,
         "examples": config.data.model_dump(include=examples),
     }
@@ -153,9 +155,14 @@ def _values(section: Section) -> dict[str, Any]:
     return section.model_dump(mode="json")
 
 
-def _source(source: str | None) -> Any:
-    """A checkpoint's name, and for a local directory size and time of its files: other files, another stage."""
-    if source is None or not Path(source).is_dir():
-        return source
+def _source(source: str, what: str) -> dict[str, Any]:
+    """What a loaded model is: name and commit on the hub, or a directory with size and time of its files.
+
+    Raises:
+        UserError: the hub has no such model or revision.
+    """
+    if not Path(source).is_dir():
+        return at_revision(source, "model", f"{what} {source!r}")._asdict()
     files = sorted(path for path in Path(source).iterdir() if path.is_file())
-    return [source, [(path.name, path.stat().st_size, path.stat().st_mtime_ns) for path in files]]
+    stamps = [(path.name, path.stat().st_size, path.stat().st_mtime_ns) for path in files]
+    return {"name": source, "files": stamps}

@@ -7,7 +7,7 @@ import os
 from collections.abc import Iterable
 
 from distill.errors import UserError
-from distill.prepare import PreparedData, example_lengths
+from distill.prepared_data import PreparedData, example_lengths
 from pipelines.config import RunConfig
 from pipelines.space import parameters
 from pipelines.stage import Stage
@@ -43,8 +43,8 @@ def check_launch() -> int:
     return int(os.environ.get("WORLD_SIZE", "1"))
 
 
-def check_models(config: RunConfig, stages: Iterable[Stage]) -> dict[str, int]:
-    """Read the models that ``stages`` load.
+def check_models(config: RunConfig, stages: Iterable[Stage] | None = None) -> dict[str, int]:
+    """Read the models that ``stages`` load; None: all that the config names.
 
     Returns:
         The words of each, by how messages name it.
@@ -52,19 +52,20 @@ def check_models(config: RunConfig, stages: Iterable[Stage]) -> dict[str, int]:
     Raises:
         UserError: one cannot be loaded, or is not what the config calls it.
     """
-    words, teachers = {}, config.teacher.checkpoints
-    for stage in stages:
-        if stage.kind == "teacher" and (source := teachers.get(stage.ratio or "")):
-            found = check_teacher(source)
-            if f"e{found['num_experts']}" != stage.ratio:
-                raise UserError(
-                    f"teacher.checkpoints.{stage.ratio} {source!r} has {found['num_experts']} experts; "
-                    f"name it e{found['num_experts']}"
-                )
-            words[f"teacher {source!r}"] = found["vocab_size"]
-        elif stage.kind == "baseline" and (source := config.baseline.checkpoint):
-            what = f"baseline.checkpoint {source!r}"
-            words[what] = check_dense(source, what)
+    words, wanted = {}, None if stages is None else {(stage.kind, stage.ratio) for stage in stages}
+    if (source := config.baseline.checkpoint) and (wanted is None or ("baseline", None) in wanted):
+        what = f"baseline.checkpoint {source!r}"
+        words[what] = check_dense(source, what)
+    for ratio, source in config.teacher.checkpoints.items():
+        if wanted is not None and ("teacher", ratio) not in wanted:
+            continue
+        found = check_teacher(source)
+        if f"e{found['num_experts']}" != ratio:
+            raise UserError(
+                f"teacher.checkpoints.{ratio} {source!r} has {found['num_experts']} experts; "
+                f"name it e{found['num_experts']}"
+            )
+        words[f"teacher {source!r}"] = found["vocab_size"]
     return words
 
 
@@ -78,18 +79,19 @@ def check_data(config: RunConfig, data: PreparedData, words: dict[str, int]) -> 
         UserError: it is not.
     """
     raw, _ = example_lengths(data, config.data)
+    data.layout(config.data)  # which raises where there are too few documents
     for what, size in words.items():
         if size < data.words.size:
             raise UserError(
                 f"{what} has {size} words, the tokenizer {data.words.size}; set data.tokenizer to the model's own"
             )
-    students = [config.of_variant(name) for name in config.variants or [None]]
+    students = config.students
     kept = max((one.distill.labels.words for one in students if one.distill.reads_cached_labels), default=0)
     if kept > data.vocab_size:
         raise UserError(
             f"distill.labels.words is {kept}, but the vocabulary has only {data.vocab_size} words; ask for fewer"
         )
-    examples = data.train_tokens // raw
+    examples = data.parts["train"].tokens // raw
     wanted = max((one.student.calibration_examples for one in students if one.student.is_calibrated), default=0)
     if wanted + min(-(-wanted // 4), examples) > examples:
         raise UserError(
@@ -107,8 +109,7 @@ def check_size(config: RunConfig, processes: int) -> None:
         UserError: batches cannot be shared by the processes, or it could not.
     """
     memory = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
-    students = [config.of_variant(name).distill for name in config.variants or [None]]
-    for training in (config.teacher.training, *(student.training for student in students)):
+    for training in (config.teacher.training, *(student.distill.training for student in config.students)):
         examples = training.examples_per_pass(processes)
         states = 4 * examples * config.data.input_length * config.model.d_model * config.model.num_layers
         if states > memory and not config.teacher.checkpoints:

@@ -2,6 +2,7 @@
 
 from typing import Any
 
+from pipelines.reporting.table import sample
 from pipelines.stage import Finished, Stage, of_kind
 from pipelines.store import Store
 from pipelines.tracking import COLOURS, TrackedRun
@@ -17,13 +18,13 @@ def log_comparison(tracked: TrackedRun, report: dict[str, Any], stage: Stage, in
         report: report.json.
         stage, inputs: the report's.
     """
-    students = []
+    students, documents = [], report["data"]["test_documents"]
     told_apart = "ratio" if report["ratios"][0]["variant"] is None else "variant"  # by colour
     kinds = list(dict.fromkeys(row[told_apart] for row in report["ratios"]))
     for row in report["ratios"]:
         colour = COLOURS[kinds.index(row[told_apart]) % len(COLOURS)]
         tags = {f"comparison.{stage.fingerprint[:12]}": "1", "mlflow.runColor": colour}
-        shared = {key: row[key] for key in ("experts", "compression")}
+        shared = {**{key: row[key] for key in ("experts", "compression")}, "test_documents": documents}
         for teacher in of_kind(stage, inputs, "teacher", row["ratio"]):
             tracked.set_tags(tags, teacher.run_id)
         students.append(of_kind(stage, inputs, "distill", row["ratio"], row["variant"]))
@@ -53,10 +54,12 @@ def tag_students(store: Store, report: dict[str, Any], students: list[list[Finis
     """
     for row, of_seeds in zip(report["ratios"], students, strict=True):
         fraction, interval = row["fraction_kept"], row["fraction_interval"]
+        of = sample(report["data"], row["seeds"])
+        bounds = "undefined" if interval is None else f"[{interval[0]:.4f}, {interval[1]:.4f}] of {of}"
         for student in of_seeds:
             tags = {
                 "fraction_kept": "undefined" if fraction is None else f"{fraction:.4f}",
-                "fraction_interval": "undefined" if interval is None else f"[{interval[0]:.4f}, {interval[1]:.4f}]",
+                "fraction_interval": bounds,
                 "compression": f"{row['compression']:.4f}",
                 "quality": f"{student.metrics['quality']:.4f}",
             }

@@ -2,7 +2,7 @@
 
 import json
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -10,26 +10,45 @@ from distill.config import TrainingConfig
 from distill.errors import UserError
 from distill.files import write_bytes, write_json, write_text
 from distill.flops import forward_flops
-from distill.prepare import example_lengths
-from pipelines.bootstrap import average_kept, difference, fraction_kept, gain
+from distill.prepared_data import example_lengths
 from pipelines.plan import baseline_training
-from pipelines.plot import plot_report
+from pipelines.reporting.bootstrap import (
+    FEWEST_DOCUMENTS,
+    average_kept,
+    difference,
+    effective_documents,
+    fraction_kept,
+    gain,
+)
+from pipelines.reporting.plot import plot_report
+from pipelines.reporting.table import comma_separated, markdown
 from pipelines.stage import Finished, of_kind, read_losses
 from pipelines.stage_run import Outcome, StageRun
-from pipelines.table import comma_separated, markdown
 
 FILES = ("report.json", "report.md", "report.csv", "fraction_kept.png")
+_AGAINST = {"": "baseline", "_long": "long baseline"}  # suffix of a figure -> what it is against
+
+
+class Losses(NamedTuple):
+    """What the stages measured, [seeds, examples] each, read once; nats per target token."""
+
+    baselines: dict[str, np.ndarray]  # by suffix
+    teachers: dict[str, np.ndarray]  # by ratio; a loaded one is the same for every seed
+    students: dict[tuple[str, str | None], np.ndarray]  # by ratio and variant
+    documents: np.ndarray  # [examples]
 
 
 def compute(run: StageRun) -> Outcome:
     """Write the report's files.
 
     Raises:
-        UserError: a student has not the shape of the baseline, so that their difference is not the teacher's doing.
+        UserError: a student and the baseline differ in shape, so that their difference is not the teacher's doing.
     """
     _check_same_shape(run)
-    report = build_report(run)
+    losses = _read_losses(run)
+    report = build_report(run, losses)
     if run.is_main_process:
+        write_json(run.directory / "documents.json", losses.documents.tolist())
         write_json(run.directory / "report.json", report)
         write_text(run.directory / "report.md", markdown(report))
         write_text(run.directory / "report.csv", comma_separated(report))
@@ -46,6 +65,7 @@ def compute(run: StageRun) -> Outcome:
         name = "_".join(filter(None, ("fraction_kept_mean", average["variant"])))
         low, high = average["fraction_interval"] or (None, None)
         kept |= {name: average["fraction_kept"], f"{name}_low": low, f"{name}_high": high}
+    kept |= {key: report["data"][key] for key in ("test_documents", "overlap")}
     return Outcome({name: value for name, value in kept.items() if value is not None}, {})
 
 
@@ -78,46 +98,71 @@ def publish(finished: Finished, workdir: Path) -> dict[str, Any]:
     return json.loads((workdir / "report.json").read_text())
 
 
-def build_report(run: StageRun) -> dict[str, Any]:
+def build_report(run: StageRun, losses: Losses) -> dict[str, Any]:
     """report.json: both baselines, a row per ratio and variant, and the data."""
     config = run.config
-    baselines = _of_kind(run, "baseline")
-    losses = {name: _losses(baselines, name) for name in ("baseline_losses", "long_baseline_losses")}
-    facts, training = baselines[0].facts, baseline_training(config)
-    rows = [
-        _row(run, ratio, variant, losses) for ratio in config.teacher.ratios for variant in config.variants or [None]
-    ]
+    baseline, training = _of_kind(run, "baseline")[0], baseline_training(config)
+    facts = baseline.facts
+    variants = config.variants or [None]
+    rows = [_row(run, losses, ratio, variant) for ratio in config.teacher.ratios for variant in variants]
     return {
         "baseline": {
-            "quality": -float(losses["baseline_losses"].mean()),
+            "quality": -float(losses.baselines[""].mean()),
             "parameters": facts["parameters"],
             "steps": facts["steps"],
-            **_spent(run, baselines[0], training, facts["steps"]),
+            **_spent(run, baseline, training, facts["steps"]),
         },
         "long_baseline": {
-            "quality": -float(losses["long_baseline_losses"].mean()),
+            "quality": -float(losses.baselines["_long"].mean()),
             "steps": facts["long_steps"],
-            **_spent(run, baselines[0], training, facts["long_steps"]),
+            **_spent(run, baseline, training, facts["long_steps"]),
         },
         "ratios": rows,
-        "averages": [_average(run, variant, losses) for variant in config.variants or [None]],
+        "averages": [_average(run, losses, variant) for variant in variants],
         "differences": _differences(rows, list(config.variants)),
-        "data": {
-            "name": run.data.name,
-            "digest": run.data.digest,
-            "train_tokens": run.data.train_tokens,
-            "test_examples": config.data.test_examples,
-            "test_documents": getattr(run.data, f"{config.data.eval_split}_documents"),
-        },
+        "data": _data(run, losses.documents),
         "fingerprint": run.stage.fingerprint,
     }
 
 
-def _row(run: StageRun, ratio: str, variant: str | None, baselines: dict[str, np.ndarray]) -> dict[str, Any]:
+def _read_losses(run: StageRun) -> Losses:
+    baselines, seeds = _of_kind(run, "baseline"), len(run.config.seeds)
+    teachers, students = {}, {}
+    for ratio in run.config.teacher.ratios:
+        found = _losses(_of_kind(run, "teacher", ratio))
+        teachers[ratio] = np.broadcast_to(found, (seeds, found.shape[1]))
+        for variant in run.config.variants or [None]:
+            students[ratio, variant] = _losses(_of_kind(run, "distill", ratio, variant))
+    return Losses(
+        {"": _losses(baselines, "baseline_losses"), "_long": _losses(baselines, "long_baseline_losses")},
+        teachers,
+        students,
+        run.data.evaluated(run.config.data).documents,
+    )
+
+
+def _data(run: StageRun, documents: np.ndarray) -> dict[str, Any]:
+    """What the figures are of."""
+    split, counts = run.config.data.eval_split, np.unique(documents, return_counts=True)[1]
+    return {
+        "name": run.data.name,
+        "revision": run.data.revision,
+        "digest": run.data.digest,
+        "train_tokens": run.data.parts["train"].tokens,
+        "eval_split": split,
+        "test_examples": len(documents),
+        "test_documents": len(counts),
+        "effective_documents": effective_documents(counts),
+        "too_few_documents": effective_documents(counts) < FEWEST_DOCUMENTS,
+        "largest_document": float(counts.max() / counts.sum()),
+        "overlap": run.data.parts[split].overlap,
+    }
+
+
+def _row(run: StageRun, losses: Losses, ratio: str, variant: str | None) -> dict[str, Any]:
     teachers, students = _of_kind(run, "teacher", ratio), _of_kind(run, "distill", ratio, variant)
-    student = _losses(students)
-    teacher = np.broadcast_to(_losses(teachers), student.shape)  # a loaded one is the same for every seed
-    resamples = {"resamples": run.config.report.resamples}
+    teacher, student = losses.teachers[ratio], losses.students[ratio, variant]
+    options = {"documents": losses.documents, "resamples": run.config.report.resamples}
     row: dict[str, Any] = {
         "ratio": ratio,
         "variant": variant,
@@ -133,32 +178,37 @@ def _row(run: StageRun, ratio: str, variant: str | None, baselines: dict[str, np
         "student_run_id": students[0].run_id or None,
         "student_model_uri": students[0].model_uri,
     }
-    for suffix, key in (("", "baseline_losses"), ("_long", "long_baseline_losses")):
-        row[f"gain{suffix}"], interval = gain(baselines[key], teacher, **resamples)
-        row[f"gain{suffix}_interval"] = list(interval)
-        fraction, bounds = fraction_kept(baselines[key], teacher, student, **resamples)
-        row[f"fraction_kept{suffix}"] = fraction
-        row[f"fraction{suffix}_interval"] = list(bounds) if bounds else None
+    for suffix, baseline in losses.baselines.items():
+        value, interval = gain(baseline, teacher, **options)
+        fraction, bounds = fraction_kept(baseline, teacher, student, **options)
+        row |= {f"gain{suffix}": value, f"gain{suffix}_interval": list(interval)}
+        row |= {f"fraction_kept{suffix}": fraction, f"fraction{suffix}_interval": list(bounds) if bounds else None}
         if fraction is None:
-            row[f"fraction{suffix}_undefined"] = (
-                f"the teacher's gain is {row[f'gain{suffix}']:.4f} nats, and its interval "
-                f"[{interval[0]:.4f}, {interval[1]:.4f}] reaches 0"
-            )
-        gains, kept = ((baselines[key] - losses).mean(axis=1) for losses in (teacher, student))
-        row[f"fraction_kept{suffix}_by_seed"] = None if fraction is None or not gains.all() else (kept / gains).tolist()
+            row[f"fraction{suffix}_undefined"] = why_undefined(value, interval, _AGAINST[suffix])
+        gains, kept = ((baseline - one).mean(axis=1) for one in (teacher, student))
+        each_gains = fraction is not None and bool((gains > 0).all())
+        row[f"fraction_kept{suffix}_by_seed"] = (kept / gains).tolist() if each_gains else None
     return row
 
 
-def _average(run: StageRun, variant: str | None, baselines: dict[str, np.ndarray]) -> dict[str, Any]:
+def why_undefined(value: float, interval: tuple[float, float], against: str) -> str:
+    """Why there is no fraction of a gain of ``value`` nats with this interval over the baseline called ``against``."""
+    if interval[0] == interval[1]:
+        return f"one document and one seed do not say how sure the teacher's gain over the {against} is"
+    bounds = f"95 % interval [{interval[0]:.4f}, {interval[1]:.4f}]"
+    if value < 0:
+        return f"the teacher is below the {against} by {-value:.4f} nats per target token ({bounds} of its gain)"
+    reaches = "reaches 0" if interval[0] <= 0 else "is too near to 0"
+    return f"the teacher's gain over the {against} is {value:.4f} nats per target token, and its {bounds} {reaches}"
+
+
+def _average(run: StageRun, losses: Losses, variant: str | None) -> dict[str, Any]:
     """What the students of one variant keep, over all ratios."""
-    students = [_losses(_of_kind(run, "distill", ratio, variant)) for ratio in run.config.teacher.ratios]
-    teachers = [
-        np.broadcast_to(_losses(_of_kind(run, "teacher", ratio)), student.shape)
-        for ratio, student in zip(run.config.teacher.ratios, students, strict=True)
-    ]
+    students = [losses.students[ratio, variant] for ratio in run.config.teacher.ratios]
+    options = {"documents": losses.documents, "resamples": run.config.report.resamples}
     average: dict[str, Any] = {"variant": variant}
-    for suffix, key in (("", "baseline_losses"), ("_long", "long_baseline_losses")):
-        kept, bounds = average_kept(baselines[key], teachers, students, resamples=run.config.report.resamples)
+    for suffix, baseline in losses.baselines.items():
+        kept, bounds = average_kept(baseline, list(losses.teachers.values()), students, **options)
         average |= {f"fraction_kept{suffix}": kept, f"fraction{suffix}_interval": list(bounds) if bounds else None}
     return average
 

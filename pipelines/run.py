@@ -12,9 +12,10 @@ from typing import TYPE_CHECKING
 from rich.console import Console
 
 from distill.disk import named_when_full
-from distill.errors import UserError
+from distill.errors import UserError, named_when_lost
 from distill.lock import one_at_a_time
-from distill.prepare import PreparedData, is_prepared, prepare_data
+from distill.prepare import is_prepared, prepare_data
+from distill.prepared_data import PreparedData
 from pipelines.config import RunConfig
 from pipelines.delivery import deliver_own, going_on
 from pipelines.plan import plan
@@ -47,15 +48,10 @@ class Pipeline:
         self.away: str | None = None  # why MLflow did not take something, if that is still so
         check_size(config, check_launch())
         check_store(workdir)
-        self.stages = plan(config, "")  # until the data is known
-        if kind and not self.select(kind):
+        if kind == "label" and not any(one.distill.reads_cached_labels for one in config.students):
             cause = "distill.hard_fraction is 1, so that no student reads soft labels; lower it"
             raise UserError(f"there is nothing to label: {cause}")
-        if kind not in (None, "baseline", "teacher") and not is_prepared(config.data, workdir / "data"):
-            for stage in self.select(kind):
-                self.inputs_of(stage)  # without data there are none, and the message names the first
-        self.data = self._prepare()
-        self.stages = plan(config, self.data.fingerprint)
+        self.data, self.stages = self._prepared_data_and_stages(kind)
 
     @cached_property
     def accelerator(self) -> "Accelerator":
@@ -108,11 +104,13 @@ class Pipeline:
         self.accelerator.wait_for_everyone()
         return self.finished(stage)
 
+    @named_when_lost()
     def execute_all(self, stages: list[Stage]) -> list[Finished]:
         """``execute`` each, if there is space for all of them; then give a store that is away some time to come back.
 
         Raises:
             DiskFull: there is not; nothing has been computed.
+            LostProcess: another of the processes that compute a stage together has ended.
         """
         check_space(self, stages)
         finished = [self.execute(stage) for stage in stages]
@@ -176,16 +174,25 @@ class Pipeline:
         quality = f"  quality {finished.metrics['quality']:.4f}" if "quality" in finished.metrics else ""
         self.say(f"{stage.title:<16} done in {time.perf_counter() - began:.0f} s{quality}")
 
-    def _prepare(self) -> PreparedData:
+    def _prepared_data_and_stages(self, kind: str | None) -> tuple[PreparedData, list[Stage]]:
         """Rank 0 prepares, the others wait for the file: a barrier of the process group would time out in minutes."""
         root, config = self.workdir / "data", self.config
         while not self.is_main_process and not is_prepared(config.data, root):
             time.sleep(0.5)
         if not is_prepared(config.data, root):
-            words = check_models(config, self.stages)
-            return prepare_data(config.data, root, self.say, check=lambda data: check_data(config, data, words))
+            if kind not in (None, "baseline", "teacher"):
+                self._miss_inputs(kind)
+            words = check_models(config)
+            data = prepare_data(config.data, root, self.say, check=lambda data: check_data(config, data, words))
+            return data, plan(config, data.fingerprint)
         data = prepare_data(config.data, root)
-        stages = plan(config, data.fingerprint)  # a model that has been loaded already is not read again
-        words = check_models(config, [stage for stage in stages if not find_finished(stage, self.workdir)])
-        check_data(config, data, words)
-        return data
+        stages = plan(config, data.fingerprint)
+        # A model that has been loaded already is not read again.
+        check_data(config, data, check_models(config, [s for s in stages if not find_finished(s, self.workdir)]))
+        return data, stages
+
+    def _miss_inputs(self, kind: str) -> None:
+        """Raise the error of a stage whose inputs have not run: without data, there are none."""
+        for stage in plan(self.config, ""):
+            if stage.kind == kind:
+                self.inputs_of(stage)

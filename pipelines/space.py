@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING
 
 from distill.config import ModelConfig, TrainingConfig
 from distill.disk import require_space, size
-from distill.prepare import example_lengths
+from distill.prepared_data import example_lengths
 from pipelines.plan import baseline_training
 from pipelines.stage import Stage, find_finished
 

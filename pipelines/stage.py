@@ -10,13 +10,20 @@ from typing import Any
 from distill.errors import UserError
 from distill.files import check_digests, file_digests, read_record, write_record
 
+# A part of each fingerprint: a stage of another version is computed again, and so are those that read it. Raise the
+# version of a kind with every change that lets the same settings, inputs and data give another result: of its own file,
+# of the corruption, the loss, the optimizers and the loop (baseline, teacher and distill), of the forward pass (these
+# and label), of the initialisation (init), or of the evaluation (baseline, teacher, distill). A change of rounding
+# alone needs none. How data is prepared has a version of its own, in distill/prepare.py.
+VERSIONS = {"baseline": 2, "teacher": 2, "init": 2, "label": 2, "distill": 2, "report": 5}
+
 # What later stages and commands read of a stage's directory.
-_READ_LATER = ("model/**/*", "*losses.json", "labels/labels.json", "report.*", "fraction_kept.png")
+_READ_LATER = ("model/**/*", "*losses.json", "labels/labels.json", "report.*", "documents.json", "fraction_kept.png")
 
 
 @dataclass(frozen=True)
 class Stage:
-    """One stage of one ratio and seed: a function of its settings, its inputs and the data, and of nothing else."""
+    """One stage of one ratio and seed: a function of its settings, its inputs, the data and the version of its kind."""
 
     kind: str  # baseline, teacher, init, label, distill or report
     settings: dict[str, Any]
@@ -29,7 +36,7 @@ class Stage:
     @cached_property
     def fingerprint(self) -> str:
         upstream = {role: stage.fingerprint for role, stage in self.inputs.items()}
-        identity = json.dumps([self.kind, self.settings, upstream, self.data], sort_keys=True)
+        identity = json.dumps([self.kind, VERSIONS[self.kind], self.settings, upstream, self.data], sort_keys=True)
         return hashlib.sha256(identity.encode()).hexdigest()[:32]
 
     @property

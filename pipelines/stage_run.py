@@ -14,7 +14,7 @@ import yaml
 from distill.divergence import check_figures, check_losses
 from distill.errors import DiskFull, UserError
 from distill.files import make_directory, new_directory, write_json, write_text
-from distill.prepare import PreparedData
+from distill.prepared_data import PreparedData
 from pipelines.config import RunConfig
 from pipelines.delivery import begin, deliver_own, going_on
 from pipelines.feed import MetricFeed
@@ -116,7 +116,13 @@ class StageRun:
         def say(text: str) -> None:
             self.pipeline.say(f"{self.stage.title:<16} {text}")
 
-        return Hooks(on_step=self.bar.update, on_metrics=on_metrics, evaluate=on_evaluation, say=say)
+        def on_course(number: int) -> None:
+            if self.curves:
+                self.curves.begin_course(number)
+
+        return Hooks(
+            on_step=self.bar.update, on_metrics=on_metrics, evaluate=on_evaluation, on_course=on_course, say=say
+        )
 
     @property
     def is_main_process(self) -> bool:
@@ -124,7 +130,7 @@ class StageRun:
         return self.curves is not None
 
     def log_curve(self, step: int, metrics: dict[str, float]) -> None:
-        """A point of a curve: one line in a local file, delivered later. A step seen before is not repeated."""
+        """A point of a curve: one line in a local file, delivered later; see ``MetricFeed.log``."""
         if self.curves:
             self.curves.log(step, metrics)
 

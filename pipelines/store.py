@@ -1,17 +1,20 @@
 """The MLflow store: opened, made where there is none, and asked for the files of a model."""
 
+import contextlib
 import logging
 import os
 import re
 import time
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 from filelock import FileLock
 
-from distill.errors import UserError
+from distill.errors import ExpectedError, UserError
 from distill.files import directory_digest, make_directory, write_json
 from pipelines import store_uri
-from pipelines.store_uri import check_store, redacted, without_credentials
+from pipelines.store_uri import StoreError, cause_of, check_store, redacted
 
 # A tracking server that is gone must not hold up training: few and short attempts, the rest is kept on disk.
 os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "2")
@@ -22,8 +25,51 @@ os.environ.setdefault("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")
 os.environ.setdefault("MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT", "true")
 
 
+@contextlib.contextmanager
+def store_errors() -> Iterator[None]:
+    """Where MLflow is called: what goes wrong with the store is an expected error, a wrong call of ours is not.
+
+    A store reports through MLflow's exceptions, and also through those of the libraries that it talks with: requests,
+    SQLAlchemy and its drivers, object stores. So what is no class of Python's own counts as the store's, and of those
+    what the operating system reports, and that a driver is not installed.
+
+    Raises:
+        StoreError: in place of what the store or its client raised.
+    """
+    try:
+        yield
+    except ExpectedError:
+        raise
+    except Exception as error:
+        if type(error).__module__ == "builtins" and not isinstance(error, (OSError, ImportError)):
+            raise
+        raise StoreError(cause_of(error), getattr(error, "error_code", None)) from error
+
+
+class Client:
+    """MlflowClient's methods; each raises StoreError where the store does not do what it is asked for."""
+
+    def __init__(self, uri: str):
+        import mlflow
+
+        with store_errors():
+            self._client = mlflow.MlflowClient(uri)
+
+    def __getattr__(self, name: str) -> Callable[..., Any]:
+        method = getattr(self._client, name)
+
+        def call(*values: Any, **named: Any) -> Any:
+            with store_errors():
+                return method(*values, **named)
+
+        return call
+
+
 class Store:
-    """The tracking store of a work directory: SQLite and files in it, or the server that MLFLOW_TRACKING_URI names."""
+    """The tracking store of a work directory: SQLite and files in it, or the server that MLFLOW_TRACKING_URI names.
+
+    Its ``client`` and its methods raise StoreError where the store does not do what it is asked for.
+    """
 
     def __init__(self, workdir: Path, experiment: str | None):
         """Open the store; make the experiment if it is named and missing. Without one, nothing is written.
@@ -44,14 +90,13 @@ class Store:
             if database := _sqlite_file(self.uri):
                 _make_sqlite(database)
             mlflow.set_tracking_uri(self.uri)
-            self.client = mlflow.MlflowClient()
+            self.client = Client(self.uri)
             self.experiment = None
             if experiment:
                 self.experiment = os.environ.get(store_uri.EXPERIMENT) or self._experiment(experiment)
-        except mlflow.exceptions.MlflowException as error:
-            cause = without_credentials(str(error)).split("\n")[0][:200]
+        except StoreError as error:
             raise UserError(
-                f"the MLflow store {redacted(self.uri)} cannot be used: {cause}; see that it runs, and check "
+                f"the MLflow store {redacted(self.uri)} cannot be used: {error.cause}; see that it runs, and check "
                 "MLFLOW_TRACKING_URI"
             ) from error
         if experiment:
@@ -59,29 +104,25 @@ class Store:
 
     def wait(self, seconds: float) -> None:
         """Until the store answers, or for so long."""
-        from mlflow.exceptions import MlflowException
-
         end = time.monotonic() + seconds
         while time.monotonic() < end:
             try:
                 self.client.search_experiments(max_results=1)
                 return
-            except MlflowException:
+            except StoreError:
                 time.sleep(1)
 
     def _experiment(self, name: str) -> str:
-        from mlflow.exceptions import MlflowException
-
         found = self.client.get_experiment_by_name(name)
         if found is None:
             sqlite = self.uri.startswith("sqlite")
             location = (self.workdir / "mlartifacts").as_uri() if sqlite else None
             try:
                 return self.client.create_experiment(name, artifact_location=location)
-            except MlflowException:
-                found = self.client.get_experiment_by_name(name)
-                if found is None:  # else another process has just made it
+            except StoreError as error:
+                if error.code != "RESOURCE_ALREADY_EXISTS":  # else another process has just made it
                     raise
+                found = self.client.get_experiment_by_name(name)
         if found.lifecycle_stage == "deleted":
             raise UserError(
                 f"the MLflow experiment {name!r} was deleted; restore it, or set another name in the config"
@@ -99,7 +140,8 @@ class Store:
         model = self.client.get_logged_model(model_id)
         directory = Path(model.tags["directory"])
         if self.client.list_logged_model_artifacts(model_id):
-            directory = Path(mlflow.artifacts.download_artifacts(f"models:/{model_id}"))
+            with store_errors():
+                directory = Path(mlflow.artifacts.download_artifacts(f"models:/{model_id}"))
         if not directory.is_dir():
             raise UserError(
                 f"the files of model {model_id} are not in the store, and {directory} is gone; make it again"
@@ -129,8 +171,6 @@ def _sqlite_file(uri: str) -> Path | None:
 
 def _make_sqlite(database: Path) -> None:
     """Build a new store's tables beside and rename: half of them, or two processes at it, break it for good."""
-    import mlflow
-
     if database.exists():
         return
     make_directory(database.parent)
@@ -140,5 +180,5 @@ def _make_sqlite(database: Path) -> None:
             return
         for left in beside.parent.glob(f"{beside.name}*"):  # by a killed process, its journal too
             left.unlink()
-        mlflow.MlflowClient(f"sqlite:///{beside}").search_experiments(max_results=1)
+        Client(f"sqlite:///{beside}").search_experiments(max_results=1)
         beside.replace(database)

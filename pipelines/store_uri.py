@@ -1,11 +1,12 @@
-"""Which store a work directory is tracked in, and how to speak of it without what gives access to it."""
+"""Which store a work directory is tracked in, and how to speak of it and its errors without what gives access to it."""
 
 import os
 import re
 from importlib.metadata import entry_points
 from pathlib import Path
 
-from distill.errors import UserError
+from distill.disk import is_full
+from distill.errors import ExpectedError, UserError
 from distill.files import read_json
 
 _SCHEMES = {"http", "https", "file", "sqlite", "postgresql", "mysql", "mssql", "databricks", "databricks-uc", "uc"}
@@ -16,6 +17,22 @@ ASKED_FOR = os.environ.get("MLFLOW_TRACKING_URI")
 # Set for a process that computes a part of another one's stages: the experiment, which that one has asked the store
 # for. It starts although the store has gone away meanwhile, and leaves to the other what the store does not take.
 EXPERIMENT = "SWITCH_DISTILL_EXPERIMENT"
+
+
+class StoreError(ExpectedError, RuntimeError):
+    """MLflow's store did not do what it was asked for; what the store or its client raised is the ``__cause__``.
+
+    Attributes:
+        cause: why, in one line without credentials.
+        code: MLflow's error code, such as RESOURCE_DOES_NOT_EXIST, where it has one.
+    """
+
+    def __init__(self, cause: str, code: str | None = None):
+        super().__init__(
+            f"MLflow ({label()}) failed: {cause}; see that it runs, and give the same command again: "
+            "what was computed is kept"
+        )
+        self.cause, self.code = cause, code
 
 
 def check_store(workdir: Path) -> None:
@@ -58,6 +75,16 @@ def without_credentials(text: str) -> str:
     login = _login(ASKED_FOR)
     text = text.replace(ASKED_FOR, redacted(ASKED_FOR))
     return text.replace(login, "") if login else text  # with another path after it
+
+
+def cause_of(error: Exception) -> str:
+    """Why MLflow did not take or give something, in one line without credentials; a database adds its SQL after it."""
+    if isinstance(error, StoreError):
+        return error.cause
+    if is_full(error):
+        return "the disk is full"
+    first = str(error).strip().partition("\n")[0]
+    return without_credentials(" ".join(first.split()) or type(error).__name__)[:200]
 
 
 def _login(uri: str) -> str:

@@ -10,7 +10,7 @@ from distill.errors import UserError
 from distill.evaluation import evaluate
 from distill.seq2seq import count_parameters, freeze, place
 from distill.training import train
-from pipelines.plot import plot_routing
+from pipelines.reporting.plot import plot_routing
 from pipelines.stage_run import Outcome, StageRun
 from teachers.model import build_teacher, load_teacher, save_teacher, switch_layers
 from teachers.objective import HardLabelsAndLoadBalance

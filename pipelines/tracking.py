@@ -17,21 +17,16 @@ from typing import Any
 from uuid import uuid4
 
 from distill.files import directory_digest, read_record, write_json
-from pipelines.feed import cause_of, deliver
+from pipelines.feed import deliver
 from pipelines.store import Store
+from pipelines.store_uri import StoreError, cause_of
 
 _LIBRARIES = ("torch", "transformers", "accelerate", "datasets", "tokenizers", "numpy", "mlflow")
+_PROJECT = "switch-distill"  # as pyproject.toml names it
 _TOKEN = "stage_token"  # tells the run of a directory before its id is written there
 _CURE = "delete it, and the stage gets a new MLflow run"
 # One per ratio, from the smallest on; the same in the UI and in the plot.
 COLOURS = ("#1b6ca8", "#2a9d8f", "#e9a23b", "#c8553d", "#7b5ea7", "#5b8e3e", "#b0457b", "#4f6d7a")
-
-
-def store_errors() -> tuple[type[Exception], ...]:
-    """What the methods of this file raise where a store does not take something; requests' errors are OSErrors."""
-    from mlflow.exceptions import MlflowException
-
-    return MlflowException, OSError
 
 
 def describe_run(directory: Path, tags: dict[str, str]) -> None:
@@ -46,7 +41,10 @@ def describe_run(directory: Path, tags: dict[str, str]) -> None:
 
 
 class TrackedRun:
-    """One MLflow run, for one stage; continued if the stage was interrupted."""
+    """One MLflow run, for one stage; continued if the stage was interrupted.
+
+    Its methods raise StoreError where the store does not take something.
+    """
 
     def __init__(self, store: Store, directory: Path, name: str):
         """Start the run that ``describe_run`` has described, or go on with it."""
@@ -70,16 +68,24 @@ class TrackedRun:
         return ""
 
     def log_params(self, params: dict[str, Any]) -> None:
+        """``params``, the keys of nested ones with dots between; a value that MLflow finds too long ends with ``…``."""
         from mlflow.entities import Param
+        from mlflow.utils.validation import MAX_PARAM_VAL_LENGTH
 
-        flat = [Param(key, str(value)[:500]) for key, value in _flatten(params)]
-        self.client.log_batch(self.run_id, params=flat)
+        flat = {key: str(value) for key, value in _flatten(params)}
+        for key, text in flat.items():
+            if len(text) > MAX_PARAM_VAL_LENGTH:
+                flat[key] = f"{text[: MAX_PARAM_VAL_LENGTH - 1]}…"
+        self.client.log_batch(self.run_id, params=[Param(key, text) for key, text in flat.items()])
 
-    def log_data(self, name: str, digest: str, context: str, profile: dict[str, Any]) -> None:
-        """A data set as input. MLflow's own digest reads only the first 10,000 rows; ours is of all bytes."""
+    def log_data(self, name: str, digest: str, context: str, source: tuple[str, str], profile: dict[str, Any]) -> None:
+        """A data set as input, with a source of ``pipelines.data_source``.
+
+        MLflow's own digest reads only the first 10,000 rows; ours is of all bytes.
+        """
         from mlflow.entities import Dataset, DatasetInput, InputTag
 
-        dataset = Dataset(name, digest, "local", json.dumps({"corpus": name}), profile=json.dumps(profile))
+        dataset = Dataset(name, digest, *source, profile=json.dumps(profile))
         tags = [InputTag("mlflow.data.context", context)]
         self.client.log_inputs(self.run_id, datasets=[DatasetInput(dataset, tags)])
 
@@ -130,10 +136,11 @@ class TrackedRun:
 
     def register(self, model_id: str, name: str, tags: dict[str, Any]) -> str:
         """Register an uploaded model; returns its version. The id is a tag too: versions do not keep it."""
-        from mlflow.exceptions import MlflowException
-
-        with contextlib.suppress(MlflowException):  # it exists already
+        try:
             self.client.create_registered_model(name)
+        except StoreError as error:
+            if error.code != "RESOURCE_ALREADY_EXISTS":
+                raise
         for version in self.client.search_model_versions(f"name = '{name}'"):
             if version.tags.get("model_id") == model_id:
                 return version.version
@@ -196,13 +203,29 @@ def _flatten(values: dict[str, Any], prefix: str = "") -> Iterator[tuple[str, An
 
 def _environment() -> dict[str, str]:
     """Versions, host and git commit: what a result depends on besides its config."""
-    from importlib.metadata import version
+    from importlib.metadata import PackageNotFoundError, version
 
     tags = {"version.python": platform.python_version(), "host": platform.node()}
     tags |= {f"version.{name}": version(name) for name in _LIBRARIES}
-    git = ["git", "-C", str(Path(__file__).parent)]
+    with contextlib.suppress(PackageNotFoundError):  # a clone that is not installed; it has a commit
+        tags[f"version.{_PROJECT}"] = version(_PROJECT)
+    return tags | _commit(Path(__file__).parents[1])
+
+
+def _commit(root: Path) -> dict[str, str]:
+    """The git commit of ``root``, the directory of this project's packages, and whether nothing there has changed.
+
+    Empty where ``root`` is no clone of this project. A repository that has it somewhere inside, for example in a
+    virtual environment, is somebody else's, and its commit says nothing of this code.
+    """
     with contextlib.suppress(OSError, subprocess.CalledProcessError):
-        commit = subprocess.run([*git, "rev-parse", "HEAD"], capture_output=True, text=True, check=True).stdout.strip()
-        dirty = subprocess.run([*git, "status", "--porcelain"], capture_output=True, text=True, check=True).stdout
-        tags |= {"mlflow.source.git.commit": commit, "git.clean": str(not dirty.strip()).lower()}
-    return tags
+        ours = f'name = "{_PROJECT}"'.encode() in (root / "pyproject.toml").read_bytes()
+        if ours and Path(_git(root, "rev-parse", "--show-toplevel")).resolve() == root.resolve():
+            clean = not _git(root, "status", "--porcelain")
+            return {"mlflow.source.git.commit": _git(root, "rev-parse", "HEAD"), "git.clean": str(clean).lower()}
+    return {}
+
+
+def _git(root: Path, *arguments: str) -> str:
+    command = ["git", "-C", str(root), *arguments]
+    return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()

@@ -12,7 +12,7 @@ def check_dense(source: str, what: str) -> int:
     """Read the config of a T5, and of a directory the names, shapes and values of its tensors.
 
     Args:
-        source: a directory or a name on the hub.
+        source: a directory, or a name on the hub that may be pinned (``NAME@REVISION``).
         what: names the model in messages.
 
     Returns:

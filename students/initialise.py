@@ -32,7 +32,7 @@ def init_student(
     """The student of a teacher: T5-Base (222.9M parameters) for a Switch-Base of any number of experts.
 
     Args:
-        teacher_or_directory: a model of ``teachers.load_teacher``, or a directory that it reads.
+        teacher_or_directory: a model of ``teachers.load_teacher``, or a directory or name on the hub that it reads.
         ffn_init: how the FFNs that replace Switch layers are made: "random", T5's own initialisation, or a method of
             ``students.ffn_init``.
         seed: of what is drawn at random.

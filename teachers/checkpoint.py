@@ -18,6 +18,9 @@ _ALLOWED += ("decoder.block.0.layer.1.EncDecAttention.relative_attention_bias.we
 def check_teacher(source: str) -> dict[str, int]:
     """Read the config of a Switch model, and of a directory the names, shapes and values of its tensors.
 
+    Args:
+        source: a directory, or a name on the hub that may be pinned (``NAME@REVISION``).
+
     Returns:
         Its ``num_experts`` and ``vocab_size``.
 

@@ -22,6 +22,8 @@ from transformers.models.t5.modeling_t5 import T5DenseGatedActDense
 from distill.config import ModelConfig
 from distill.errors import UserError
 from distill.files import new_directory
+from distill.hub import at_revision
+from distill.model_files import check_finite
 from distill.seq2seq import embeddings
 from teachers.checkpoint import check_teacher_config
 from teachers.config import SwitchConfig
@@ -121,15 +123,19 @@ def load_teacher(source: str | Path, switch: SwitchConfig | None = None) -> Swit
     ReLU, GELU or gated GELU, tied or untied. ``switch`` gives capacity factors, jitter and expert dropout; the
     paper's values where it is None. The model is in eval mode.
 
+    Args:
+        source: a directory, or a name on the hub that may be pinned (``NAME@REVISION``).
+
     Raises:
         UserError: it cannot be read, is no Switch model, its tensors do not fit its config, or are not finite.
     """
     config = read_teacher_config(source)
+    name, commit = at_revision(str(source), "model", f"teacher {str(source)!r}")
     try:
         cls = _GatedSwitch if config.is_gated_act else SwitchTransformersForConditionalGeneration
         # Older models of the hub are pickles, which transformers reads with weights_only.
-        how = {"dtype": torch.float32, "use_safetensors": True if Path(source).is_dir() else None}
-        model, report = cls.from_pretrained(str(source), config=config, output_loading_info=True, **how)
+        how = {"revision": commit, "dtype": torch.float32, "use_safetensors": None if commit else True}
+        model, report = cls.from_pretrained(name, config=config, output_loading_info=True, **how)
     except MemoryError:
         raise
     except Exception as error:  # transformers raises many kinds; each means that this checkpoint cannot be used
@@ -147,7 +153,9 @@ def load_teacher(source: str | Path, switch: SwitchConfig | None = None) -> Swit
                 f"teacher {str(source)!r} has {len(names)} {problem} tensors for its config, "
                 f"such as {names[0]}; check that config.json belongs to these weights"
             )
-    if wrong := [name for name, weight in model.named_parameters() if not weight.isfinite().all()]:
+    if commit is None:
+        check_finite(Path(name), f"teacher {str(source)!r}")
+    elif wrong := [name for name, weight in model.named_parameters() if not weight.isfinite().all()]:
         raise UserError(f"teacher {str(source)!r} has weights in {wrong[0]} that are NaN or infinite; take another")
     return _with_switch_layers(model, switch or SwitchConfig(), copy_experts=True).eval()
 
@@ -158,12 +166,14 @@ def read_teacher_config(source: str | Path) -> SwitchTransformersConfig:
     Raises:
         UserError: it cannot be read, is no Switch model, or has a router that the paper's has not.
     """
+    what = f"teacher {str(source)!r}"
+    name, commit = at_revision(str(source), "model", what)
     try:
-        config = SwitchTransformersConfig.from_pretrained(str(source))
+        config = SwitchTransformersConfig.from_pretrained(name, revision=commit)
     except Exception as error:  # transformers raises many kinds; each means that there is no config to use
         cause = " ".join(str(error).split())[:300]
-        raise UserError(f"teacher {str(source)!r} cannot be loaded: {cause}") from error
-    check_teacher_config({**config.to_dict(), "model_type": config.model_type}, f"teacher {str(source)!r}")
+        raise UserError(f"{what} cannot be loaded: {cause}") from error
+    check_teacher_config({**config.to_dict(), "model_type": config.model_type}, what)
     if getattr(config, "decoder_start_token_id", None) is None:
         config.decoder_start_token_id = config.pad_token_id
     names = (config.dense_act_fn, getattr(config, "feed_forward_proj", None) or "")

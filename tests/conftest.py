@@ -18,6 +18,7 @@ from distill.config import DataConfig, ModelConfig
 from distill.data import Examples
 from distill.prepare import PreparedData, prepare_data
 from distill.seq2seq import build_dense
+from tests.hub import Hub
 
 ROOT = Path(__file__).parent.parent
 torch.set_num_threads(1)  # the tensors here are too small to share
@@ -123,6 +124,14 @@ def small_disk(tmp_path) -> Iterator[Callable[[int], Path]]:
     yield mount
     for directory in disks:
         subprocess.run(["umount", "--lazy", directory], check=True)
+
+
+@pytest.fixture
+def hub(tmp_path) -> Iterator[Hub]:
+    """A hub with nothing on it yet, and a cache of it that is empty; for processes with its ``environment``."""
+    server = Hub(tmp_path / "huggingface")
+    yield server
+    server.close()
 
 
 @pytest.fixture(scope="session")

@@ -5,7 +5,8 @@ from typing import Any
 
 import numpy as np
 
-from pipelines.paper import TABLE_6, TABLE_7
+from pipelines.reporting.paper import TABLE_6, TABLE_7
+from pipelines.reporting.table import sample
 from pipelines.tracking import COLOURS
 
 _AGAINST = {"": ("o", "-", "against the baseline"), "_long": ("s", "--", "against the long baseline")}
@@ -27,7 +28,10 @@ def plot_report(report: dict[str, Any], path: Path) -> None:
         for axes in (kept, quality, compression):
             _over_experts(axes, rows, with_paper=axes is not quality)
     data = report["data"]
-    figure.suptitle(f"Distilled students on {data['name']} ({data['test_examples']:,} held-out examples)")
+    figure.suptitle(
+        f"Distilled students on {data['name']}: {data['test_examples']:,} {data['eval_split']} examples of "
+        f"{sample(data, rows[0]['seeds'])}"
+    )
     figure.savefig(path, dpi=130, metadata={"Software": None})
     plt.close(figure)
 

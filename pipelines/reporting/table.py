@@ -2,13 +2,14 @@
 
 import csv
 import io
-from collections.abc import Sequence
 from typing import Any
 
 from rich import box
 from rich.table import Table
 
-from pipelines.paper import kept_in_paper
+from distill.overlap import WINDOW
+from pipelines.reporting.bootstrap import FEWEST_DOCUMENTS
+from pipelines.reporting.paper import kept_in_paper
 
 
 def markdown(report: dict[str, Any]) -> str:
@@ -17,15 +18,16 @@ def markdown(report: dict[str, Any]) -> str:
     lines = ["| " + " | ".join(header) + " |", "| :--- |" + " ---: |" * (len(header) - 1)]
     lines += ["| " + " | ".join(row) + " |" for row in rows]
     data = report["data"]
-    count = len(report["ratios"][0]["seeds"])
-    seeds = " and seeds" if count > 1 else ""
-    sure = f"; those of {count} seeds are hardly wider than the range of their values" if 1 < count < 5 else ""
+    shared = "not measured" if data["overlap"] is None else f"{data['overlap']:.1%}"
     return (
         "# Fraction of the teacher's gain that the student keeps\n\n" + "\n".join(lines) + f"\n\n{_caption(report)}\n\n"
         f"Quality Q is the negative log perplexity on {data['test_examples']:,} examples from "
-        f"{data['test_documents']:,} held-out documents, in nats per target token; higher is better. Gain is "
-        "Q teacher - Q baseline; kept is (Q student - Q baseline) / gain. "
-        f"Intervals are 95 % paired bootstrap intervals over examples{seeds}{sure}.\n\n{_differences(report)}"
+        f"{data['test_documents']:,} documents of the {data['eval_split']} part (the largest gives "
+        f"{data['largest_document']:.1%} of the examples), in nats per target token; higher is better. Gain is "
+        "Q teacher - Q baseline; kept is (Q student - Q baseline) / gain. Intervals are 95 % paired bootstrap "
+        f"intervals that resample documents and seeds. {_sample(report)}\n\n"
+        f"Overlap: {shared} of the {data['eval_split']} text also stands in the training text, in runs of {WINDOW} "
+        f"tokens or more.\n\n{_undefined_rows(report)}{_differences(report)}"
         f"## What each model has seen\n\n{_seen(report)}\n\nA student's figures are of its own steps, its teacher's "
         "forward passes among the operations; before them it has what its teacher's training left in the weights that "
         "it was given, and what fitting its FFNs to the teacher's experts took (`student.ffn_init`), which is not "
@@ -48,8 +50,9 @@ def comma_separated(report: dict[str, Any]) -> str:
                 line[key] = " ".join(str(one) for one in value)
             elif not key.endswith("_undefined"):
                 line[key] = value
-        line |= {"baseline_quality": report["baseline"]["quality"], "data_digest": report["data"]["digest"]}
-        lines.append(line | {"long_baseline_quality": report["long_baseline"]["quality"]})
+        line |= {f"{name}_quality": report[name]["quality"] for name in ("baseline", "long_baseline")}
+        line |= {key: report["data"][key] for key in ("test_examples", "test_documents", "overlap")}
+        lines.append(line | {"data_digest": report["data"]["digest"]})
     text = io.StringIO()
     writer = csv.DictWriter(text, list(lines[0]), lineterminator="\n")
     writer.writeheader()
@@ -91,8 +94,8 @@ def _cells(report: dict[str, Any]) -> tuple[list[str], list[list[str]]]:
             f"{row['teacher_quality']:.3f}",
             f"{row['student_quality']:.3f}",
             f"{row['gain']:.3f} [{row['gain_interval'][0]:.3f}, {row['gain_interval'][1]:.3f}]",
-            _percent(row["fraction_kept"], row["fraction_interval"]),
-            _percent(row["fraction_kept_long"], row["fraction_long_interval"]),
+            _kept(row, ""),
+            _kept(row, "_long"),
             kept_in_paper(row["variant"], row["experts"]),
         ]
         for row in report["ratios"]
@@ -100,7 +103,7 @@ def _cells(report: dict[str, Any]) -> tuple[list[str], list[list[str]]]:
     named = [row["variant"] for row in report["ratios"]]
     if len({row["ratio"] for row in report["ratios"]}) > 1:
         for average in report["averages"]:
-            kept = [_percent(average[f"fraction_kept{s}"], average[f"fraction{s}_interval"]) for s in ("", "_long")]
+            kept = [_kept(average, suffix) for suffix in ("", "_long")]
             rows.append(["mean", *[""] * 5, *kept, kept_in_paper(average["variant"], None)])
             named.append(average["variant"])
     if named[0] is not None:
@@ -164,15 +167,54 @@ def _caption(report: dict[str, Any]) -> str:
         "Paper: what tables 6 and 7 keep with that technique, or with a teacher of as many experts, and the mean of "
         "table 7."
     )
-    for name, key in (("baseline", "fraction_kept"), ("long baseline", "fraction_kept_long")):
-        if ratios := list(dict.fromkeys(row["ratio"] for row in report["ratios"] if row[key] is None)):
-            named, reaches = ", ".join(ratios), "has an interval that reaches 0"
-            text += f" Undefined, and in no mean, for {named}: the gain over the {name} {reaches}."
-    return text
+    for name, suffix in (("baseline", ""), ("long baseline", "_long")):
+        missing = {row["ratio"]: row[f"gain{suffix}"] for row in report["ratios"] if not _has_fraction(row, suffix)}
+        below = ", ".join(f"{ratio} by {-gain:.3f}" for ratio, gain in missing.items() if gain < 0)
+        if below:
+            text += f" Below the {name}, and in no mean: the teacher of {below} nats."
+        if unsure := ", ".join(ratio for ratio, gain in missing.items() if gain >= 0):
+            text += (
+                f" Undefined, and in no mean, for {unsure}: the gain over the {name} has an interval that reaches 0."
+            )
+    return f"{text} {_sample(report)}"
 
 
-def _percent(fraction: float | None, interval: Sequence[float] | None) -> str:
-    return "undefined" if fraction is None else f"{fraction:.0%} [{100 * interval[0]:.0f}, {100 * interval[1]:.0f}]"
+def sample(data: dict[str, Any], seeds: list[int]) -> str:
+    """What intervals are of: ``89 documents and 3 seeds``. ``data`` is that of report.json."""
+    documents = data["test_documents"]
+    return f"{documents:,} document{'s' * (documents != 1)} and {len(seeds)} seed{'s' * (len(seeds) != 1)}"
+
+
+def _sample(report: dict[str, Any]) -> str:
+    """What intervals are of, and whether they can be trusted."""
+    seeds = report["ratios"][0]["seeds"]
+    of, data = f"Intervals are of {sample(report['data'], seeds)}", report["data"]
+    if data["too_few_documents"]:
+        worth = f", worth {data['effective_documents']:.0f} of equal size"
+        uneven = worth if data["test_documents"] >= FEWEST_DOCUMENTS else ""
+        return f"{of}{uneven}: with fewer than {FEWEST_DOCUMENTS} documents they cannot be trusted."
+    if len(seeds) == 2:
+        return f"{of}; two seeds hardly say how much a seed matters."
+    return f"{of}." if len(seeds) > 1 else f"{of}, so that they leave out what another seed would change."
+
+
+def _undefined_rows(report: dict[str, Any]) -> str:
+    """Why rows have no fraction, one sentence for each."""
+    reasons = {(row["ratio"], row[key]): None for row in report["ratios"] for key in row if key.endswith("_undefined")}
+    return "".join(f"- {ratio}: {reason}.\n" for ratio, reason in reasons) + ("\n" if reasons else "")
+
+
+def _has_fraction(row: dict[str, Any], suffix: str) -> bool:
+    """Whether a row has a fraction against the baseline of that suffix."""
+    return row[f"fraction_kept{suffix}"] is not None
+
+
+def _kept(row: dict[str, Any], suffix: str) -> str:
+    """A fraction with its interval, or why there is none: a gain below 0, or one that is not sure."""
+    if not _has_fraction(row, suffix):
+        return "negative" if row.get(f"gain{suffix}", 0) < 0 else "undefined"
+    fraction, (low, high) = row[f"fraction_kept{suffix}"], row[f"fraction{suffix}_interval"]
+    return f"{fraction:.0%} [{100 * low:.0f}, {100 * high:.0f}]"
 
 
 def _millions(parameters: int) -> str:

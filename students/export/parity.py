@@ -14,9 +14,9 @@ import numpy as np
 import torch
 from tokenizers import Tokenizer
 
-from distill.errors import UserError
-from distill.prepare import WordIds
+from distill.errors import ExpectedError, UserError
 from distill.span_corruption import corrupt_spans
+from distill.word_ids import WordIds
 from students.runtime import decode, encode
 from students.runtime.batches import pad
 from students.runtime.hf_runner import HfRunner
@@ -27,7 +27,7 @@ MAX_TOKENS = 48
 SHORTEST, LONGEST = 4, 144  # raw tokens of an example
 
 
-class ParityFailure(RuntimeError):
+class ParityFailure(ExpectedError, RuntimeError):
     """An export answers too differently from the student that it was made of."""
 
 

@@ -1,3 +1,4 @@
+import hashlib
 import json
 from pathlib import Path
 
@@ -5,11 +6,13 @@ import numpy as np
 import pytest
 import torch
 
+from distill import corpus, prepare
 from distill.config import DataConfig
 from distill.corpus import read_documents, split_of
 from distill.data import Examples
 from distill.errors import DiskFull, UserError
-from distill.prepare import example_lengths, prepare_data
+from distill.prepare import prepare_data
+from distill.prepared_data import TEXT
 from distill.tokenizer import encode
 
 
@@ -28,25 +31,122 @@ def rebuild(data, inputs, targets):
 def test_the_two_sides_hold_the_documents_of_the_split(data, data_config):
     documents = list(read_documents(data_config.corpus))
     for split in ("train", "test"):
-        texts = [text for text in documents if split_of(text, data_config.test_fraction) == split]
-        expected = [token for ids in encode(data.tokenizer, texts) for token in ids]
-        assert data.tokens(split).tolist() == expected
-    assert data.train_documents + data.test_documents == len(documents)
+        own = [one for one in documents if split_of(one.key, data_config.test_fraction) == split]
+        texts = encode(data.tokenizer, [one.text for one in own])
+        assert data.tokens(split).tolist() == [token for ids in texts for token in ids]
+        ends = np.fromfile(Path(data.directory) / f"{split}.documents", TEXT)["end"]
+        assert ends.tolist() == np.cumsum([len(ids) for ids in texts]).tolist()
+        assert data.parts[split].documents == len(own)
+    assert sum(part.documents for part in data.parts.values()) == len(documents)
 
 
-def test_models_can_be_measured_on_a_validation_part_of_its_own(data_config, tmp_path):
+def test_models_can_be_evaluated_on_a_validation_part_of_its_own(data_config, tmp_path):
     config = data_config.model_copy(update={"validation_fraction": 0.2})
-    tuned = config.model_copy(update={"eval_split": "validation", "test_examples": 8})
+    validated = config.model_copy(update={"eval_split": "validation", "test_examples": 8})
     data = prepare_data(config, tmp_path)
     documents = list(read_documents(config.corpus))
-    texts = [text for text in documents if split_of(text, 0.2, 0.2) == "validation"]
-    assert data.validation_documents == len(texts) > 0
+    texts = [one.text for one in documents if split_of(one.key, 0.2, 0.2) == "validation"]
+    assert data.parts["validation"].documents == len(texts) > 0
     assert data.tokens("validation").tolist() == [token for ids in encode(data.tokenizer, texts) for token in ids]
-    assert data.train_documents + data.test_documents + data.validation_documents == len(documents)
-    shown = Examples(data, tuned, seed=None)._raw(0)
-    assert shown.tolist() == data.tokens("validation")[: len(shown)].tolist()
+    assert sum(part.documents for part in data.parts.values()) == len(documents)
+    examples = Examples(data, validated, seed=None)
+    first = rebuild(data, *(side[0] for side in examples.batch(range(1))))
+    assert first == data.tokens("validation")[: len(first)].tolist()
     with pytest.raises(UserError, match="the validation part of .* raise data.validation_fraction"):
-        example_lengths(data, tuned.model_copy(update={"test_examples": 10_000}))
+        data.layout(validated.model_copy(update={"test_examples": 10_000}))
+
+
+@pytest.fixture
+def rows(tmp_path) -> str:
+    """600 rows in twelve languages, one after the other."""
+    words = ["alpha", "beta", "gamma", "delta", "epsilon", "zeta", "eta", "theta"]
+    with open(tmp_path / "rows.jsonl", "w") as file:
+        for number in range(600):
+            text = " ".join(words[(number * step) % 8] for step in range(2, 12)) + f" {number}"
+            file.write(json.dumps({"text": text, "language": f"l{number % 12}", "number": number % 12}) + "\n")
+    return f"jsonl:{tmp_path}/rows.jsonl"
+
+
+@pytest.mark.parametrize("column", ["language", "number"])
+def test_rows_with_one_value_of_split_by_are_one_document_on_one_side(rows, column, tmp_path):
+    config = DataConfig(
+        corpus=rows, split_by=column, vocabulary=400, input_length=32, test_fraction=0.3, test_examples=12
+    )
+    data = prepare_data(config, tmp_path / "data")
+    groups = {"train": set(), "test": set()}
+    for document in read_documents(rows, split_by=column):
+        groups[split_of(document.key, 0.3)].add(document.group)
+    assert groups["train"] and groups["test"] and not groups["train"] & groups["test"]
+    assert {name: part.documents for name, part in data.parts.items()} == {k: len(v) for k, v in groups.items()}
+    assert len(set(data.evaluated(config).documents)) == len(groups["test"])
+    by_row = prepare_data(config.model_copy(update={"split_by": None}), tmp_path / "data")
+    assert by_row.fingerprint != data.fingerprint and by_row.parts["test"].documents > 100
+
+
+def test_other_groups_of_the_same_rows_are_other_data(rows, tmp_path):
+    """The tokenizer is the same, and so are texts and tokens; only what is held out together differs."""
+    config = DataConfig(corpus=rows, split_by="language", vocabulary=400, input_length=32, test_fraction=0.3)
+    config = config.model_copy(update={"test_examples": 12})
+    first = prepare_data(config, tmp_path / "data")
+    loaded = config.model_copy(update={"tokenizer": f"{first.directory}/tokenizer"})
+    one = prepare_data(loaded, tmp_path / "data")
+    path = Path(rows.removeprefix("jsonl:"))
+    lines = [json.loads(line) for line in path.read_text().splitlines()]
+    path.write_text("".join(json.dumps({**line, "language": line["language"] + "x"}) + "\n" for line in lines))
+    other = prepare_data(loaded, tmp_path / "data")
+    assert other.digest == one.digest and other.fingerprint != one.fingerprint
+
+
+def test_files_of_one_directory_are_one_document(tmp_path, monkeypatch):
+    for number in range(60):
+        path = tmp_path / "texts" / f"d{number % 10}" / f"{number}.txt"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(f"text number {number} of many, which says nothing more " * 3)
+    corpus = f"text:{tmp_path}/texts/*/*.txt"
+    options = {"vocabulary": 400, "input_length": 16, "test_fraction": 0.3, "test_examples": 4}
+    data = prepare_data(DataConfig(corpus=corpus, split_by="directory", **options), tmp_path / "data")
+    assert data.parts["train"].documents + data.parts["test"].documents == 10
+    monkeypatch.chdir(tmp_path)
+    relative = prepare_data(DataConfig(corpus="text:texts/*/*.txt", split_by="directory", **options), tmp_path / "data")
+    assert relative.fingerprint == data.fingerprint  # the split does not depend on where the files are
+    with pytest.raises(UserError, match="data.split_by is 'language', but .* has files; use directory"):
+        prepare_data(DataConfig(corpus=corpus, split_by="language", **options), tmp_path / "data")
+
+
+def test_the_overlap_of_held_out_text_is_in_the_facts(tmp_path):
+    """Every document begins with a line of its own and ends with one of three licences."""
+    rng = np.random.default_rng(0)
+    words = [f"word{number}" for number in range(300)]
+    licences = [" ".join(rng.choice(words, 60)) for _ in range(3)]
+    for number in range(80):
+        own = " ".join(rng.choice(words, 60))
+        (tmp_path / f"{number}.txt").write_text(f"{own} {licences[number % 3]}")
+    config = DataConfig(corpus=f"text:{tmp_path}/*.txt", vocabulary=700, test_fraction=0.2, validation_fraction=0.2)
+    parts = prepare_data(config, tmp_path / "data").parts
+    assert parts["train"].overlap is None
+    assert parts["test"].overlap == pytest.approx(0.5, abs=0.05)
+    assert parts["validation"].overlap == pytest.approx(0.5, abs=0.05)
+
+
+def test_a_corpus_is_read_once(data_config, tmp_path, monkeypatch):
+    read = []
+
+    def read_and_count(*arguments):
+        for document in read_documents(*arguments):
+            read.append(document)
+            yield document
+
+    monkeypatch.setattr(prepare, "read_documents", read_and_count)
+    prepare_data(data_config, tmp_path / "data")
+    assert len(read) == 60
+
+
+def test_a_text_is_hashed_once(data_config, tmp_path, monkeypatch):
+    hashed, sha256 = [], hashlib.sha256
+    texts = {document.text.encode() for document in read_documents(data_config.corpus)}
+    monkeypatch.setattr(corpus.hashlib, "sha256", lambda data=b"": hashed.append(data) or sha256(data))
+    prepare_data(data_config, tmp_path / "data")
+    assert len([data for data in hashed if data in texts]) == 60
 
 
 def test_examples_hold_the_text_in_fixed_lengths(data, data_config):
@@ -77,16 +177,19 @@ def test_an_example_is_a_function_of_seed_and_index(data, data_config):
     assert not torch.equal(other.batch([3, 500, 4]).input_ids, batch.input_ids)
 
 
-def test_test_examples_are_the_same_for_everyone_and_spread(data, data_config):
+def test_evaluated_examples_are_the_same_for_everyone_and_of_many_documents(data, data_config):
     examples = Examples(data, data_config, seed=None)
-    whole = [torch.cat(part) for part in zip(*examples.evaluation_batches(5), strict=True)]
-    single = [torch.cat(part) for part in zip(*examples.evaluation_batches(1), strict=True)]
-    assert all(torch.equal(a, b) for a, b in zip(whole, single, strict=True)) and len(whole[0]) == 12
-    text = data.tokens("test").tolist()
-    starts = [i * examples.segments // 12 * examples.raw_length for i in range(12)]
-    assert len(set(starts)) == 12
-    for start, inputs, targets in zip(starts, *whole, strict=True):
-        assert rebuild(data, inputs, targets) == text[start : start + examples.raw_length]
+    whole = examples.batch(range(12))
+    single = [torch.cat(side) for side in zip(*(examples.batch([index]) for index in range(12)), strict=True)]
+    assert all(torch.equal(a, b) for a, b in zip(whole, single, strict=True))
+    chosen = data.evaluated(data_config)
+    texts = [rebuild(data, *row) for row in zip(*whole, strict=True)]
+    assert texts == chosen.tokens.tolist() and len({tuple(text) for text in texts}) == 12
+    everything = data.tokens("test").tolist()
+    joined = " ".join(map(str, everything))
+    assert all(" ".join(map(str, text)) in joined for text in texts)
+    counts = np.bincount(chosen.documents)
+    assert len(counts[counts > 0]) == min(12, len(data.layout(data_config).units)) and counts.max() <= 2
 
 
 def test_prepared_data_is_reused_until_a_file_changes(tmp_path):
@@ -119,7 +222,7 @@ def broken(path, how):
 
 
 @pytest.mark.parametrize("how", ["flipped", "cut", "missing"])
-@pytest.mark.parametrize("name", ["train.bin", "test.bin", "tokenizer/tokenizer.json"])
+@pytest.mark.parametrize("name", ["train.bin", "test.bin", "test.documents", "tokenizer/tokenizer.json"])
 def test_damaged_prepared_data_is_named_with_the_cure(prepared, data_config, tmp_path, name, how):
     broken(Path(prepared.directory, name), how)
     again = prepare_data(data_config, tmp_path / "data")  # what is not read is not checked
@@ -132,20 +235,9 @@ def test_damaged_prepared_data_is_named_with_the_cure(prepared, data_config, tmp
 
 def test_damaged_facts_of_prepared_data_are_named_with_the_cure(prepared, data_config, tmp_path):
     path = Path(prepared.directory, "data.json")
-    path.write_text(path.read_text().replace('"train_tokens": ', '"train_tokens": 1'))
+    path.write_text(path.read_text().replace('"tokens": ', '"tokens": 1'))
     with pytest.raises(UserError, match="data.json is damaged: its checksum .*; delete"):
         prepare_data(data_config, tmp_path / "data")
-
-
-def test_data_that_was_prepared_without_checksums_is_used(prepared, data_config, tmp_path):
-    path = Path(prepared.directory, "data.json")
-    facts = {key: value for key, value in json.loads(path.read_text()).items() if key not in ("sha256", "checksum")}
-    path.write_text(json.dumps(facts))
-    old = prepare_data(data_config, tmp_path / "data")
-    assert old.fingerprint == prepared.fingerprint and old.tokenizer
-    assert torch.equal(
-        Examples(old, data_config, seed=0).batch([3])[0], Examples(prepared, data_config, seed=0).batch([3])[0]
-    )
 
 
 def test_a_full_disk_leaves_nothing_of_a_preparation(data_config, small_disk):
@@ -163,7 +255,7 @@ def test_reading_stops_at_train_tokens(tmp_path):
     config = DataConfig(corpus=f"jsonl:{tmp_path}/rows.jsonl", vocabulary=400, train_tokens=100)
     part = prepare_data(config, tmp_path / "data")
     whole = prepare_data(config.model_copy(update={"train_tokens": None}), tmp_path / "data")
-    assert 100 <= part.train_tokens < whole.train_tokens / 4 and part.digest != whole.digest
+    assert 100 <= part.parts["train"].tokens < whole.parts["train"].tokens / 4 and part.digest != whole.digest
 
 
 def test_an_empty_side_is_refused_and_leaves_nothing(tmp_path):
@@ -184,7 +276,7 @@ def test_an_empty_side_is_refused_and_leaves_nothing(tmp_path):
 )
 def test_examples_that_do_not_fit_the_data_are_refused(data, data_config, change, message):
     with pytest.raises(UserError, match=message):
-        example_lengths(data, data_config.model_copy(update=change))
+        data.layout(data_config.model_copy(update=change))
 
 
 def test_vocabulary_is_rounded_up_as_in_t5(data):

@@ -1,9 +1,13 @@
+from types import SimpleNamespace
+
 import numpy as np
 import pytest
+import torch
 import torch.nn.functional as F
 
+from distill import evaluation
 from distill.data import Batch, Examples
-from distill.evaluation import evaluate, negative_log_perplexity
+from distill.evaluation import cross_entropies, evaluate, negative_log_perplexity
 from distill.seq2seq import build_dense
 from distill.training import make_accelerator
 
@@ -14,7 +18,8 @@ def model(shape, data):
 
 
 def test_equals_the_mean_cross_entropy_of_transformers_logits(model, data, data_config):
-    batches = list(Examples(data, data_config, seed=None).evaluation_batches(5))
+    examples = Examples(data, data_config, seed=None)
+    batches = [examples.batch(rows) for rows in (range(5), range(5, 10), range(10, 12))]
     quality, losses = negative_log_perplexity(model, batches)
     assert model.training  # as it was, though measured without dropout
     model.eval()
@@ -46,6 +51,40 @@ def test_nothing_to_measure_is_an_error(model):
 def test_evaluate_measures_all_test_examples(model, data, data_config):
     examples = Examples(data, data_config, seed=None)
     quality, losses = evaluate(model, examples, batch_size=5, accelerator=make_accelerator("float32"))
-    expected, one_by_one = negative_log_perplexity(model, examples.evaluation_batches(1))
+    expected, one_by_one = negative_log_perplexity(model, [examples.batch([index]) for index in range(12)])
     assert losses.shape == (12,) and quality == pytest.approx(expected, rel=1e-5)
     np.testing.assert_allclose(losses, one_by_one, rtol=1e-4)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_losses_come_chunk_by_chunk(dtype, monkeypatch):
+    """Of 13 tokens and 50 words no more than 4 x 50 logits exist at a time; the losses are those of the definition."""
+    generator = torch.Generator().manual_seed(0)
+    hidden = torch.randn(13, 8, generator=generator).to(dtype)
+    head, labels = torch.randn(50, 8, generator=generator), torch.randint(0, 50, (13,), generator=generator)
+    labels[3] = -100
+    logits = (hidden @ head.to(dtype).T).double().numpy()
+    expected = np.log(np.exp(logits).sum(-1)) - logits[np.arange(13), labels.clamp(min=0)]
+    expected[3] = 0
+    rows, linear = [], F.linear
+    monkeypatch.setattr(evaluation, "_CHUNK", 200)
+    monkeypatch.setattr(evaluation.F, "linear", lambda x, weight: rows.append(len(x)) or linear(x, weight))
+    losses = cross_entropies(hidden, head, labels)
+    np.testing.assert_allclose(losses, expected, rtol=1e-5 if dtype == torch.float32 else 2e-2, atol=1e-6)
+    assert rows == [4, 4, 4, 1] and losses.dtype == torch.float32
+
+
+def test_each_process_builds_its_own_batches_alone(model, data, data_config):
+    examples = Examples(data, data_config, seed=None)
+    whole = evaluate(model, examples, batch_size=5, accelerator=make_accelerator("float32"))[1]
+    built, batch = [], examples.batch
+    examples.batch = lambda rows: built.append(rows) or batch(rows)
+    real = make_accelerator("float32")
+    shares = []
+    for rank in range(2):
+        fake = SimpleNamespace(
+            num_processes=2, process_index=rank, device=real.device, autocast=real.autocast, reduce=lambda x, how: x
+        )
+        shares.append(evaluate(model, examples, batch_size=5, accelerator=fake)[1])
+    assert built == [range(5), range(10, 12), range(5, 10)]
+    np.testing.assert_array_equal(sum(shares), whole)

@@ -1,10 +1,22 @@
 import errno
+import hashlib
+import os
 
 import pytest
 
+from distill import files
 from distill.disk import is_full, named_when_full, require_space, size
 from distill.errors import DiskFull, UserError
-from distill.files import check_digests, file_digests, new_directory, read_record, write_json, write_record, write_text
+from distill.files import (
+    check_digests,
+    directory_digest,
+    file_digests,
+    new_directory,
+    read_record,
+    write_json,
+    write_record,
+    write_text,
+)
 
 
 def test_a_record_is_read_back_and_any_other_bytes_are_refused(tmp_path):
@@ -89,6 +101,17 @@ def test_what_libraries_say_of_a_full_disk_is_understood_and_nothing_else_is(tmp
         raise FileNotFoundError("no such file")
 
 
+def test_a_full_disk_is_named_by_the_file_of_the_error_that_another_one_came_from(tmp_path):
+    with (
+        pytest.raises(DiskFull, match=r"^/store/weights cannot be written, the disk is full"),
+        named_when_full(tmp_path),
+    ):
+        try:
+            raise OSError(errno.ENOSPC, "No space left on device", "/store/weights")
+        except OSError as error:
+            raise RuntimeError("MLflow failed") from error
+
+
 def test_space_is_measured_where_a_directory_will_be(tmp_path):
     require_space(tmp_path / "not" / "yet", 1, "this")
     with pytest.raises(DiskFull, match=r"this needs about 1000000.0 TB in .*yet, where .*B are left; free some"):
@@ -100,3 +123,21 @@ def test_what_is_no_number_is_never_written(tmp_path):
     with pytest.raises(ValueError):
         write_json(tmp_path / "a.json", {"a": float("nan")})
     assert not list(tmp_path.iterdir())
+
+
+def test_a_file_is_read_once_for_its_digest_until_it_changes(tmp_path, monkeypatch):
+    """A student is hashed where it is saved, logged, and read by a later stage: by one reading of its bytes."""
+    path = tmp_path / "model" / "weights"
+    path.parent.mkdir()
+    path.write_bytes(b"some weights")
+    read, whole = [], hashlib.file_digest
+    monkeypatch.setattr(files.hashlib, "file_digest", lambda file, kind: read.append(file.name) or whole(file, kind))
+    digests = file_digests(tmp_path, [path])
+    check_digests(tmp_path, digests, "cure")
+    before = directory_digest(path.parent)
+    assert len(read) == 1 and digests == {"model/weights": hashlib.sha256(b"some weights").hexdigest()}
+    path.write_bytes(b"same weights")
+    os.utime(path, ns=(1, 1))
+    with pytest.raises(UserError, match="weights is damaged"):
+        check_digests(tmp_path, digests, "cure")
+    assert directory_digest(path.parent) != before and len(read) == 2

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from distill.config import DataConfig
-from distill.corpus import read_documents, split_of
+from distill.corpus import Document, read_documents, split_of
 from distill.prepare import prepare_data
 from distill.tokenizer import encode
 from tests.conftest import ROOT
@@ -56,11 +56,11 @@ def test_every_document_is_prepared_once_and_in_order(corpus, tmp_path):
     with gzip.open(tmp_path / "rows" / "b.jsonl.gz", "rt") as file:
         rows += [json.loads(line)["text"] for line in file]
     texts = [text for text in rows if text.strip()]
-    assert list(read_documents(corpus.corpus)) == texts and len(texts) == 1198
+    assert [document.text for document in read_documents(corpus.corpus)] == texts and len(texts) == 1198
     for part in ("train", "test"):
-        own = [text for text in texts if split_of(text, 0.2) == part]
+        own = [text for text in texts if split_of(Document(text).key, 0.2) == part]
         assert data.tokens(part).tolist() == [token for ids in encode(data.tokenizer, own) for token in ids]
-    assert data.train_documents + data.test_documents == len(texts)
+    assert sum(part.documents for part in data.parts.values()) == len(texts)
 
 
 def test_a_preparation_that_was_killed_ends_with_the_same_files(corpus, tmp_path):

@@ -212,7 +212,8 @@ def test_a_restart_halves_the_learning_rate_and_ends_well(dense, examples, tmp_p
     def on_metrics(step, metrics):
         rates[step], restarts[step] = metrics["learning_rate"], metrics.get("restarts")
 
-    hooks = Hooks(on_metrics=on_metrics, say=said.append)
+    courses = []
+    hooks = Hooks(on_metrics=on_metrics, on_course=courses.append, say=said.append)
     objective = spoiled({6: float("nan")})  # step 6
     after = fit(dense(), examples, tmp_path, accelerator, RESTART, objective, hooks=hooks)
     assert said == [
@@ -220,7 +221,7 @@ def test_a_restart_halves_the_learning_rate_and_ends_well(dense, examples, tmp_p
     ]
     plain = [learning_rate(RESTART, step, 8) for step in range(8)]
     assert [rates[step] for step in range(1, 9)] == [*plain[:4], *(rate / 2 for rate in plain[4:])]
-    assert restarts == {1: None, 2: None, 3: None, 4: None, 5: 1, 6: 1, 7: 1, 8: 1}
+    assert restarts == {1: None, 2: None, 3: None, 4: None, 5: 1, 6: 1, 7: 1, 8: 1} and courses == [0, 1]
     assert after.isfinite().all()
 
 
@@ -235,7 +236,9 @@ def test_the_learning_rate_of_a_restart_survives_a_kill(dense, examples, tmp_pat
     calls = []
     with pytest.raises(KeyboardInterrupt):
         fit(dense(), examples, tmp_path / "b", accelerator, RESTART, spoiled({6: float("inf")}), hooks=Hooks(die))
-    assert torch.equal(straight, fit(dense(), examples, tmp_path / "b", accelerator, RESTART))
+    courses = []
+    again = fit(dense(), examples, tmp_path / "b", accelerator, RESTART, hooks=Hooks(on_course=courses.append))
+    assert torch.equal(straight, again) and courses == [1]
 
 
 def test_an_evaluation_that_finds_the_model_useless_restarts_from_before_it(dense, examples, tmp_path, accelerator):

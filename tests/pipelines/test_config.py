@@ -1,11 +1,28 @@
 import pytest
 import yaml
 
+from distill import precision
 from distill.errors import UserError
+from distill.hub import HubSource, split_revision
 from distill.span_corruption import raw_length_for
+from pipelines import plan as plan_module
 from pipelines.config import RunConfig, load_config
 from pipelines.plan import long_steps, plan
 from pipelines.presets import PRESETS
+from pipelines.stage import VERSIONS
+
+
+@pytest.fixture(autouse=True)
+def commits(monkeypatch) -> dict[str, str]:
+    """The hub's commits: of what is asked for without one, ``commits["main"]``."""
+    known = {"main": "a" * 40}
+
+    def at_revision(source, kind, what):
+        name, revision = split_revision(source)
+        return HubSource(name, known.get(revision or "main", revision))
+
+    monkeypatch.setattr(plan_module, "at_revision", at_revision)
+    return known
 
 
 @pytest.mark.parametrize("name", PRESETS)
@@ -287,6 +304,50 @@ class TestPlan:
         for stage in alone[:-1]:
             assert shared[stage.title] == stage.fingerprint
 
+    LOADED = ("teacher.experts=[]", "data.tokenizer=t5", "baseline.checkpoint=some/t5")
+
+    def test_another_revision_of_a_loaded_model_is_another_model(self, commits):
+        loaded = [*self.LOADED, "teacher.checkpoints={e8: some/switch}"]
+        before = self.fingerprints(*loaded)
+        assert self.fingerprints(*self.LOADED, f"teacher.checkpoints={{e8: some/switch@{'a' * 40}}}") == before
+        commits["main"] = "b" * 40
+        after = self.fingerprints(*loaded)
+        assert {title for title in before if before[title] != after[title]} == set(before)
+        stages = {stage.title: stage for stage in plan(load_config("smoke", loaded), "data")}
+        assert stages["teacher e8"].settings["checkpoint"] == {"name": "some/switch", "revision": "b" * 40}
+        assert stages["baseline"].settings["checkpoint"] == {"name": "some/t5", "revision": "b" * 40}
+
+    def test_auto_is_the_precision_of_this_machine_before_it_is_hashed(self, monkeypatch):
+        """A work directory that is copied to another kind of machine mixes no precisions."""
+        found = {}
+        for fast in (True, False):
+            monkeypatch.setattr(precision, "multiplies_bfloat16", lambda fast=fast: fast)
+            found[fast] = self.fingerprints()
+        assert not set(found[True].values()) & set(found[False].values())
+        assert found[True] == self.fingerprints("precision=bfloat16")
+        assert found[False] == self.fingerprints("precision=float32")
+
+    @pytest.mark.parametrize("kind", VERSIONS)
+    def test_a_new_version_of_a_kind_makes_it_and_what_reads_it_again(self, kind, monkeypatch):
+        overrides = ("distill.soft_labels=cached", "teacher.experts=[2]")
+        before = self.fingerprints(*overrides)
+        monkeypatch.setitem(VERSIONS, kind, VERSIONS[kind] + 1)
+        after = self.fingerprints(*overrides)
+        later = {
+            "baseline": {"baseline", "report"},
+            "teacher": set(before) - {"baseline"},
+            "init": {"init e2", "distill e2", "report"},
+            "label": {"label e2", "distill e2", "report"},
+            "distill": {"distill e2", "report"},
+            "report": {"report"},
+        }
+        assert {title for title in before if before[title] != after[title]} == later[kind]
+        assert kind == "baseline" or f"{kind} e2" in before or kind == "report"
+
+    def test_every_kind_of_stage_has_a_version(self):
+        stages = plan(load_config("smoke", ["distill.soft_labels=cached"]), "data")
+        assert {stage.kind for stage in stages} == set(VERSIONS)
+
     def test_seeds_multiply_the_stages(self):
         stages = plan(load_config("smoke", ["seeds=[0, 1]"]), "data")
         assert len(stages) == 2 * 7 + 1 and len({stage.fingerprint for stage in stages}) == len(stages)
@@ -307,10 +368,9 @@ class TestPlan:
             *(f"distill e4 {v}" for v in ("mix", "hard", "again")),
         }
 
-    def test_a_validation_part_changes_nothing_until_models_are_measured_on_it(self):
-        assert self.changed("data.validation_fraction=0.1") == set()
-        measured = self.changed("data.validation_fraction=0.1", "data.eval_split=validation")
-        assert {"baseline", "teacher e4", "distill e4"} <= measured
+    def test_models_that_are_evaluated_on_validation_are_other_stages(self):
+        changed = self.changed("data.validation_fraction=0.1", "data.eval_split=validation")
+        assert {"baseline", "teacher e4", "distill e4"} <= changed
 
     def test_the_long_baseline_takes_the_steps_of_teacher_and_student(self):
         config = load_config("smoke")

@@ -7,12 +7,16 @@ import shutil
 import signal
 import subprocess
 import sys
+import sysconfig
 import zlib
+from importlib.metadata import version
 from pathlib import Path
 
+import mlflow.data
 import numpy as np
 import pytest
 from mlflow import MlflowClient
+from scipy import stats
 from transformers import (
     AutoTokenizer,
     SwitchTransformersForConditionalGeneration,
@@ -60,6 +64,8 @@ def test_json_is_all_there_is_on_stdout_and_the_files_are_there(smoke, report):
 def test_the_report_follows_from_the_losses_that_mlflow_holds(report, client, runs):
     baseline = losses(client, runs, "baseline", "baseline_losses")
     long = losses(client, runs, "baseline", "long_baseline_losses")
+    documents = losses(client, runs, "report", "documents")
+    assert np.unique(documents, return_counts=True)[1].tolist() == [1] * 32  # so that all weigh the same
     assert report["baseline"]["quality"] == pytest.approx(-baseline.mean())
     assert report["long_baseline"]["quality"] == pytest.approx(-long.mean())
     assert report["long_baseline"]["steps"] == 24 and report["baseline"]["steps"] == 8
@@ -74,15 +80,43 @@ def test_the_report_follows_from_the_losses_that_mlflow_holds(report, client, ru
             gain = reference.mean() - teacher.mean()
             low, high = row[f"gain{suffix}_interval"]
             assert row[f"gain{suffix}"] == pytest.approx(gain) and low < gain < high
-            # The bootstrap's width is that of the mean of paired differences.
-            error = (reference - teacher).std() / len(teacher) ** 0.5
-            assert high - low == pytest.approx(2 * 1.96 * error, rel=0.15)
+            # Its length is that of Student's interval of the mean of paired differences, document by document.
+            by_document = [(reference - teacher)[documents == one].mean() for one in np.unique(documents)]
+            student_t = stats.ttest_1samp(by_document, 0).confidence_interval(0.95)
+            assert high - low == pytest.approx(student_t.high - student_t.low)
             fraction, interval = row[f"fraction_kept{suffix}"], row[f"fraction{suffix}_interval"]
             if low <= 0:
-                assert fraction is None and interval is None and "reaches 0" in row[f"fraction{suffix}_undefined"]
+                reason = "reaches 0" if gain >= 0 else f"below the {suffix.strip('_')} baseline by".replace("  ", " ")
+                assert fraction is None and interval is None and reason in row[f"fraction{suffix}_undefined"]
             else:
                 assert fraction == pytest.approx((reference.mean() - student.mean()) / gain)
                 assert interval[0] <= fraction <= interval[1]
+
+
+def test_the_report_says_what_its_figures_are_of(report, runs, smoke):
+    data = report["data"]
+    assert (data["eval_split"], data["test_examples"], data["test_documents"]) == ("test", 32, 32)
+    assert 0.05 < data["overlap"] < 0.5 and not data["too_few_documents"]
+    logged = runs["report"].data.metrics
+    assert logged["test_documents"] == 32 and logged["overlap"] == pytest.approx(data["overlap"], abs=1e-6)
+    text = (smoke[0] / "report.md").read_text()
+    assert "32 documents and 1 seed" in text and f"Overlap: {data['overlap']:.1%}" in text
+    profile = json.loads(
+        next(i for i in runs["distill e4"].inputs.dataset_inputs if "-test" in i.dataset.name).dataset.profile
+    )
+    assert profile["overlap"] == data["overlap"]
+
+
+def test_every_data_set_leads_back_to_its_source(runs):
+    """By MLflow's own get_source."""
+    seen = set()
+    for run in runs.values():
+        for entry in run.inputs.dataset_inputs:
+            seen.add((run.data.tags["stage"], next(tag.value for tag in entry.tags)))
+            assert Path(mlflow.data.get_source(entry).load()) == Path(sysconfig.get_paths()["stdlib"])
+    assert seen == {(kind, part) for kind in ("baseline", "teacher", "distill") for part in ("train", "test")} | {
+        ("report", "test")
+    }
 
 
 def test_runs_are_flat_finished_and_comparable(runs, report):
@@ -91,6 +125,7 @@ def test_runs_are_flat_finished_and_comparable(runs, report):
         assert run.info.status == "FINISHED" and "mlflow.parentRunId" not in run.data.tags
         assert name.startswith(run.data.tags["stage"]) and run.data.tags["data.digest"] == report["data"]["digest"]
         assert "version.torch" in run.data.tags and len(run.data.params) > 1
+        assert run.data.tags["version.switch-distill"] == version("switch-distill")
     for row in report["ratios"]:
         student = runs[f"distill {row['ratio']}"].data
         assert student.metrics.get("fraction_kept") == pytest.approx(row["fraction_kept"], abs=1e-6)

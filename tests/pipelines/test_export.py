@@ -78,7 +78,10 @@ def test_the_card_has_the_figures_of_the_report_and_its_code_runs(exported, row)
     card = (output / "model_card.md").read_text()
     assert row["student_run_id"] in card and row["teacher_run_id"] in card and "nats" in card
     assert f"{row['compression']:.1%} fewer parameters" in card
-    assert (f"{row['fraction_kept']:.1%} [" if row["fraction_kept"] is not None else "undefined") in card
+    known = row["fraction_kept"] is not None
+    assert (
+        f"{row['fraction_kept']:.1%} (95 % interval of 32 documents and 1 seed: [" if known else "undefined"
+    ) in card
     code = re.search(r"```python\n(.*?)```", card, re.DOTALL)[1]
     done = subprocess.run(
         [sys.executable, "-c", f"import sys; sys.path.insert(0, {str(ROOT)!r})\n{code}"],

@@ -74,7 +74,7 @@ def test_a_student_needs_the_labels_and_not_the_teacher(smoke, labelled, cli):
     assert set(above) == {"label", "init"}
     labels, (made_by,) = above["label"], above["label"]["inputs"]
     assert made_by["stage"] == "teacher" and made_by["model_id"] == above["init"]["inputs"][0]["model_id"]
-    assert [dataset["context"] for dataset in labels["datasets"]] == ["training"]
+    assert [dataset["context"] for dataset in labels["datasets"]] == ["train"]
     drawn = cli("lineage", facts["model_uri"], "--workdir", str(work)).stdout
     assert f"labels   sha256 {labels['sha256']}" in drawn
 

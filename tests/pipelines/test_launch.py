@@ -1,10 +1,14 @@
 """What ``accelerate launch`` may be asked for, and what a run says of the machine that computed it."""
 
+import signal
+import sys
+
 import pytest
 from mlflow import MlflowClient
 
 from distill.errors import UserError
 from pipelines import cli as cli_module
+from pipelines import store_uri
 from pipelines.preflight import check_launch
 
 
@@ -55,13 +59,17 @@ def test_every_run_says_what_its_bits_depend_on(smoke):
 
 
 @pytest.mark.parametrize("processes,code", [("2", "sentence"), ("1", "traceback")])
-def test_a_lost_process_is_a_sentence(monkeypatch, capsys, processes, code):
-    def lose(**_):
+def test_a_lost_process_is_a_sentence(smoke, monkeypatch, capsys, processes, code):
+    def lose(*_):
         raise RuntimeError("[/pytorch/third_party/gloo/gloo/transport/tcp/pair.cc:537] Connection reset by peer.")
 
     monkeypatch.setenv("WORLD_SIZE", processes)
-    monkeypatch.setattr(cli_module, "app", lose)
+    monkeypatch.setattr("pipelines.run.Pipeline.execute", lose)
+    monkeypatch.setattr(store_uri, "ASKED_FOR", None)
+    monkeypatch.setattr(sys, "argv", ["switch-distill", "teacher", "smoke", "--workdir", str(smoke[0])])
+    terminate = signal.getsignal(signal.SIGTERM)
     assert cli_module._main() == 1
+    signal.signal(signal.SIGTERM, terminate)
     said = capsys.readouterr().err
     assert ("Traceback" in said) == (code == "traceback")
     assert ("another process of this run has ended; the same command goes on" in said) == (code == "sentence")

@@ -30,8 +30,8 @@ def student(name: str, version: int, quality: float) -> Finished:
 
 def rows(fraction=0.5):
     interval = None if fraction is None else [0.4, 0.6]
-    row = {"fraction_kept": fraction, "fraction_interval": interval, "compression": 0.75}
-    return {"ratios": [row, row]}
+    row = {"fraction_kept": fraction, "fraction_interval": interval, "compression": 0.75, "seeds": [0, 1]}
+    return {"ratios": [row, row], "data": {"test_documents": 89}}
 
 
 def test_every_version_is_tagged_and_the_best_of_all_seeds_is_the_champion():
@@ -40,7 +40,7 @@ def test_every_version_is_tagged_and_the_best_of_all_seeds_is_the_champion():
     tag_students(SimpleNamespace(client=client), rows(), students)
     assert client.tags["s-e2", "1"] == {
         "fraction_kept": "0.5000",
-        "fraction_interval": "[0.4000, 0.6000]",
+        "fraction_interval": "[0.4000, 0.6000] of 89 documents and 2 seeds",
         "compression": "0.7500",
         "quality": "-3.0000",
     }

@@ -81,6 +81,62 @@ def test_a_resumed_feed_repeats_no_step_and_drops_a_torn_line(tmp_path):
     ]
 
 
+def points(path) -> dict[tuple[str, int], float]:
+    """What holds of a file of metrics: of a key, an earlier course only up to where a later one begins."""
+    found: dict[tuple[str, int], float] = {}
+    courses: dict[str, int] = {}
+    for line in path.read_text().splitlines():
+        record = json.loads(line)
+        for key, value in record["metrics"].items():
+            if record.get("course", 0) > courses.get(key, 0):
+                courses[key] = record["course"]
+                found = {place: old for place, old in found.items() if place[0] != key or place[1] < record["step"]}
+            assert (key, record["step"]) not in found  # nothing is repeated
+            found[key, record["step"]] = value
+    return found
+
+
+@pytest.mark.parametrize("killed", [False, True])
+def test_after_a_restart_the_new_course_holds_and_the_old_one_is_marked(tmp_path, killed):
+    """Steps 10 to 60, back to 20, then 30 to 90, with a kill after 50 that goes on from 40."""
+    path, server = tmp_path / "metrics.jsonl", Server()
+    metrics = MetricFeed(path, server.send)
+    for step in range(10, 70, 10):
+        metrics.log(step, {"loss": 1.0 * step, "quality": -1.0})
+    feed.deliver(path, server.send)
+    metrics.begin_course(1)
+    for step in (30, 40, 50):
+        metrics.log(step, {"loss": 100.0 + step})
+    if killed:
+        close(metrics, server)
+        metrics = MetricFeed(path, server.send)
+        metrics.begin_course(1)
+    for step in range(40 if killed else 60, 100, 10):
+        metrics.log(step, {"loss": 100.0 + step})
+    close(metrics, server)
+    expected = {10: 10.0, 20: 20.0, **{step: 100.0 + step for step in range(30, 100, 10)}}
+    assert {step: value for (key, step), value in points(path).items() if key == "loss"} == expected
+    last = {step: value for key, step, value in server.rows if key == "loss"}  # of each step, the later one
+    assert last == expected
+    marked = [(step, value) for key, step, value in server.rows if key == "abandoned/loss"]
+    assert marked == [(30, 30.0), (40, 40.0), (50, 50.0), (60, 60.0)]
+    assert len(server.rows) == len(set(server.rows)) and not [r for r in server.rows if r[0] == "abandoned/quality"]
+
+
+def test_each_restart_marks_what_it_alone_gave_up(tmp_path):
+    """To 40, back to 20, to 30, and back to 10."""
+    path, server = tmp_path / "metrics.jsonl", Server()
+    metrics = MetricFeed(path, server.send)
+    for course, steps in enumerate(((10, 20, 30, 40), (30,), (20, 30, 40, 50))):
+        metrics.begin_course(course)
+        for step in steps:
+            metrics.log(step, {"loss": 100.0 * course + step})
+    close(metrics, server)
+    assert points(path) == {("loss", 10): 10.0, **{("loss", step): 200.0 + step for step in (20, 30, 40, 50)}}
+    marked = [(step, value) for key, step, value in server.rows if key == "abandoned/loss"]
+    assert marked == [(30, 30.0), (40, 40.0), (20, 20.0), (30, 130.0)]
+
+
 def test_what_was_written_without_a_server_is_delivered_once_later(tmp_path):
     path, server = tmp_path / "metrics.jsonl", Server()
     metrics = MetricFeed(path, None)
@@ -194,3 +250,13 @@ def test_a_process_killed_after_any_call_leaves_one_run_and_one_model(tmp_path, 
     )
     assert [output.model_id for output in run.outputs.model_outputs] == [model.model_id for model in ready]
     assert len(ready) == 1
+
+
+def test_params_are_kept_whole_up_to_the_length_that_mlflow_takes(tmp_path, monkeypatch):
+    monkeypatch.setattr(store_uri, "ASKED_FOR", None)
+    store = Store(tmp_path, "x")
+    describe_run(tmp_path, {"stage": "distill"})
+    tracked = TrackedRun(store, tmp_path, "distill e2")
+    tracked.log_params({"data": {"long": "x" * 6000, "longer": "y" * 6001, "list": [1, 2]}})
+    params = store.client.get_run(tracked.run_id).data.params
+    assert params == {"data.long": "x" * 6000, "data.longer": "y" * 5999 + "…", "data.list": "[1, 2]"}

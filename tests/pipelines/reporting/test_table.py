@@ -1,122 +1,13 @@
+"""What a report says and draws."""
+
 import csv
 import io
 
-import numpy as np
 import pytest
 from rich.console import Console
-from scipy import stats
 
-from pipelines.bootstrap import average_kept, difference, fraction_kept, gain
-from pipelines.plot import plot_report
-from pipelines.table import comma_separated, markdown, table
-
-
-@pytest.fixture
-def losses():
-    """Examples of very different difficulty, a teacher that gains 0.2 and a student that keeps 30 % of it."""
-    rng = np.random.default_rng(0)
-    baseline = rng.normal(4.0, 1.0, 400)
-    teacher = baseline - 0.2 + rng.normal(0, 0.1, 400)
-    student = baseline - 0.06 + rng.normal(0, 0.1, 400)
-    return baseline, teacher, student
-
-
-def test_the_fraction_is_that_of_table_7():
-    """Teacher -1.444, baseline -1.636, student -1.579: 30 %."""
-    fraction, (low, high) = fraction_kept(np.full(5, 1.636), np.full(5, 1.444), np.full(5, 1.579))
-    assert fraction == pytest.approx(0.057 / 0.192) and round(fraction, 2) == 0.30
-    assert low == pytest.approx(fraction) and high == pytest.approx(fraction)
-
-
-def test_resamples_without_a_gain_make_no_interval_of_no_numbers():
-    """One of four seeds gains nothing at all, and its student keeps nothing of it: some resamples hold it alone."""
-    teacher = np.full((4, 3), 3.0)
-    baseline = teacher + np.array([0.0, 0.4, 0.5, 0.6])[:, None]
-    student = teacher + np.array([0.0, 0.1, 0.1, 0.1])[:, None]
-    fraction, interval = fraction_kept(baseline, teacher, student)
-    assert fraction == pytest.approx((0.375 - 0.075) / 0.375) and np.isfinite(interval).all()
-
-
-def test_the_interval_is_paired(losses):
-    """Examples vary by 1.0 and models by 0.1: unpaired, nothing could be said of a gain of 0.2."""
-    baseline, teacher, student = losses
-    value, (low, high) = gain(baseline, teacher)
-    assert value == pytest.approx((baseline - teacher).mean())
-    assert 0.005 < value - low < 0.015 and 0.005 < high - value < 0.015
-    fraction, (low, high) = fraction_kept(baseline, teacher, student)
-    assert low < 0.3 < high and low < fraction < high and high - low < 0.15
-
-
-def test_the_interval_covers_the_truth_as_often_as_it_says():
-    rng = np.random.default_rng(1)
-    covered = 0
-    for _ in range(200):
-        difficulty = rng.normal(4.0, 1.0, 150)
-        teacher = difficulty - 0.3 + rng.normal(0, 0.2, 150)
-        student = difficulty - 0.12 + rng.normal(0, 0.2, 150)
-        _, (low, high) = fraction_kept(difficulty, teacher, student, resamples=400)
-        covered += low <= 0.4 <= high
-    assert 175 <= covered <= 199
-
-
-def test_seeds_widen_the_interval():
-    rng = np.random.default_rng(2)
-    baseline = np.full((3, 200), 4.0) + rng.normal(0, 0.01, (3, 200))
-    teacher = baseline - 0.2
-    student = baseline - np.array([[0.02], [0.06], [0.10]])
-    fraction, (low, high) = fraction_kept(baseline, teacher, student)
-    assert fraction == pytest.approx(0.3) and low < 0.2 and high > 0.4
-    _, (narrow_low, narrow_high) = fraction_kept(baseline[1], teacher[1], student[1])
-    assert narrow_high - narrow_low < high - low
-
-
-def test_a_difference_over_seeds_is_that_of_a_paired_t_test():
-    first, second = np.array([0.5, 0.7, 0.4]), np.array([0.1, 0.2, -0.2])
-    mean, interval = difference(first, second)
-    reference = stats.ttest_rel(first, second)
-    assert mean == pytest.approx(0.5)
-    assert interval == pytest.approx(tuple(reference.confidence_interval(0.95)))
-
-
-def test_a_student_below_the_baseline_keeps_no_more_where_a_resample_has_no_gain():
-    """Gains at two standard errors, and students that lose: no resample turns the loss of two into something kept."""
-    rng = np.random.default_rng(4)
-    baseline = rng.normal(4.0, 1.0, 400)
-    noise = rng.normal(0, 0.2, (5, 400))
-    teachers = [baseline - 0.022 - one + one.mean() for one in noise]
-    students = [baseline + 0.022] * 5
-    for teacher, student in zip(teachers, students, strict=True):
-        fraction, (low, high) = fraction_kept(baseline, teacher, student)
-        assert fraction == pytest.approx(-1) and high < 0
-    assert average_kept(baseline, teachers, students) == (None, None)  # in many a resample one gains nothing
-
-
-def test_a_gain_that_reaches_zero_makes_the_fraction_undefined(losses):
-    baseline, _, student = losses
-    rng = np.random.default_rng(3)
-    assert fraction_kept(baseline, baseline + rng.normal(0, 0.1, 400), student) == (None, None)
-    assert fraction_kept(baseline, baseline + 0.1, student) == (None, None)
-
-
-def test_the_mean_over_ratios_is_over_those_that_gain(losses):
-    baseline, teacher, student = losses
-    half = baseline + 0.5 * (teacher - baseline)
-    mean, (low, high) = average_kept(baseline, [teacher, teacher, baseline + 0.1], [student, half, student])
-    one, (one_low, one_high) = fraction_kept(baseline, teacher, student)
-    assert mean == pytest.approx((one + 0.5) / 2)
-    assert high - low == pytest.approx((one_high - one_low) / 2)  # the second is half in every resample
-    assert average_kept(baseline, [baseline + 0.1], [student]) == (None, None)
-
-
-def test_the_result_does_not_depend_on_anything_but_its_arguments(losses):
-    assert fraction_kept(*losses) == fraction_kept(*losses)
-    assert fraction_kept(*losses, seed=1) != fraction_kept(*losses)
-
-
-def test_models_measured_on_different_examples_are_refused(losses):
-    baseline, teacher, student = losses
-    with pytest.raises(ValueError, match="same seeds and examples"):
-        fraction_kept(baseline, teacher, student[:-1])
+from pipelines.reporting.plot import plot_report
+from pipelines.reporting.table import comma_separated, markdown, table
 
 
 def row(**changes) -> dict:
@@ -137,6 +28,7 @@ def row(**changes) -> dict:
         "student_flops": 1e9,
         "gain": 0.1,
         "gain_interval": [0.05, 0.15],
+        "gain_long": 0.01,
         "fraction_kept": 0.5,
         "fraction_interval": [0.4, 0.6],
         "fraction_kept_long": None,
@@ -156,7 +48,16 @@ def report(*rows: dict) -> dict:
             for name in dict.fromkeys(row["variant"] for row in rows)
         ],
         "differences": [],
-        "data": {"name": "x", "digest": "d", "train_tokens": 5, "test_examples": 3, "test_documents": 1},
+        "data": {
+            **{"name": "x", "digest": "d", "train_tokens": 5, "eval_split": "test", "test_examples": 300},
+            **{
+                "test_documents": 40,
+                "effective_documents": 38.2,
+                "too_few_documents": False,
+                "largest_document": 0.031,
+                "overlap": 0.1668,
+            },
+        },
         "fingerprint": "f",
     }
 
@@ -167,14 +68,44 @@ def test_an_undefined_fraction_is_said_to_be_undefined():
     assert "Undefined, and in no mean, for e4: the gain over the long baseline has an interval that reaches 0." in text
 
 
-def test_few_seeds_are_said_to_be_few_and_are_compared_one_by_one():
+def test_a_negative_gain_is_said_to_be_negative():
+    reason = "the teacher is below the long baseline by 0.0300 nats per target token"
+    text = markdown(report(row(gain_long=-0.03, fraction_long_undefined=reason)))
+    assert "| 50% [40, 60] | negative | – |" in text
+    assert "Below the long baseline, and in no mean: the teacher of e4 by 0.030 nats." in text
+    assert f"- e4: {reason}." in text and "Undefined" not in text
+
+
+def test_intervals_stand_beside_the_documents_and_seeds_that_they_are_of():
     alone = markdown(report(row(seeds=[0])))
-    assert "over examples.\n" in alone and "seed by seed" not in alone
+    assert alone.count("Intervals are of 40 documents and 1 seed, so that they leave out") == 2
+    assert "300 examples from 40 documents of the test part (the largest gives 3.1% of the examples)" in alone
+    assert "Intervals are of 40 documents and 3 seeds." in markdown(report(row(seeds=[0, 1, 2])))
+    assert "Overlap: 16.7% of the test text also stands in the training text, in runs of 16 tokens or more." in alone
+
+
+def test_intervals_of_few_documents_are_said_not_to_be_trusted():
+    few = report(row(seeds=[0, 1]))
+    few["data"] |= {"test_documents": 12, "too_few_documents": True}
+    assert "of 40 documents and 2 seeds; two seeds hardly say how much a seed matters." in markdown(
+        report(row(seeds=[0, 1]))
+    )
+    uneven = report(row())
+    uneven["data"] |= {"effective_documents": 10.5, "too_few_documents": True}
+    assert "40 documents and 1 seed, worth 10 of equal size: with fewer than 30 documents they" in markdown(uneven)
+    sentence = "Intervals are of 12 documents and 2 seeds: with fewer than 30 documents they cannot be trusted."
+    assert sentence in markdown(few)
+    console = Console(width=80, file=io.StringIO())
+    console.print(table(few))
+    assert sentence in " ".join(console.file.getvalue().split())
+
+
+def test_seeds_are_compared_one_by_one():
+    assert "seed by seed" not in markdown(report(row(seeds=[0])))
     one = {"variant": "mine", "to": "paper", "difference": 0.5, "interval": [0.21, 0.79], "by_seed": [0.4, 0.5, 0.6]}
     several = report(row(variant="paper", seeds=[0, 1, 2]), row(variant="mine", seeds=[0, 1, 2])) | {
         "differences": [one]
     }
-    assert "over examples and seeds; those of 3 seeds are hardly wider" in markdown(several)
     assert "| mine to paper | +50 [+21, +79] | +40, +50, +60 |" in markdown(several)
 
 
@@ -216,6 +147,7 @@ def test_the_csv_has_every_figure_once():
     assert (first["ratio"], first["seeds"], second["ratio"]) == ("e4", "0 1", "e8, old")
     assert (first["gain_low"], first["gain_high"], first["fraction_long_low"]) == ("0.05", "0.15", "")
     assert first["long_baseline_quality"] == "-0.9" and "gain_undefined" not in first
+    assert (first["test_documents"], first["test_examples"], first["overlap"]) == ("40", "300", "0.1668")
 
 
 def test_the_report_says_what_every_model_has_seen():

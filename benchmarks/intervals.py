@@ -1,0 +1,53 @@
+"""Intervals over documents beside those over examples, of a finished run: ``python -m benchmarks.intervals demo``."""
+
+import itertools
+from pathlib import Path
+from typing import Annotated
+
+import numpy as np
+import typer
+from rich.console import Console
+from rich.table import Table
+
+from pipelines.config import load_config
+from pipelines.reporting.bootstrap import Interval, fraction_kept, gain
+from pipelines.run import Pipeline
+from pipelines.stage import of_kind, read_losses
+
+
+def main(config: str, workdir: Annotated[Path, typer.Option(help="Where it was run.")] = Path("work")) -> None:
+    """Print gain and fraction kept of every student, each with both intervals."""
+    console = Console(width=110)
+    pipeline = Pipeline(load_config(config), config, workdir, Console(stderr=True))
+    report = pipeline.select("report")[0]
+    inputs = pipeline.inputs_of(report)
+    documents = pipeline.data.evaluated(pipeline.config.data).documents
+
+    def losses(kind: str, ratio: str | None = None, variant: str | None = None, name: str = "losses") -> np.ndarray:
+        return np.array([read_losses(one, name) for one in of_kind(report, inputs, kind, ratio, variant)])
+
+    baseline = losses("baseline", name="baseline_losses")
+    table = Table(
+        title=f"{config}: {len(documents)} examples of {len(set(documents))} documents, {len(baseline)} seeds"
+    )
+    for name in ("student", "gain", "over documents", "over examples", "kept", "over documents", "over examples"):
+        table.add_column(name, justify="right")
+    for ratio, variant in itertools.product(pipeline.config.teacher.ratios, pipeline.config.variants or [None]):
+        student = losses("distill", ratio, variant)
+        teacher = np.broadcast_to(losses("teacher", ratio), student.shape)  # a loaded one is the same for every seed
+        gains = [gain(baseline, teacher, documents=of) for of in (documents, None)]
+        kept = [fraction_kept(baseline, teacher, student, documents=of) for of in (documents, None)]
+        bounds = [_shown(interval, 3) for _, interval in gains] + [_shown(interval, 3) for _, interval in kept]
+        fraction = "undefined" if kept[0][0] is None else f"{kept[0][0]:.3f}"
+        table.add_row(
+            " ".join(filter(None, (ratio, variant))), f"{gains[0][0]:.3f}", *bounds[:2], fraction, *bounds[2:]
+        )
+    console.print(table)
+
+
+def _shown(interval: Interval | None, digits: int) -> str:
+    return "–" if interval is None else f"[{interval[0]:.{digits}f}, {interval[1]:.{digits}f}]"
+
+
+if __name__ == "__main__":
+    typer.run(main)

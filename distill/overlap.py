@@ -1,0 +1,82 @@
+"""How much of a held-out text also stands in the training text: by hashed windows of tokens, in bounded memory."""
+
+import numpy as np
+
+WINDOW = 16  # tokens, about a line of text; a power of two
+_MOST = 2**22  # held-out tokens that are looked for; of a longer text, as many in evenly spread pieces
+_PIECES = 64
+_BLOCK = 2**20  # training tokens that are hashed at a time
+_FILTER_BITS = 24  # most windows of the training text are ruled out by a table of 16 MiB, without a search
+_MULTIPLIER = 0x9E3779B97F4A7C15  # 2**64 over the golden ratio, as in splitmix64
+
+
+def overlaps(train: np.ndarray, parts: list[np.ndarray]) -> list[float]:
+    """For each held-out part, the share of its tokens in a run of ``WINDOW`` tokens that the training text has too.
+
+    Args:
+        train: token ids, [tokens], memory-mapped and of any length; it is read once.
+        parts: token ids of each held-out part, [tokens].
+
+    Returns:
+        Shares in [0, 1]. A part of more than 4 million tokens is measured on evenly spread pieces of it.
+    """
+    pieces = [_spread(part) for part in parts]
+    windows = [[window_hashes(piece) for piece in of_part] for of_part in pieces]
+    wanted = np.sort(np.concatenate([np.empty(0, np.uint64), *(one for of_part in windows for one in of_part)]))
+    wanted = wanted[np.flatnonzero(np.diff(wanted, prepend=~wanted[:1]))]  # unique; np.unique is many times as slow
+    found = _found_in(train, wanted) if len(wanted) else np.empty(0, bool)
+    return [_share(*of_part, wanted, found) for of_part in zip(pieces, windows, strict=True)]
+
+
+def _share(pieces: list[np.ndarray], windows: list[np.ndarray], wanted: np.ndarray, found: np.ndarray) -> float:
+    shared = 0
+    for piece, hashes in zip(pieces, windows, strict=True):
+        starts = np.zeros(len(piece), bool)  # where a window begins that the training text has
+        starts[: len(hashes)] = found[np.searchsorted(wanted, hashes)]
+        reached = np.cumsum(starts)
+        before = np.concatenate([np.zeros(WINDOW, reached.dtype), reached])[: len(piece)]
+        shared += int((reached > before).sum())  # such a window begins among the last WINDOW tokens
+    return shared / max(sum(map(len, pieces)), 1)
+
+
+def window_hashes(tokens: np.ndarray) -> np.ndarray:
+    """A hash of 64 bits of each window of ``WINDOW`` tokens: [tokens - WINDOW + 1], none where there are fewer."""
+    if len(tokens) < WINDOW:
+        return np.empty(0, np.uint64)
+    hashes = _mixed(np.asarray(tokens).astype(np.uint64) + np.uint64(1))
+    width, factor = 1, _MULTIPLIER
+    while width < WINDOW:  # the hash of 2n tokens from those of n, as in a polynomial of the tokens
+        hashes = hashes[:-width] * np.uint64(factor) + hashes[width:]
+        width, factor = 2 * width, factor * factor % 2**64
+    return _mixed(hashes)
+
+
+def _found_in(train: np.ndarray, wanted: np.ndarray) -> np.ndarray:
+    """Which of the hashes ``wanted`` (sorted, unique) the training text has: bool, [wanted]."""
+    shift = np.uint64(64 - _FILTER_BITS)
+    possible = np.zeros(2**_FILTER_BITS, bool)
+    possible[wanted >> shift] = True
+    found = np.zeros(len(wanted), bool)
+    for start in range(0, len(train), _BLOCK):
+        hashes = window_hashes(train[start : start + _BLOCK + WINDOW - 1])
+        hashes = hashes[possible[hashes >> shift]]
+        places = np.searchsorted(wanted, hashes)
+        places[places == len(wanted)] = 0  # a hash beyond the last one equals none
+        found[places[wanted[places] == hashes]] = True
+    return found
+
+
+def _mixed(values: np.ndarray) -> np.ndarray:
+    """So that every bit of a value moves every bit of its hash (the finalizer of splitmix64)."""
+    values = (values ^ (values >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
+    values = (values ^ (values >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
+    return values ^ (values >> np.uint64(31))
+
+
+def _spread(tokens: np.ndarray) -> list[np.ndarray]:
+    if len(tokens) <= _MOST:
+        return [np.asarray(tokens)]
+    length = _MOST // _PIECES
+    return [
+        np.asarray(tokens[start : start + length]) for start in np.linspace(0, len(tokens) - length, _PIECES, dtype=int)
+    ]

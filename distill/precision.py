@@ -1,0 +1,42 @@
+"""Which precision "auto" is on this machine. Needs no torch where there is no GPU, because a plan depends on it."""
+
+from functools import cache
+from pathlib import Path
+from typing import Literal
+
+Precision = Literal["bfloat16", "float32"]
+
+_BFLOAT16_FLAGS = {"avx512_bf16", "amx_bf16"}  # what Linux calls the instructions that multiply bfloat16
+# There wherever CUDA or ROCm may find a GPU: Linux, Windows' Linux, Jetson, AMD.
+_GPUS = tuple(map(Path, ("/dev/nvidiactl", "/dev/dxg", "/dev/nvmap", "/dev/kfd")))
+
+
+def resolve_precision(asked: Literal["auto", "bfloat16", "float32"]) -> Precision:
+    """``asked``, or for ``auto`` bfloat16 where the device has instructions for it, and float32 elsewhere."""
+    if asked != "auto":
+        return asked
+    return "bfloat16" if multiplies_bfloat16() else "float32"
+
+
+@cache
+def multiplies_bfloat16() -> bool:
+    """Whether the device that computes has instructions for it."""
+    flags = _processor_flags(Path("/proc/cpuinfo"))
+    if flags is not None and not any(path.exists() for path in _GPUS):
+        return bool(_BFLOAT16_FLAGS & flags)
+    import torch
+
+    if torch.cuda.is_available():
+        return torch.cuda.is_bf16_supported(including_emulation=False)
+    return torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()
+
+
+def _processor_flags(path: Path) -> set[str] | None:
+    """None where the system does not list them."""
+    if not path.is_file():
+        return None
+    for line in path.read_text().splitlines():
+        name, _, values = line.partition(":")
+        if name.strip() == "flags":
+            return set(values.split())
+    return set()

@@ -208,7 +208,6 @@ def study() -> dict[str, Any]:
     return {
         **base,
         "name": "study",
-        "seeds": [0, 1],
         "data": {**base["data"], "eval_split": "validation"},
         "teacher": {**base["teacher"], "experts": [16]},
         "variants": variants,

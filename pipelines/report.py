@@ -185,9 +185,8 @@ def _row(run: StageRun, losses: Losses, ratio: str, variant: str | None) -> dict
         row |= {f"fraction_kept{suffix}": fraction, f"fraction{suffix}_interval": list(bounds) if bounds else None}
         if fraction is None:
             row[f"fraction{suffix}_undefined"] = why_undefined(value, interval, _AGAINST[suffix])
-        gains, kept = ((baseline - one).mean(axis=1) for one in (teacher, student))
-        each_gains = fraction is not None and bool((gains > 0).all())
-        row[f"fraction_kept{suffix}_by_seed"] = (kept / gains).tolist() if each_gains else None
+        by_seed = [fraction_kept(*one, **options)[0] for one in zip(baseline, teacher, student, strict=True)]
+        row[f"fraction_kept{suffix}_by_seed"] = None if None in by_seed else by_seed
     return row
 
 
@@ -214,8 +213,8 @@ def _average(run: StageRun, losses: Losses, variant: str | None) -> dict[str, An
 
 
 def _differences(rows: list[dict[str, Any]], variants: list[str]) -> list[dict[str, Any]]:
-    """What each variant keeps more than "paper", or than the first: by seed, the mean over the ratios where all of them
-    have a fraction; none for a seed alone."""
+    """What each variant keeps more than "paper", or than the first: by seed, the mean over the ratios where every seed
+    has a fraction of its own; none for a seed alone."""
     undefined = {row["ratio"] for row in rows if row["fraction_kept_by_seed"] is None}
     defined = [row for row in rows if row["ratio"] not in undefined]
     if not variants or not defined or len(defined[0]["seeds"]) == 1:

@@ -18,9 +18,8 @@ import numpy as np
 from scipy import stats
 
 Interval = tuple[float, float]
-FEWEST_DOCUMENTS = (
-    30  # of equal size; the simulation does not show that intervals of fewer cover the truth often enough
-)
+# Of equal size. Intervals of fewer were not shown to cover the truth as often as they say.
+FEWEST_DOCUMENTS = 30
 _BLOCK = 1000  # resamples whose weights exist as floating point numbers at a time
 
 

@@ -10,11 +10,11 @@ from pipelines.export_source import Source, held_out_text
 @pytest.mark.parametrize("part", ["test", "validation"])
 def test_an_export_is_compared_on_the_text_that_its_student_was_measured_on(data_config, tmp_path, part):
     data = prepare_data(data_config.model_copy(update={"validation_fraction": 0.2}), tmp_path / "data")
-    digest = getattr(data, f"{part}_digest")
-    lineage = {"datasets": [{"digest": digest, "context": "test"}], "inputs": []}
+    digest = data.parts[part].digest
+    lineage = {"datasets": [{"digest": digest, "context": part}], "inputs": []}
     source = Source("student", Path(data.directory) / "tokenizer", None, lineage)
     text = held_out_text(source, tmp_path, None)
-    assert (text.name, text.digest) == (f"{data.name}-{part}", digest)
+    assert (text.name, text.digest, text.split) == (f"{data.name}-{part}", digest, part)
     assert text.tokens.tolist() == data.tokens(part).tolist()
 
 

@@ -38,7 +38,7 @@ def test_a_fitted_student_is_made_of_the_experts_and_is_closer_to_them(work, cli
         name: {tag.value for used in client.get_run(facts["run_id"]).inputs.dataset_inputs for tag in used.tags}
         for name, facts in {"random": random, "fitted": fitted}.items()
     }
-    assert "training" in read["fitted"] and "training" not in read["random"]
+    assert "train" in read["fitted"] and "train" not in read["random"]
 
 
 def test_a_student_may_start_from_nothing(work, cli):

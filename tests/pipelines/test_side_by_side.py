@@ -166,7 +166,7 @@ def test_the_longest_chains_come_first_and_finished_ones_not_at_all(tmp_path, mo
 
 def test_each_seed_has_chains_of_its_own_unless_the_teacher_is_loaded(tmp_path):
     planned = Planned(tmp_path)
-    loaded = ["teacher.experts=[4]", "teacher.checkpoints={e8: somewhere}", "data.tokenizer=t5"]
+    loaded = ["teacher.experts=[4]", f"teacher.checkpoints={{e8: some/switch@{'a' * 40}}}", "data.tokenizer=t5"]
     planned.config = load_config("demo", [*loaded, "seeds=[0, 1]"])
     planned.stages = plan(planned.config, "data")
     assert side_by_side._commands(planned) == [

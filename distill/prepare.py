@@ -94,31 +94,30 @@ def _prepare(config: DataConfig, directory: Path) -> dict[str, Any]:
                 digest.add(document)
             if config.train_tokens and parts["train"].tokens >= config.train_tokens:
                 break
-    documents_of = {name: part.documents for name, part in parts.items()}
-    _check_parts(config, documents_of, unknown, sum(part.tokens for part in parts.values()))
-    words = [list(word_ids(tokenizer)), tokenizer.backend_tokenizer.to_str()]
+    facts = _facts(parts)
+    _check_parts(config, facts, unknown)
+    words = word_ids(tokenizer)
+    # Both which texts are in a part and which of them are one document decide what is evaluated and resampled.
     split = {name: [part.digest.hexdigest(), file_digest(part.texts)] for name, part in parts.items()}
-    identity = [_VERSION, digest.hexdigest(), hashlib.sha256(json.dumps(words).encode()).hexdigest(), split]
+    identity = json.dumps([_VERSION, split, words, tokenizer.backend_tokenizer.to_str()], sort_keys=True)
+    return {
+        "name": config.corpus,
+        "digest": digest.hexdigest(),
+        "fingerprint": hashlib.sha256(identity.encode()).hexdigest()[:32],
+        "parts": {name: asdict(part) for name, part in facts.items()},
+        "word_ids": list(words),
+        **revisions,
+    }
+
+
+def _facts(parts: dict[str, "_PartWriter"]) -> dict[str, Part]:
+    """What there is of each part, once its files are closed."""
     held_out = [name for name in parts if name != "train"]
     found = overlaps(parts["train"].read(), [parts[name].read() for name in held_out])
     shared = dict(zip(held_out, found, strict=True))
     return {
-        "name": config.corpus,
-        "digest": digest.hexdigest(),
-        "fingerprint": hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()[:32],
-        "parts": {
-            name: asdict(
-                Part(
-                    part.digest.hexdigest(),
-                    documents_of[name],
-                    part.tokens,
-                    overlap=shared.get(name),
-                )
-            )
-            for name, part in parts.items()
-        },
-        "word_ids": words[0],
-        **revisions,
+        name: Part(part.digest.hexdigest(), part.documents, part.tokens, shared.get(name))
+        for name, part in parts.items()
     }
 
 
@@ -195,17 +194,17 @@ def _write_tokens(
     return unknown
 
 
-def _check_parts(config: DataConfig, documents: dict[str, int], unknown: int, tokens: int) -> None:
-    for part in documents:
-        if not documents[part]:
-            found = " and ".join(f"{number} {name}" for name, number in documents.items())
+def _check_parts(config: DataConfig, parts: dict[str, Part], unknown: int) -> None:
+    for part, facts in parts.items():
+        if not facts.tokens:
+            found = " and ".join(f"{one.documents} {name}" for name, one in parts.items())
             held_out = "test" if part == "train" else part
             fraction = getattr(config, f"{held_out}_fraction")
             raise UserError(
                 f"the {part} part of {config.corpus} is empty ({found} documents at data.{held_out}_fraction "
                 f"{fraction}); use more documents or another fraction"
             )
-    if 4 * unknown > tokens:
+    if 4 * unknown > (tokens := sum(facts.tokens for facts in parts.values())):
         raise UserError(
             f"tokenizer {config.tokenizer!r} does not know {unknown / tokens:.0%} of the words of {config.corpus}; "
             "use one made for such text, or data.tokenizer: train"

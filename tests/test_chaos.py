@@ -4,9 +4,12 @@ import json
 import shutil
 import sqlite3
 
+import pytest
+
 from tests import chaos
 
 
+@pytest.mark.slow
 def test_a_run_that_was_killed_a_few_times_ends_as_one_that_was_not(capsys):
     assert chaos.main(["--kills", "3", "--set", "teacher.experts=[2]"]) == 0
     assert "3 kills" in capsys.readouterr().out.splitlines()[-1]

@@ -32,6 +32,7 @@ def processes_of(workdir: Path) -> list[str]:
     return lines
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(sys.platform != "linux", reason="looks for processes in /proc")
 def test_stopped_in_the_middle_it_leaves_no_process_and_goes_on_to_the_same_report(smoke, cli, tmp_path):
     """The report's fingerprint is a function of every stage: it is that of the stages one after the other."""

@@ -51,6 +51,7 @@ def broken():
     raise ValueError("no such arm")
 
 
+@pytest.mark.slow
 def test_arms_take_turns_in_processes_of_their_own():
     arms = [Arm("slow", sleeper, {"seconds": 0.05}), Arm("fast", sleeper, {"seconds": 0.01}, repeats=2)]
     found = alternate(arms, rounds=3)

@@ -36,6 +36,7 @@ def test_every_answer_has_the_length_that_is_asked_for(distilled):
     )
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(importlib.util.find_spec("onnxruntime") is None, reason="onnxruntime is not installed")
 def test_a_run_measures_every_arm_and_keeps_its_exports(export, distilled, exporting, tmp_path, monkeypatch):
     for kind in (("hf", "float32"), ("onnx", "float32")):

@@ -118,7 +118,7 @@ cli.main()
     [
         (None, 300_000, "work/mlflow.db", []),  # while its tables are made
         (10, 0, "checkpoints/step-00000016", ["step-00000008"]),
-        (16, 1_030_000, "work/mlflow.db", ["step-00000008", "step-00000016"]),
+        pytest.param(*(16, 1_030_000, "work/mlflow.db", ["step-00000008", "step-00000016"]), marks=pytest.mark.slow),
     ],
 )
 def test_a_run_goes_on_when_a_full_disk_has_space_again(smoke, cli, small_disk, at, left, path, checkpoints):

@@ -113,6 +113,7 @@ def test_labels_that_cannot_be_are_refused(smoke, cli, override, message):
     assert done.returncode == 2 and message in done.stderr and len(done.stderr.splitlines()) == 1
 
 
+@pytest.mark.slow
 def test_killed_labelling_is_finished_by_two_processes_with_the_same_bytes(smoke, labelled, interrupted, tmp_path):
     work = tmp_path / "work"
     shutil.copytree(smoke[0], work)

@@ -170,6 +170,7 @@ def test_wrong_input_is_one_sentence_and_exit_code_2(export, exporting, cli, arg
     assert done.returncode == 2 and words in done.stderr and "Traceback" not in done.stderr
 
 
+@pytest.mark.slow
 def test_mlflow_serves_its_export_with_the_same_answers(export, distilled, answers, cli, free_port, tmp_path):
     tokenizer = AutoTokenizer.from_pretrained(distilled / "model")
     directory = export("mlflow", "float32")

@@ -36,7 +36,7 @@ def wait_for(path, process):
         time.sleep(0.05)
 
 
-@pytest.mark.parametrize("killed", [False, True])
+@pytest.mark.parametrize("killed", [pytest.param(False, marks=pytest.mark.slow), True])
 def test_the_second_waits_for_the_stage_that_the_first_computes(smoke, patched_cli, tmp_path, killed):
     work = tmp_path / "work"
     shutil.copytree(smoke[0] / "data", work / "data")
@@ -64,6 +64,7 @@ def test_the_second_waits_for_the_stage_that_the_first_computes(smoke, patched_c
     assert [path.name for path in work.glob("stages/*")] == [next(work.glob("stages/teacher-e4-*")).name]
 
 
+@pytest.mark.slow
 def test_two_on_a_new_work_directory_and_its_store_both_finish(patched_cli, tmp_path):
     work = tmp_path / "work"
     both = [patched_cli("", "baseline", "smoke", "--seed", seed, "--workdir", str(work)) for seed in ("0", "1")]

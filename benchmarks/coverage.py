@@ -1,4 +1,4 @@
-"""How often the report's intervals cover the truth: ``python -m benchmarks.coverage``, three minutes.
+"""How often the report's intervals cover the truth: ``python -m benchmarks.coverage``, in minutes.
 
 Losses are simulated with an effect of each document, of each seed, of both together, and of each example. Beside the
 interval over documents stands the one over examples, which takes examples of one document for independent.
@@ -92,7 +92,7 @@ def main(repeats: Annotated[int, typer.Option(min=10, help="Simulated reports pe
     for case in CASES:
         found = coverage(case, repeats)
         cells = [f"{share:.1%} ({length:.2f})" for share, length in found.values()]
-        examples = "1 to 30" if case.ragged else "8"
+        examples = "very uneven" if case.ragged else "8"
         table.add_row(str(case.documents), examples, str(case.seeds), f"{case.of_seed:.2f}", *cells)
     Console(width=120).print(table)
 

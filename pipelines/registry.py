@@ -2,7 +2,6 @@
 
 from typing import Any
 
-from pipelines.reporting.table import sample
 from pipelines.stage import Finished, Stage, of_kind
 from pipelines.store import Store
 from pipelines.tracking import COLOURS, TrackedRun
@@ -52,6 +51,8 @@ def tag_students(store: Store, report: dict[str, Any], students: list[list[Finis
     The best is the one of highest quality, which is measured on the same examples for all. Only one of the names of
     this comparison keeps the alias.
     """
+    from pipelines.reporting.table import sample  # slow to import, and only a report needs it
+
     for row, of_seeds in zip(report["ratios"], students, strict=True):
         fraction, interval = row["fraction_kept"], row["fraction_interval"]
         of = sample(report["data"], row["seeds"])

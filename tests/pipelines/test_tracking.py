@@ -1,5 +1,6 @@
 import json
 import logging
+import time
 
 import pytest
 
@@ -103,7 +104,8 @@ def test_after_a_restart_the_new_course_holds_and_the_old_one_is_marked(tmp_path
     metrics = MetricFeed(path, server.send)
     for step in range(10, 70, 10):
         metrics.log(step, {"loss": 1.0 * step, "quality": -1.0})
-    feed.deliver(path, server.send)
+    while len(server.rows) < 12:  # by the feed's own thread, before training goes back
+        time.sleep(0.01)
     metrics.begin_course(1)
     for step in (30, 40, 50):
         metrics.log(step, {"loss": 100.0 + step})

@@ -10,11 +10,15 @@ from typing import Any
 from distill.errors import UserError
 from distill.files import check_digests, file_digests, read_record, write_record
 
-# A part of each fingerprint: a stage of another version is computed again, and so are those that read it. Raise the
-# version of a kind with every change that lets the same settings, inputs and data give another result: of its own file,
-# of the corruption, the loss, the optimizers and the loop (baseline, teacher and distill), of the forward pass (these
-# and label), of the initialisation (init), or of the evaluation (baseline, teacher, distill). A change of rounding
-# alone needs none. How data is prepared has a version of its own, in distill/prepare.py.
+# Each fingerprint holds the version of the stage's kind. A stage of another version is computed again, and so is every
+# stage that reads it. Raise the version of a kind where a change gives other results for the same settings and data:
+#   corruption, loss, optimizers, training loop, evaluation   baseline, teacher, distill
+#   forward pass, Switch layer                                 baseline, teacher, label, distill
+#   soft labels                                                label, distill
+#   initialisation, calibration                                init
+#   intervals, tables                                          report
+# and where the stage's own file changes what it computes. A change of rounding alone needs no new version. Data
+# preparation has a version of its own, in distill/prepare.py.
 VERSIONS = {"baseline": 2, "teacher": 2, "init": 2, "label": 2, "distill": 2, "report": 5}
 
 # What later stages and commands read of a stage's directory.
@@ -98,7 +102,7 @@ class Finished:
 
 
 def read_losses(finished: Finished, name: str = "losses") -> list[float]:
-    """The loss of every test example that a stage measured.
+    """The loss of every evaluated example that a stage measured.
 
     Raises:
         UserError: the file is not what the stage left.

@@ -231,17 +231,18 @@ def _resampled(influence: np.ndarray, resamples: int, seed: int) -> np.ndarray:
 
 
 def _stretch(influence: np.ndarray, documents: float, resamples: int, seed: int, confidence: float) -> float:
-    """The factor by which deviations of the resamples are too small, see above; ``documents`` as of ``half_length``."""
+    """The factor that the deviations of the resamples need, see the module; ``documents`` as in ``half_length``."""
     low, high = _interval(_resampled(influence, resamples, seed), confidence)
     return 2 * half_length(influence, confidence, documents=documents) / (high - low) if high > low else 1.0
 
 
 def half_length(values: np.ndarray, confidence: float = 0.95, *, documents: float | None = None) -> float:
-    """Of an interval of the mean of ``values`` [S, D] over seeds and documents that are both samples.
+    """Half the length of an interval for the mean of ``values`` [S, D], where seeds and documents are both samples.
 
-    The variance has two parts: that of the documents' means, and that of the seeds' means less what the interaction of
-    both explains of it. Both means hold that interaction, which must not count twice. Each part has Student's quantile
-    of its own degrees of freedom, and their squares are added (MOVER; Zou and Donner 2008, doi:10.1002/sim.3095).
+    The variance has two parts: the variance of the documents' means, and the variance of the seeds' means without the
+    part that the interaction of seeds and documents explains. Both means hold that interaction; it must not count
+    twice. Student's quantile of its own degrees of freedom gives each part a length; the squares of both lengths are
+    added (MOVER; Zou and Donner 2008, doi:10.1002/sim.3095).
 
     Args:
         documents: how many the D are worth, where they are of different sizes.

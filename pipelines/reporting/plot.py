@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 
 from pipelines.reporting.paper import TABLE_6, TABLE_7
-from pipelines.reporting.table import sample
+from pipelines.reporting.table import sample, why_none
 from pipelines.tracking import COLOURS
 
 _AGAINST = {"": ("o", "-", "against the baseline"), "_long": ("s", "--", "against the long baseline")}
@@ -81,7 +81,14 @@ def _draw_kept(axes: Any, rows: list[dict[str, Any]]) -> None:
             label = against if variant is None else variant if not suffix else None
             defined = [row for row in of_variant if row[f"fraction_kept{suffix}"] is not None]
             if not defined:
-                axes.plot([], [], marker=marker, linestyle=line, color=colour, label=label and f"{label}: undefined")
+                axes.plot(
+                    [],
+                    [],
+                    marker=marker,
+                    linestyle=line,
+                    color=colour,
+                    label=label and f"{label}: {why_none(of_variant, suffix)}",
+                )
                 continue
             points += [100 * row[f"fraction_kept{suffix}"] for row in defined]
             bars = suffix == "" or len(variants) == 1
@@ -145,7 +152,7 @@ def _draw_bars(axes: Any, rows: list[dict[str, Any]]) -> None:
             (place, row) for place, row in zip(places, rows, strict=True) if row[f"fraction_kept{suffix}"] is not None
         ]
         if not defined:
-            axes.plot([], [], " ", label=f"{against}: undefined")
+            axes.plot([], [], " ", label=f"{against}: {why_none(rows, suffix)}")
             continue
         axes.barh(
             [place + shift for place, _ in defined],

@@ -209,10 +209,15 @@ def _has_fraction(row: dict[str, Any], suffix: str) -> bool:
     return row[f"fraction_kept{suffix}"] is not None
 
 
+def why_none(rows: list[dict[str, Any]], suffix: str) -> str:
+    """Why none of ``rows`` has a fraction, in a word: every gain is below 0, or one is not sure."""
+    return "negative" if all(row.get(f"gain{suffix}", 0) < 0 for row in rows) else "undefined"
+
+
 def _kept(row: dict[str, Any], suffix: str) -> str:
     """A fraction with its interval, or why there is none: a gain below 0, or one that is not sure."""
     if not _has_fraction(row, suffix):
-        return "negative" if row.get(f"gain{suffix}", 0) < 0 else "undefined"
+        return why_none([row], suffix)
     fraction, (low, high) = row[f"fraction_kept{suffix}"], row[f"fraction{suffix}_interval"]
     return f"{fraction:.0%} [{100 * low:.0f}, {100 * high:.0f}]"
 

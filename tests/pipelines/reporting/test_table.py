@@ -76,6 +76,20 @@ def test_a_negative_gain_is_said_to_be_negative():
     assert f"- e4: {reason}." in text and "Undefined" not in text
 
 
+@pytest.mark.parametrize("gains,word", [([-0.1, -0.2], "negative"), ([-0.1, 0.001], "undefined")])
+def test_the_picture_says_why_it_has_no_fraction(gains, word, tmp_path, monkeypatch):
+    from matplotlib import pyplot
+
+    drawn = []
+    monkeypatch.setattr(pyplot, "close", drawn.append)
+    rows = [row(ratio=f"e{n}", experts=n, gain_long=gain) for n, gain in zip((4, 8), gains, strict=True)]
+    plot_report(report(*rows), tmp_path / "report.png")
+    labels = [text.get_text() for text in drawn[0].axes[0].get_legend().get_texts()]
+    monkeypatch.undo()
+    pyplot.close(drawn[0])
+    assert f"against the long baseline: {word}" in labels
+
+
 def test_intervals_stand_beside_the_documents_and_seeds_that_they_are_of():
     alone = markdown(report(row(seeds=[0])))
     assert alone.count("Intervals are of 40 documents and 1 seed, so that they leave out") == 2

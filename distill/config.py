@@ -37,6 +37,9 @@ class DataConfig(Section):
     split_by: Source | None = Field(
         None, description="what is held out as a whole: directory (of files), a column (of rows); null: each document"
     )
+    bad_rows: Literal["refuse", "skip"] = Field(
+        "refuse", description="a row without text, or without a value of split_by: refuse it, or skip it and count it"
+    )
     tokenizer: str = Field("train", description="train, or a directory or hub name that transformers loads")
     vocabulary: Annotated[int, Field(ge=400, le=2**20)] = Field(4096, description="words of a trained tokenizer")
     input_length: Annotated[int, Field(ge=8, le=2**16)] = Field(512, description="tokens in the encoder")

@@ -5,14 +5,15 @@ import hashlib
 import itertools
 import os
 import sysconfig
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from distill.errors import UserError
-from distill.hub import split_revision
+from distill.hub_rows import hub_rows
+from distill.rows import Row, describe, json_rows, parquet_rows, read_rows
 
 KINDS = ("stdlib", "text:GLOB", "jsonl:GLOB", "parquet:GLOB", "hf:NAME[@REVISION][:CONFIG]")
 _NOT_STDLIB = {"test", "tests", "idle_test", "site-packages", "dist-packages", "__pycache__", "_bundled"}
@@ -55,8 +56,39 @@ def corpus_files(corpus: str) -> list[Path]:
     return files
 
 
+class BadRows:
+    """What becomes of bad rows; see ``data.bad_rows``."""
+
+    def __init__(self, choice: Literal["refuse", "skip"] = "refuse"):
+        self._refuse = choice == "refuse"
+        self.skipped, self.first = 0, ""
+
+    def add(self, sentence: str) -> None:
+        """Count a row, by a sentence that says where it stands and what is wrong with it.
+
+        Raises:
+            UserError: bad rows are refused.
+        """
+        if self._refuse:
+            raise UserError(
+                f"{sentence}; mend the row, name another column in data.text_column or data.split_by, "
+                "or leave such rows out with data.bad_rows: skip"
+            )
+        self.first = self.first or sentence
+        self.skipped += 1
+
+    def check(self, good: int) -> None:
+        """Raise UserError where every row was skipped."""
+        if self.skipped and not good:
+            raise UserError(f"all {self.skipped:,} rows are bad; the first: {self.first}; use another data.corpus")
+
+
 def read_documents(
-    corpus: str, text_column: str = "text", split_by: str | None = None, revision: str | None = None
+    corpus: str,
+    text_column: str = "text",
+    split_by: str | None = None,
+    revision: str | None = None,
+    bad_rows: BadRows | None = None,
 ) -> Iterator[Document]:
     """The documents of ``corpus`` in a fixed order, empty ones left out.
 
@@ -65,9 +97,10 @@ def read_documents(
     Args:
         split_by: None, ``directory`` (of files), or a column (of rows), which becomes the documents' group.
         revision: of a data set on the hub.
+        bad_rows: what becomes of rows without text or without a value of ``split_by``; None refuses them.
 
     Raises:
-        UserError: a file that cannot be read or is not UTF-8, a missing column, a data set that is not found, or a
+        UserError: a file that cannot be read or is not UTF-8, a bad row, a data set that is not found, or a
             ``split_by`` that the corpus does not have.
     """
     files = corpus_files(corpus)
@@ -78,7 +111,13 @@ def read_documents(
         root = Path(sysconfig.get_paths()["stdlib"]) if kind == "stdlib" else _above(corpus.removeprefix("text:"))
         documents = _read_files(files, root if split_by else None)
     else:
-        documents = _read_rows(corpus, files, text_column, split_by, revision)
+        columns = [text_column] if split_by is None else [text_column, split_by]
+        if kind == "hf":
+            rows = hub_rows(corpus, revision, columns)
+        else:
+            reader = {"jsonl": json_rows, "parquet": parquet_rows}[kind]
+            rows = itertools.chain.from_iterable(read_rows(str(path), reader, columns) for path in files)
+        documents = _documents_of_rows(rows, text_column, split_by, bad_rows or BadRows())
     return (document for document in documents if document.text.strip())
 
 
@@ -92,12 +131,6 @@ def split_of(key: bytes, test: float, validation: float = 0.0) -> str:
     if place < test:
         return "test"
     return "validation" if place < test + validation else "train"
-
-
-def hub_dataset(corpus: str) -> tuple[str, str | None]:
-    """Name, without a pinned revision, and config of ``hf:NAME[@REVISION][:CONFIG]``."""
-    name, _, config = corpus.removeprefix("hf:").partition(":")
-    return split_revision(name).name, config or None
 
 
 class Digest:
@@ -144,38 +177,24 @@ def _read_files(files: list[Path], group_below: Path | None) -> Iterator[Documen
             raise UserError(f"{path} cannot be read: {error.strerror}") from error
 
 
-def _read_rows(
-    corpus: str, files: list[Path], text_column: str, split_by: str | None, revision: str | None
+def _documents_of_rows(
+    rows: Iterable[Row], text_column: str, split_by: str | None, bad_rows: BadRows
 ) -> Iterator[Document]:
-    import datasets  # slow to import, and only some corpora need it
-
-    datasets.logging.set_verbosity(datasets.logging.CRITICAL)  # it would print a traceback beside our sentence
-    kind = corpus.partition(":")[0]
-    try:
-        if kind == "hf":
-            dataset, config = hub_dataset(corpus)
-            rows = datasets.load_dataset(dataset, config, split="train", streaming=True, revision=revision)
+    for row in rows:
+        if problem := row.problem or _problem(row.values, text_column, split_by):
+            bad_rows.add(f"{row.place} {problem}")
         else:
-            builder = {"jsonl": "json", "parquet": "parquet"}[kind]
-            rows = datasets.load_dataset(builder, data_files=list(map(str, files)), split="train", streaming=True)
-        for row in rows:
-            if not isinstance(row.get(text_column), str):
-                raise UserError(
-                    f"{corpus} has no text in column {text_column!r} (columns: {', '.join(row)}); set data.text_column"
-                )
-            yield Document(row[text_column], None if split_by is None else _group(row, split_by, corpus))
-    except UserError:
-        raise
-    except Exception as error:  # datasets raises many kinds; each means that this corpus cannot be read
-        cause = str(error.__cause__ or error).strip().split("\n")[0]
-        raise UserError(f"data.corpus {corpus!r} cannot be read: {cause}") from error
+            yield Document(row.values[text_column], None if split_by is None else str(row.values[split_by]))
 
 
-def _group(row: dict[str, Any], split_by: str, corpus: str) -> str:
-    value = row.get(split_by)
-    if isinstance(value, bool) or not isinstance(value, str | int):
-        raise UserError(
-            f"{corpus} has a row without a text or a number in column {split_by!r} (columns: {', '.join(row)}); "
-            "set data.split_by to one that every row has"
-        )
-    return str(value)
+def _problem(values: dict[str, Any], text_column: str, split_by: str | None) -> str:
+    """What is wrong with a row that has the columns, or nothing."""
+    if not isinstance(text := values[text_column], str):
+        return f"has {describe(text)} in column {text_column!r}, where text is needed"
+    try:
+        text.encode()
+    except UnicodeEncodeError as error:
+        return f"has half of a character ({text[error.start]!a} at {error.start}) in column {text_column!r}"
+    if split_by is not None and type(group := values[split_by]) not in (str, int):
+        return f"has {describe(group)} in column {split_by!r} (data.split_by), where text or a whole number is needed"
+    return ""

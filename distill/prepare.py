@@ -14,13 +14,14 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from distill.config import DataConfig
-from distill.corpus import Digest, Document, corpus_files, read_documents, split_of
+from distill.corpus import BadRows, Digest, Document, corpus_files, read_documents, split_of
 from distill.errors import UserError
 from distill.files import file_digest, file_digests, new_directory, write_record
 from distill.hub import resolve_revision
 from distill.lock import one_at_a_time
 from distill.overlap import overlaps
 from distill.prepared_data import TEXT, Part, PreparedData, read_prepared
+from distill.round_trip import RoundTrip, RoundTripCounter
 from distill.word_ids import token_type
 
 if TYPE_CHECKING:  # transformers takes seconds to import, and prepared data is reused without it
@@ -28,8 +29,10 @@ if TYPE_CHECKING:  # transformers takes seconds to import, and prepared data is 
 
 # Of the files that _prepare writes, and a part of the data's fingerprint. Raise it with every change of how documents
 # are read, split or cut into tokens, and of how evaluated examples are chosen (distill.corpus, tokenizer, held_out).
-_VERSION = 2
+_VERSION = 3
 _BATCH = 256  # documents that are cut into tokens at a time
+_MOST_UNKNOWN = 0.25  # of the tokens; beyond it, the tokenizer was made for other text
+_SAMPLED = 16  # documents of a batch that are decoded again
 
 
 def prepare_data(
@@ -64,7 +67,16 @@ def prepare_data(
                 facts = _prepare(config, beside)
                 write_record(beside / "data.json", {**facts, "sha256": file_digests(beside, beside.rglob("*"))})
                 check(read_prepared(beside))
+            _say_losses(read_prepared(directory), say)
     return read_prepared(directory)
+
+
+def _say_losses(data: PreparedData, say: Callable[[str], None]) -> None:
+    """What of the corpus is not in the data."""
+    if data.skipped_rows:
+        say(f"Skipped {data.skipped_rows:,} bad rows of {data.name}; the first: {data.first_skipped}")
+    if data.round_trip.restored_share < 1 or data.round_trip.unknown_share:
+        say(f"The tokenizer loses text of {data.name}: {data.round_trip.sentence}")
 
 
 def is_prepared(config: DataConfig, root: Path) -> bool:
@@ -76,26 +88,29 @@ def _prepare(config: DataConfig, directory: Path) -> dict[str, Any]:
     """Write tokenizer/ and two files for each part; return the fields of PreparedData but the directory."""
     from distill.tokenizer import load_tokenizer, word_ids
 
-    revisions = _revisions(config)
-    documents = _split_documents(config, revisions["revision"])
+    revisions, bad_rows = _revisions(config), BadRows(config.bad_rows)
+    documents = _split_documents(config, revisions["revision"], bad_rows)
     if config.tokenizer == "train":
         tokenizer, documents = _train_tokenizer(documents, config)
     else:
         tokenizer = load_tokenizer(config.tokenizer)
     tokenizer.save_pretrained(directory / "tokenizer")
 
-    digest, unknown = Digest(), 0
+    digest, round_trip = Digest(), RoundTripCounter(tokenizer)
     with contextlib.ExitStack() as stack:
         names = ("train", "test", *(["validation"] if config.validation_fraction else []))
         parts = {name: stack.enter_context(_PartWriter(directory, name, len(tokenizer))) for name in names}
         for batch in _batches(documents, _BATCH):
-            unknown += _write_tokens(batch, tokenizer, parts)
+            _write_tokens(batch, tokenizer, parts, round_trip)
             for _, document in batch:
                 digest.add(document)
+            for _, document in batch[:: _BATCH // _SAMPLED]:
+                round_trip.sample(document.text)
             if config.train_tokens and parts["train"].tokens >= config.train_tokens:
                 break
     facts = _facts(parts)
-    _check_parts(config, facts, unknown)
+    bad_rows.check(sum(part.documents for part in facts.values()))
+    _check_parts(config, facts, round_trip.result())
     words = word_ids(tokenizer)
     # Both which texts are in a part and which of them are one document decide what is evaluated and resampled.
     split = {name: [part.digest.hexdigest(), file_digest(part.texts)] for name, part in parts.items()}
@@ -106,6 +121,9 @@ def _prepare(config: DataConfig, directory: Path) -> dict[str, Any]:
         "fingerprint": hashlib.sha256(identity.encode()).hexdigest()[:32],
         "parts": {name: asdict(part) for name, part in facts.items()},
         "word_ids": list(words),
+        "skipped_rows": bad_rows.skipped,
+        "first_skipped": bad_rows.first,
+        "round_trip": round_trip.result()._asdict(),
         **revisions,
     }
 
@@ -155,8 +173,8 @@ class _PartWriter:
         return np.memmap(self._tokens, self._type, "r") if self.tokens else np.empty(0, self._type)
 
 
-def _split_documents(config: DataConfig, revision: str | None) -> Iterator[tuple[str, Document]]:
-    for document in read_documents(config.corpus, config.text_column, config.split_by, revision):
+def _split_documents(config: DataConfig, revision: str | None, bad_rows: BadRows) -> Iterator[tuple[str, Document]]:
+    for document in read_documents(config.corpus, config.text_column, config.split_by, revision, bad_rows):
         yield split_of(document.key, config.test_fraction, config.validation_fraction), document
 
 
@@ -180,21 +198,20 @@ def _train_tokenizer(
 
 
 def _write_tokens(
-    batch: list[tuple[str, Document]], tokenizer: "PreTrainedTokenizerFast", parts: dict[str, _PartWriter]
-) -> int:
-    """Append a batch to its parts; how many of its tokens stand for what the tokenizer does not know."""
+    batch: list[tuple[str, Document]],
+    tokenizer: "PreTrainedTokenizerFast",
+    parts: dict[str, _PartWriter],
+    round_trip: RoundTripCounter,
+) -> None:
+    """Append a batch to its parts."""
     from distill.tokenizer import encode
 
-    id_of_unknown, unknown = tokenizer.unk_token_id, 0
-    if id_of_unknown is None and (word := getattr(tokenizer.backend_tokenizer.model, "unk_token", None)):
-        id_of_unknown = tokenizer.backend_tokenizer.token_to_id(word)
     for (part, document), ids in zip(batch, encode(tokenizer, [one.text for _, one in batch]), strict=True):
         parts[part].add(document, ids)
-        unknown += ids.count(id_of_unknown)
-    return unknown
+        round_trip.count(ids)
 
 
-def _check_parts(config: DataConfig, parts: dict[str, Part], unknown: int) -> None:
+def _check_parts(config: DataConfig, parts: dict[str, Part], round_trip: RoundTrip) -> None:
     for part, facts in parts.items():
         if not facts.tokens:
             found = " and ".join(f"{one.documents} {name}" for name, one in parts.items())
@@ -204,10 +221,10 @@ def _check_parts(config: DataConfig, parts: dict[str, Part], unknown: int) -> No
                 f"the {part} part of {config.corpus} is empty ({found} documents at data.{held_out}_fraction "
                 f"{fraction}); use more documents or another fraction"
             )
-    if 4 * unknown > (tokens := sum(facts.tokens for facts in parts.values())):
+    if round_trip.unknown_share > _MOST_UNKNOWN:
         raise UserError(
-            f"tokenizer {config.tokenizer!r} does not know {unknown / tokens:.0%} of the words of {config.corpus}; "
-            "use one made for such text, or data.tokenizer: train"
+            f"tokenizer {config.tokenizer!r} does not know {round_trip.unknown_share:.0%} of the words of "
+            f"{config.corpus}; use one made for such text, or data.tokenizer: train"
         )
 
 
@@ -232,7 +249,7 @@ def _key(config: DataConfig) -> str:
     """Changes with every setting that preparation reads, with revisions, and with size or time of every local file."""
     fractions = {"test_fraction", "validation_fraction"}
     shaping = config.model_dump(
-        include={"corpus", "text_column", "split_by", "tokenizer", "vocabulary", "train_tokens", *fractions}
+        include={"corpus", "text_column", "split_by", "bad_rows", "tokenizer", "vocabulary", "train_tokens", *fractions}
     )
     files = corpus_files(config.corpus)
     if (local := Path(config.tokenizer)).is_dir():

@@ -14,12 +14,15 @@ from distill.config import DataConfig
 from distill.errors import UserError
 from distill.files import check_digests, read_record
 from distill.held_out import EvaluatedExamples, Layout, choose_examples, lay_out
+from distill.round_trip import RoundTrip
 from distill.span_corruption import SpanLengths, raw_length_for, span_lengths
-from distill.word_ids import WordIds, token_type
+from distill.vocabulary import Vocabulary, read_vocabulary
+from distill.word_ids import WordIds, embedding_rows, token_type
 
 if TYPE_CHECKING:  # transformers takes seconds to import, and prepared data is reused without it
     from transformers import PreTrainedTokenizerFast
 
+LOST = ("skipped_rows", "unknown_share", "restored_share", "lost_share")  # the last three are those of RoundTrip
 # A text of a part: the token after its last one, and what is the same for all texts of one document.
 TEXT = np.dtype([("end", "<u8"), ("document", "<u8")])
 
@@ -44,6 +47,9 @@ class PreparedData:
     fingerprint: str  # of everything that an example depends on: the documents, the split and the tokenizer
     parts: dict[str, Part]
     word_ids: list[int]  # the fields of WordIds
+    round_trip: RoundTrip  # what the tokenizer loses
+    skipped_rows: int = 0  # bad ones, where data.bad_rows is skip
+    first_skipped: str = ""  # where the first of them stands, and what is wrong with it
     revision: str | None = None  # commit of a data set on the hub
     tokenizer_revision: str | None = None  # and of a tokenizer
     sha256: dict[str, str] = field(default_factory=dict)  # of the files
@@ -53,8 +59,19 @@ class PreparedData:
         """Raises UserError where a file of it is not what was written."""
         from distill.tokenizer import load_tokenizer
 
-        self._check({name for name in self.sha256 if name.startswith("tokenizer/")})
+        self._check_tokenizer()
         return load_tokenizer(Path(self.directory) / "tokenizer")
+
+    @cached_property
+    def vocabulary(self) -> Vocabulary:
+        """The tokenizer's words; raises as ``tokenizer`` does, and needs no transformers."""
+        self._check_tokenizer()
+        return read_vocabulary(Path(self.directory) / "tokenizer", f"the tokenizer of {self.name}") or {}
+
+    @property
+    def lost(self) -> dict[str, float]:
+        """What of the corpus is not in the data, under the names of LOST: a number of rows, and shares from 0 to 1."""
+        return dict(zip(LOST, (self.skipped_rows, *self.round_trip[:3]), strict=True))
 
     @property
     def words(self) -> WordIds:
@@ -62,8 +79,8 @@ class PreparedData:
 
     @property
     def vocab_size(self) -> int:
-        """The tokenizer's words, rounded up to a multiple of 128 as T5 does (32,100 -> 32,128)."""
-        return -(-self.words.size // 128) * 128
+        """Of a model that is made for this data: the tokenizer's words, rounded up as T5 does."""
+        return embedding_rows(self.words.size)
 
     def tokens(self, part: str) -> np.ndarray:
         """All token ids of ``train``, ``test`` or ``validation``, memory-mapped.
@@ -101,6 +118,9 @@ class PreparedData:
         """
         return choose_examples(self.tokens(config.eval_split), self.layout(config), config.test_examples)
 
+    def _check_tokenizer(self) -> None:
+        self._check({name for name in self.sha256 if name.startswith("tokenizer/")})
+
     def _check(self, names: set[str]) -> None:
         """Read files once, when they are first needed: a finished pipeline is answered without."""
         directory = Path(self.directory)
@@ -125,7 +145,8 @@ def read_prepared(directory: Path) -> PreparedData:
     values = read_record(directory / "data.json", cure(directory))
     try:
         parts = {name: Part(**part) for name, part in values.pop("parts").items()}
-        return PreparedData(directory=str(directory), parts=parts, **values)
+        round_trip = RoundTrip(**values.pop("round_trip"))
+        return PreparedData(directory=str(directory), parts=parts, round_trip=round_trip, **values)
     except (TypeError, KeyError, AttributeError) as error:
         raise UserError(f"{directory / 'data.json'} is not what was written; {cure(directory)}") from error
 

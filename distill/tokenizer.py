@@ -1,18 +1,23 @@
 """A trained or a loaded tokenizer, checked for what T5's objective needs."""
 
 import itertools
+import json
 from collections.abc import Iterable, Iterator
+from functools import lru_cache
 from pathlib import Path
 
 from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers, processors, trainers
-from transformers import AutoTokenizer, PreTrainedTokenizerFast
+from transformers import AutoTokenizer, PreTrainedTokenizerFast, T5Tokenizer
 
 from distill.errors import UserError
 from distill.hub import at_revision
+from distill.round_trip import unknown_id
 from distill.word_ids import WordIds
 
 SENTINELS = 100
 TRAINING_CHARACTERS = 200_000_000  # enough for any vocabulary here, and bounded on a corpus like C4
+_NAMES_ITS_CLASS = {"tokenizer.json", "tokenizer_config.json", "config.json"}
+_HIDDEN = "\ufdd0"  # never a character of text, as Unicode has it
 
 
 def train_tokenizer(texts: Iterable[str], vocabulary: int) -> PreTrainedTokenizerFast:
@@ -46,14 +51,19 @@ def train_tokenizer(texts: Iterable[str], vocabulary: int) -> PreTrainedTokenize
 def load_tokenizer(source: str | Path) -> PreTrainedTokenizerFast:
     """Any tokenizer that transformers loads from a directory, or from the hub as ``NAME`` or ``NAME@REVISION``.
 
+    Of a ``tokenizer.json``, or of a ``spiece.model`` of SentencePiece, as many repositories of T5 have it.
+
     Never runs code of the source.
 
     Raises:
         UserError: it cannot be loaded, or lacks something that ``word_ids`` needs.
     """
     name, revision = at_revision(str(source), "model", f"tokenizer {str(source)!r}")
+    files = {path.name for path in Path(name).iterdir()} if revision is None else set()
+    # A directory with nothing beside SentencePiece's model does not say whose it is; only T5 calls it so.
+    kind = T5Tokenizer if "spiece.model" in files and not files & _NAMES_ITS_CLASS else AutoTokenizer
     try:
-        tokenizer = AutoTokenizer.from_pretrained(name, revision=revision or "main", trust_remote_code=False)
+        tokenizer = kind.from_pretrained(name, revision=revision or "main", trust_remote_code=False)
     except Exception as error:  # transformers raises many kinds; each means that this tokenizer cannot be used
         cause = str(error).strip().split("\n")[0]
         raise UserError(f"tokenizer {str(source)!r} cannot be loaded: {cause}") from error
@@ -86,12 +96,46 @@ def word_ids(tokenizer: PreTrainedTokenizerFast) -> WordIds:
 
 
 def encode(tokenizer: PreTrainedTokenizerFast, texts: list[str]) -> list[list[int]]:
-    """Token ids per text, without eos. Special words that stand in a text are cut like any other text."""
-    backend = tokenizer.backend_tokenizer
-    backend.no_truncation()
-    backend.no_padding()
+    """Token ids per text, without eos. No text gives the id of a special word: it is cut like any other text."""
+    backend, special, unknown = _text_backend(tokenizer)
+    rows = [encoding.ids for encoding in backend.encode_batch_fast(texts, add_special_tokens=False)]
+    # A text that holds a hidden name (see _text_backend) would still give an id.
+    return [ids if special.isdisjoint(ids) else _without(ids, special, unknown) for ids in rows]
+
+
+def _without(ids: list[int], special: frozenset[int], unknown: int | None) -> list[int]:
+    replaced = (unknown if one in special else one for one in ids)
+    return [one for one in replaced if one is not None]
+
+
+@lru_cache(maxsize=8)  # a large vocabulary takes a tenth of a second
+def _text_backend(tokenizer: PreTrainedTokenizerFast) -> tuple[Tokenizer, frozenset[int], int | None]:
+    """A copy of the tokenizer in which no text spells a special word; the special ids; and the unknown word's.
+
+    ``encode_special_tokens`` alone does not do: it covers added tokens, but T5's special words also stand in the
+    vocabulary of the Unigram model, where they win over every other spelling. So the copy has other names for them.
+    """
+    unknown = unknown_id(tokenizer)
+    words = word_ids(tokenizer)
+    sentinels = range(words.sentinel_start - words.sentinels + 1, words.sentinel_start + 1)
+    special = {*tokenizer.all_special_ids, *sentinels}
+    hidden = {word: f"{_HIDDEN}{word}" for word, number in tokenizer.get_vocab().items() if number in special}
+    values = json.loads(tokenizer.backend_tokenizer.to_str())
+    values |= {"truncation": None, "padding": None, "post_processor": None}
+    for added in values["added_tokens"]:
+        added["content"] = hidden.get(added["content"], added["content"])
+    model = values["model"]
+    if isinstance(model["vocab"], dict):
+        model["vocab"] = {hidden.get(word, word): number for word, number in model["vocab"].items()}
+    else:  # Unigram, with a score for each word
+        model["vocab"] = [[hidden.get(word, word), score] for word, score in model["vocab"]]
+    if model.get("unk_token"):
+        model["unk_token"] = hidden.get(model["unk_token"], model["unk_token"])
+    if "merges" in model:
+        model["merges"] = [pair for pair in model["merges"] if hidden.keys().isdisjoint([*pair, "".join(pair)])]
+    backend = Tokenizer.from_str(json.dumps(values))
     backend.encode_special_tokens = True
-    return [encoding.ids for encoding in backend.encode_batch_fast(texts, add_special_tokens=False)]
+    return backend, frozenset(special - {unknown}), unknown
 
 
 def _first_characters(texts: Iterable[str], limit: int) -> Iterator[str]:

@@ -1,0 +1,177 @@
+"""Rows of files, read one by one: JSON lines, Parquet, CSV, and lines of text, plain or compressed by gzip.
+
+Only the asked columns are read, and each value keeps the type that it has in its row: no other column, row or file
+decides whether a row can be read. datasets infers one schema for a whole corpus, which real files break.
+"""
+
+import codecs
+import contextlib
+import csv
+import gzip
+import io
+import itertools
+import json
+import sys
+import zlib
+from collections.abc import Callable, Iterable, Iterator
+from typing import IO, Any, NamedTuple
+
+from distill.errors import UserError
+
+_GZIP = b"\x1f\x8b"
+_PARQUET_ROWS = 1000  # that are in memory at a time
+_DAMAGED = (EOFError, zlib.error, gzip.BadGzipFile)
+
+
+class Row(NamedTuple):
+    """One row of a file: where it stands, and its values or what is wrong with it."""
+
+    place: str  # "line 3 of FILE" or "row 3 of FILE"
+    values: dict[str, Any]  # of every column that was asked for, where there is no problem
+    problem: str = ""  # continues a sentence that begins with the place
+
+
+Reader = Callable[[IO[bytes], str, list[str]], Iterator[Row]]
+
+
+def read_rows(path: str, reader: Reader, columns: list[str]) -> Iterator[Row]:
+    """The rows of one file, in order.
+
+    Args:
+        path: a local file, or a URL that datasets opens (``hf://...``).
+        reader: ``json_rows``, ``parquet_rows``, ``csv_rows`` or ``text_rows``.
+        columns: those that every row must have; a reader may give more.
+
+    Raises:
+        UserError: the file cannot be opened, or is damaged.
+    """
+    last = None
+    try:
+        with contextlib.closing(_open(path)) as file:
+            for row in reader(file, path, columns):
+                last = row.place
+                yield row
+    except _DAMAGED as error:
+        after = "" if last is None else f" after {last.partition(' of ')[0]}"
+        raise UserError(f"{path} is damaged{after} ({error}); copy it again, or leave it out") from error
+    except OSError as error:
+        raise UserError(f"{path} cannot be read: {error.strerror or error}") from error
+
+
+def json_rows(file: IO[bytes], path: str, columns: list[str]) -> Iterator[Row]:
+    """An object per line, or one array of objects."""
+    text = _decompressed(file)
+    if text.peek(1)[:1] == b"[":
+        yield from _array_rows(text, path, columns)
+        return
+    for number, line in enumerate(text, 1):
+        place, line = f"line {number} of {path}", line.removeprefix(codecs.BOM_UTF8) if number == 1 else line
+        try:
+            if line.strip():
+                yield _json_row(place, json.loads(line.decode("utf-8")), columns)
+        except UnicodeDecodeError as error:
+            yield Row(place, {}, f"is not UTF-8 text (byte {error.start})")
+        except (ValueError, RecursionError) as error:
+            yield Row(place, {}, f"is not JSON ({error})")
+
+
+def _array_rows(text: IO[bytes], path: str, columns: list[str]) -> Iterator[Row]:
+    try:
+        values = json.loads(text.read().decode("utf-8"))
+    except (ValueError, RecursionError) as error:
+        raise UserError(
+            f"{path} begins like a JSON array, but is not one ({error}); mend it, or copy it again"
+        ) from error
+    for number, value in enumerate(values, 1):
+        yield _json_row(f"row {number} of {path}", value, columns)
+
+
+def _json_row(place: str, value: Any, columns: list[str]) -> Row:
+    if not isinstance(value, dict):
+        return Row(place, {}, f"is {describe(value)}, where an object with columns is needed")
+    return Row(place, value, _missing(columns, value))
+
+
+def parquet_rows(file: IO[bytes], path: str, columns: list[str]) -> Iterator[Row]:
+    """The rows of a Parquet file."""
+    import pyarrow as pa  # slow to import, and few corpora need it
+    import pyarrow.parquet as pq
+
+    try:
+        table = pq.ParquetFile(file)
+        names = table.schema_arrow.names
+        if problem := _missing(columns, names):
+            yield from (Row(f"row {n} of {path}", {}, problem) for n in range(1, table.metadata.num_rows + 1))
+            return
+        batches = table.iter_batches(_PARQUET_ROWS, columns=columns)
+        rows = itertools.chain.from_iterable(batch.to_pylist() for batch in batches)
+        yield from (Row(f"row {number} of {path}", values) for number, values in enumerate(rows, 1))
+    except (pa.ArrowException, OSError) as error:
+        cause = str(error).splitlines()[0]
+        raise UserError(f"{path} cannot be read as Parquet ({cause}); copy it again, or leave it out") from error
+
+
+def csv_rows(file: IO[bytes], path: str, columns: list[str], delimiter: str = ",") -> Iterator[Row]:
+    """Rows below a line of names; every value is text. A row stands where its last line does."""
+    csv.field_size_limit(sys.maxsize)  # a text may be long
+    reader = csv.reader(
+        io.TextIOWrapper(_decompressed(file), "utf-8-sig", newline=""), delimiter=delimiter, strict=True
+    )
+    try:
+        names = next(reader, [])
+        problem = _missing(columns, names)
+        for values in filter(None, reader):
+            place = f"line {reader.line_num} of {path}"
+            if len(values) != len(names):
+                yield Row(place, {}, f"has {len(values)} values for {len(names)} columns")
+            else:
+                yield Row(place, dict(zip(names, values, strict=True)), problem)
+    except UnicodeDecodeError as error:
+        raise UserError(f"{path} is not UTF-8 text ({error.reason}); convert it, or leave it out") from error
+    except csv.Error as error:
+        raise UserError(f"line {reader.line_num} of {path} is not CSV ({error}); mend it, or leave it out") from error
+
+
+def text_rows(file: IO[bytes], path: str, columns: list[str]) -> Iterator[Row]:
+    """A row per line, with the one column ``text``."""
+    problem = _missing(columns, ["text"])
+    for number, line in enumerate(_decompressed(file), 1):
+        place = f"line {number} of {path}"
+        try:
+            yield Row(place, {"text": line.decode("utf-8").rstrip("\r\n")}, problem)
+        except UnicodeDecodeError as error:
+            yield Row(place, {}, f"is not UTF-8 text (byte {error.start})")
+
+
+def describe(value: Any) -> str:
+    """A value in a message: its kind, and its beginning."""
+    if value is None:
+        return "null"
+    if isinstance(value, bool):
+        return str(value).lower()
+    kinds = {int: "the number", float: "the number", str: "the text", list: "a list", dict: "an object"}
+    kind = kinds.get(type(value), f"a {type(value).__name__}")
+    shown = repr(value)
+    return f"{kind} {shown}" if len(shown) <= 40 else f"{kind} {shown[:40]}..."
+
+
+def _missing(columns: Iterable[str], present: Iterable[str]) -> str:
+    known = list(present)
+    absent = [name for name in columns if name not in known]
+    return f"has no column {absent[0]!r} (columns: {', '.join(map(str, known))[:200]})" if absent else ""
+
+
+def _open(path: str) -> IO[bytes]:
+    if "://" not in path:
+        return open(path, "rb")
+    from datasets.utils.file_utils import xopen  # slow to import; it knows the hub, and tries again when it breaks off
+
+    return xopen(path, "rb")
+
+
+def _decompressed(file: IO[bytes]) -> io.BufferedReader:
+    """By the first bytes, because compressed files have names of many kinds."""
+    plain = file if isinstance(file, io.BufferedReader) else io.BufferedReader(file)  # type: ignore[arg-type]
+    if plain.peek(2)[:2] == _GZIP:
+        return io.BufferedReader(gzip.GzipFile(fileobj=plain))  # type: ignore[arg-type]
+    return plain

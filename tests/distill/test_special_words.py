@@ -1,0 +1,124 @@
+"""No text gives the id of a special word, whatever tokenizer cuts it."""
+
+import io
+import json
+import shutil
+
+import pytest
+import sentencepiece
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from tokenizers import AddedToken, Tokenizer, models, pre_tokenizers
+from transformers import PreTrainedTokenizerFast
+
+from distill.errors import UserError
+from distill.tokenizer import encode, load_tokenizer, train_tokenizer, word_ids
+from tests.conftest import ROOT
+
+SENTINELS = [f"<extra_id_{k}>" for k in range(100)]
+SPECIAL = ["<pad>", "</s>", "<unk>", *SENTINELS]
+# Texts that spell special words: whole, in part, after normalization, and by the names that encode gives them inside.
+TRAPS = [*SPECIAL[:6], "<extra_id_99>", "<extra_id_", ">", "＜pad＞", "\ufdd0</s>", "\ufdd0<extra_id_0>", "\ufdd0"]
+MIXED = st.lists(st.sampled_from(TRAPS) | st.text(max_size=8) | st.sampled_from([" ", "a", "\n"]), max_size=12).map(
+    "".join
+)
+
+
+def sentencepiece_model(directory, kind: str) -> None:
+    """spiece.model as T5's repositories have it: pad 0, eos 1, unk 2, and no sentinels."""
+    lines = [*(ROOT / "LICENSE").read_text().splitlines(), "x < y / z > s </a>"]
+    model = io.BytesIO()
+    ids = {"pad_id": 0, "eos_id": 1, "unk_id": 2, "bos_id": -1}
+    sentencepiece.SentencePieceTrainer.train(
+        sentence_iterator=iter(lines),
+        model_writer=model,
+        vocab_size=400,
+        model_type=kind,
+        character_coverage=1.0,
+        minloglevel=2,
+        **ids,
+    )
+    (directory / "spiece.model").write_bytes(model.getvalue())
+
+
+def merging_tokenizer() -> PreTrainedTokenizerFast:
+    """A BPE whose merges spell special words, as one has that was trained on text with many of them."""
+    letters = sorted(set("".join(SPECIAL)) | set("abc "))
+    vocabulary, merges = {word: n for n, word in enumerate(["<pad>", "</s>", "<unk>", *letters])}, []
+    for word in ("<pad>", "</s>", "<extra_id_0>"):
+        for length in range(2, len(word) + 1):
+            vocabulary.setdefault(word[:length], len(vocabulary))
+            if (word[: length - 1], word[length - 1]) not in merges:
+                merges.append((word[: length - 1], word[length - 1]))
+    for word in reversed(SENTINELS):
+        vocabulary.pop(word, None)
+    vocabulary = {word: n for n, word in enumerate([*vocabulary, *reversed(SENTINELS)])}
+    backend = Tokenizer(models.BPE(vocabulary, merges, unk_token="<unk>", ignore_merges=True))
+    backend.pre_tokenizer = pre_tokenizers.Split(" ", "isolated")
+    backend.add_tokens([AddedToken(word, special=False) for word in SENTINELS])
+    return PreTrainedTokenizerFast(tokenizer_object=backend, pad_token="<pad>", eos_token="</s>", unk_token="<unk>")
+
+
+@pytest.fixture(scope="module", params=["byte-level", "merging", "unigram", "unigram-json", "bpe", "bpe-json"])
+def tokenizer(request, tmp_path_factory):
+    if request.param == "byte-level":
+        return train_tokenizer([(ROOT / "LICENSE").read_text(), "<pad> </s> <extra_id_0>" * 1000], 500)
+    if request.param == "merging":
+        return merging_tokenizer()
+    directory = tmp_path_factory.mktemp(request.param)
+    sentencepiece_model(directory, request.param.removesuffix("-json"))
+    if request.param == "bpe":
+        (directory / "tokenizer_config.json").write_text(json.dumps({"tokenizer_class": "T5Tokenizer"}))
+    loaded = load_tokenizer(directory)
+    if not request.param.endswith("-json"):
+        return loaded
+    saved = tmp_path_factory.mktemp("saved")
+    loaded.save_pretrained(saved)
+    return load_tokenizer(saved)
+
+
+def special_ids(tokenizer) -> set[int]:
+    words = word_ids(tokenizer)
+    return {words.pad, words.eos, *range(words.sentinel_start - words.sentinels + 1, words.sentinel_start + 1)}
+
+
+@settings(max_examples=300, deadline=None, derandomize=True)
+@given(text=MIXED)
+def test_no_text_gives_a_special_id(tokenizer, text):
+    assert special_ids(tokenizer).isdisjoint(encode(tokenizer, [text])[0])
+
+
+def test_the_tokenizer_itself_would_give_special_ids(tokenizer):
+    """Else the test above could not fail."""
+    ids = tokenizer.backend_tokenizer.encode("a <extra_id_0> b </s> <pad> c", add_special_tokens=False).ids
+    assert len(special_ids(tokenizer) & set(ids)) == 3
+
+
+@settings(max_examples=100, deadline=None, derandomize=True)
+@given(text=st.text(max_size=40).filter(lambda text: "<" not in text and "＜" not in text and "﹤" not in text))
+def test_any_other_text_is_cut_as_the_tokenizer_cuts_it(tokenizer, text):
+    assert encode(tokenizer, [text])[0] == tokenizer.backend_tokenizer.encode(text, add_special_tokens=False).ids
+
+
+def test_a_special_word_is_cut_into_pieces_and_not_dropped(tokenizer):
+    ids = encode(tokenizer, ["x </s>"])[0]
+    assert tokenizer.backend_tokenizer.decode(ids).replace(" ", "") == "x</s>"
+
+
+def test_a_directory_with_spiece_model_alone_is_read_as_sentencepiece_reads_it(tmp_path):
+    sentencepiece_model(tmp_path, "unigram")
+    loaded = load_tokenizer(tmp_path)
+    words = word_ids(loaded)
+    assert (words.size, words.pad, words.eos, words.sentinel_start, words.sentinels) == (500, 0, 1, 499, 100)
+    theirs = sentencepiece.SentencePieceProcessor(model_file=str(tmp_path / "spiece.model"))
+    for text in (ROOT / "LICENSE").read_text().splitlines():
+        assert encode(loaded, [text])[0] == theirs.encode(text)
+
+
+def test_a_damaged_spiece_model_is_named(tmp_path):
+    sentencepiece_model(tmp_path, "unigram")
+    whole = (tmp_path / "spiece.model").read_bytes()
+    (tmp_path / "spiece.model").write_bytes(whole[: len(whole) // 2])
+    with pytest.raises(UserError, match=f"tokenizer '{tmp_path}' cannot be loaded"):
+        load_tokenizer(tmp_path)
+    shutil.rmtree(tmp_path)

@@ -27,6 +27,16 @@ class Batch(NamedTuple):
         return Batch(self.input_ids.to(device, non_blocking=True), self.labels.to(device, non_blocking=True))
 
 
+def checked_batch(values: Sequence[torch.Tensor]) -> Batch:
+    """``values`` as a Batch; ValueError where they are none."""
+    found = [f"{getattr(one, 'dtype', type(one).__name__)} {list(getattr(one, 'shape', []))}" for one in values]
+    if [text.partition(" [")[0] for text in found] == ["torch.int64"] * 2:
+        inputs, labels = values
+        if inputs.ndim == labels.ndim == 2 and len(inputs) == len(labels):
+            return Batch(inputs, labels)
+    raise ValueError(f"a batch is {found}; it must be input_ids [B, S] and labels [B, T], both torch.int64")
+
+
 class Examples:
     """The examples of one split, made when asked for.
 

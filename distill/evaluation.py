@@ -8,8 +8,9 @@ import torch.nn.functional as F
 from accelerate import Accelerator
 from transformers import PreTrainedModel
 
-from distill.data import IGNORE_INDEX, Batch, Examples
-from distill.t5 import hidden_states
+from distill.arguments import require
+from distill.data import IGNORE_INDEX, Batch, Examples, checked_batch
+from distill.t5 import hidden_states, is_known
 
 _CHUNK = 2**23  # logits that exist at a time: 32 MiB in float32
 
@@ -20,20 +21,23 @@ def negative_log_perplexity(model: PreTrainedModel, batches: Iterable[Batch]) ->
 
     Args:
         model: a T5 or Switch model; it is put in eval mode and back.
-        batches: ``input_ids`` [B, S] and ``labels`` [B, T]; a label of -100 is not counted.
+        batches: ``input_ids`` [B, S], without padding, and ``labels`` [B, T]; a label of -100 is not counted.
 
     Returns:
         quality, and the mean cross-entropy of each example, float64 [examples]. Their mean is minus the quality
         where all examples have the same number of targets.
 
     Raises:
-        ValueError: there are no batches, or an example without a counted label.
+        ValueError: there are no batches, or an example without a counted label; or the model or a batch is of another
+            kind or shape.
     """
+    needed = "a T5, or a Switch model as teachers.load_teacher gives it"
+    require("model", type(model).__name__, needed, lambda _: is_known(model))
     was_training = model.training
     model.eval()
     sums, counts = [], []
     for batch in batches:
-        batch = Batch(*batch).to(model.device)
+        batch = checked_batch(batch).to(model.device)
         hidden, head = hidden_states(model, batch.input_ids, batch.labels)
         losses = cross_entropies(hidden, head, batch.labels.flatten())
         sums.append(losses.view(batch.labels.shape).cpu().double().sum(-1))

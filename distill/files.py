@@ -137,6 +137,8 @@ def new_directory(path: Path, needed: int | None = None) -> Iterator[Path]:
         UserError: it cannot be made there.
         DiskFull: ``path`` is what it was before.
     """
+    if path.exists() and not path.is_dir():
+        raise UserError(f"{path} is a file; name a directory")
     beside = path.with_name(f".{path.name}.{os.getpid()}")
     shutil.rmtree(beside, ignore_errors=True)
     made = [parent for parent in beside.parents if not parent.exists()]
@@ -163,6 +165,14 @@ def new_directory(path: Path, needed: int | None = None) -> Iterator[Path]:
         for parent in made:
             with contextlib.suppress(OSError):  # it is not empty
                 parent.rmdir()
+
+
+def directory_uri(path: Path) -> str:
+    """The ``file://`` URI of a directory, in which no character of its name is one of the URI's syntax.
+
+    It ends in a slash: MLflow takes what stands after the last one for the name of a file, and refuses ``#`` there.
+    """
+    return f"{path.absolute().as_uri()}/"
 
 
 def make_directory(path: Path) -> None:

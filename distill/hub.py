@@ -4,19 +4,20 @@ A source is a local directory, or a name on the hub, pinned as ``NAME@REVISION``
 no torch.
 """
 
+import json
 import os
 import re
-from functools import cache, partial
-from typing import Literal, NamedTuple
+from typing import NamedTuple
 
 from distill.errors import UserError
-
-Kind = Literal["model", "dataset"]
+from distill.hub_answers import Away, Kind, hub_api, reason, say
 
 _DEFAULT = "main"
-_SECONDS = 10.0  # for the hub to answer; without, a connection that leads nowhere is waited for
 _REVISION = re.compile(r"(?!.*\.\.)\w[\w.+/-]*")  # as git has them: none leads out of a directory of the cache
 _COMMIT = re.compile(r"[0-9a-f]{40}")
+_COMMITS = "SWITCH_DISTILL_COMMITS"  # variable of the environment, see handed_down
+
+_known: dict[str, str] | None = None  # "KIND NAME REVISION" -> commit, in this process
 
 
 class HubSource(NamedTuple):
@@ -57,7 +58,7 @@ def resolve_revision(source: str, kind: Kind, what: str) -> str | None:
     try:
         commit = _commit(name, revision, kind)
     except Exception as error:  # of many kinds: no such name, no such revision, no connection
-        raise UserError(f"{what} is no directory, and {_reason(error, revision, kind)}") from error
+        raise UserError(f"{what} is no directory, and {reason(error, revision, kind)}") from error
     if not _COMMIT.fullmatch(commit):
         raise UserError(f"{what} has a damaged entry for {revision!r} in the hub's cache; delete it, or connect")
     return commit
@@ -72,33 +73,35 @@ def at_revision(source: str, kind: Kind, what: str) -> HubSource:
     return HubSource(split_revision(source).name, resolve_revision(source, kind, what))
 
 
-@cache
+def known_commits() -> dict[str, str]:
+    """The commits that names stand for in this process, for ``take_commits`` in another one."""
+    global _known
+    if _known is None:
+        _known = json.loads(os.environ.get(_COMMITS, "{}"))
+    return _known
+
+
+def take_commits(commits: dict[str, str]) -> None:
+    """Let names stand for ``commits``, those of another process; the hub is not asked for them."""
+    known_commits().update(commits)
+
+
+def handed_down() -> dict[str, str]:
+    """Variables of the environment in which a new process takes the commits that names stand for in this one."""
+    return {_COMMITS: json.dumps(known_commits())}
+
+
 def _commit(name: str, revision: str, kind: Kind) -> str:
-    from huggingface_hub import HfApi, is_offline_mode  # which is slow to import, and most runs load nothing of it
+    known, key = known_commits(), f"{kind} {name} {revision}"
+    if key in known:
+        return known[key]
+    from huggingface_hub import HfApi, is_offline_mode  # slow to import, and most runs load nothing of it
 
-    api = HfApi()
-    api.repo_info = partial(api.repo_info, timeout=_SECONDS)
-    offline = is_offline_mode()  # then it is no surprise that the hub is not reached, which would be warned of
-    return api.resolve_revision(name, repo_type=kind, revision=revision, local_files_only=offline).resolved
-
-
-def _reason(error: Exception, revision: str, kind: Kind) -> str:
-    """The rest of a sentence that begins with what is no directory: cause and cure."""
-    from huggingface_hub import errors, is_offline_mode
-
-    thing = {"model": "model", "dataset": "data set"}[kind]
-    if isinstance(error, errors.HFValidationError):
-        return "no name on the hub either; check the path"
-    if isinstance(error, errors.RevisionNotFoundError):
-        return f"the hub has no revision {revision!r} of it; pin one that is there, or leave it out"
-    if isinstance(error, errors.GatedRepoError):
-        return "the hub does not give it: it is gated; ask for access on its page, then log in with: hf auth login"
-    if isinstance(error, errors.RepositoryNotFoundError):
-        return f"the hub has no {thing} of that name; check it, or where it is private log in with: hf auth login"
-    if isinstance(error, errors.RevisionResolutionError):
-        state = "HF_HUB_OFFLINE is set" if is_offline_mode() else "it does not answer"
-        return (
-            f"the hub does not give it: {state}, and the local cache has no revision {revision!r} of such a {thing}; "
-            "connect, or check the name and pin a revision that was loaded here before"
-        )
-    return f"the hub does not give it: {' '.join(str(error).split())[:200]}; check the name and the connection"
+    try:
+        commit = hub_api().resolve_revision(name, repo_type=kind, revision=revision).resolved
+    except Away as away:
+        commit = HfApi().resolve_revision(name, repo_type=kind, revision=revision, local_files_only=True).resolved
+        if not is_offline_mode():  # then nobody expects it to answer
+            say(f"The hub does not answer ({away}); using revision {revision!r} of {name} from the cache")
+    known[key] = commit
+    return commit

@@ -11,6 +11,8 @@ from typing import NamedTuple
 import torch
 import torch.nn.functional as F
 
+from distill.arguments import require, require_positive
+
 _CHUNK = 2**25  # logits that exist at a time: large enough for full-speed products
 _CPU_TILE = 2**19  # logits that the element-wise passes work on: small enough for a core's cache
 
@@ -78,7 +80,7 @@ def mixed_cross_entropy(
         The loss, a float32 scalar, and its parts (nats per token, or their sum).
 
     Raises:
-        ValueError: soft labels are missing or of another vocabulary, or an argument is out of range.
+        ValueError: soft labels are missing or of another vocabulary, or an argument is out of range or shape.
     """
     if reduction not in ("mean", "sum"):
         raise ValueError(f"reduction is {reduction!r}; use 'mean' or 'sum'")
@@ -106,7 +108,13 @@ def sum_of_losses(
     ignore_index: int = -100,
 ) -> LossSums:
     """``mixed_cross_entropy`` with reduction "sum", and the soft labels' entropy from the same pass."""
-    _check(student_hidden, student_head, soft_labels, hard_fraction, temperature)
+    require("hard_fraction", hard_fraction, "a number from 0 to 1", lambda fraction: 0 <= fraction <= 1)
+    require_positive(temperature=temperature)
+    _check_shapes(student_hidden, student_head, labels)
+    if soft_labels is not None:
+        _check_soft_labels(soft_labels, len(labels), len(student_head))
+    elif hard_fraction < 1:
+        raise ValueError(f"hard_fraction is {hard_fraction}, so soft_labels are needed")
     with torch.autocast(student_hidden.device.type, enabled=False):
         return LossSums(
             *_ChunkedLoss.apply(
@@ -258,25 +266,30 @@ def _rows(soft: SoftLabels | None, rows: slice) -> torch.Tensor | SparseSoftLabe
     return F.linear(hidden[rows], head.to(hidden.dtype))
 
 
-def _check(
-    hidden: torch.Tensor, head: torch.Tensor, soft_labels: SoftLabels | None, hard_fraction: float, temperature: float
-) -> None:
-    if not 0 <= hard_fraction <= 1:
-        raise ValueError(f"hard_fraction is {hard_fraction}; it must lie in [0, 1]")
-    if temperature <= 0:
-        raise ValueError(f"temperature is {temperature}; it must be above 0")
-    if soft_labels is None:
-        if hard_fraction < 1:
-            raise ValueError(f"hard_fraction is {hard_fraction}, so soft_labels are needed")
-        return
-    if isinstance(soft_labels, SparseSoftLabels):
-        rows, words = len(soft_labels.words), len(head)
-    elif isinstance(soft_labels, torch.Tensor):
+def _check_shapes(hidden: torch.Tensor, head: torch.Tensor, labels: torch.Tensor) -> None:
+    shapes = f"{list(hidden.shape)}, {list(head.shape)} and {list(labels.shape)}"
+    if hidden.ndim != 2 or head.shape[1:] != hidden.shape[1:] or labels.shape != hidden.shape[:1]:
+        raise ValueError(
+            f"student_hidden, student_head and labels have shapes {shapes}; "
+            "they must be [tokens, d_model], [vocabulary, d_model] and [tokens]"
+        )
+    require("labels.dtype", labels.dtype, "torch.int64", lambda dtype: dtype == torch.int64)
+
+
+def _check_soft_labels(soft_labels: SoftLabels, tokens: int, vocabulary: int) -> None:
+    if isinstance(soft_labels, torch.Tensor) and soft_labels.ndim == 2:
         rows, words = soft_labels.shape
-    else:
+    elif isinstance(soft_labels, SparseSoftLabels):
+        rows, words = len(soft_labels.words), vocabulary
+    elif isinstance(soft_labels, tuple) and [getattr(one, "ndim", 0) for one in soft_labels] == [2, 2]:
         rows, words = len(soft_labels[0]), len(soft_labels[1])
-    if (rows, words) != (len(hidden), len(head)):
+    else:
+        raise ValueError(
+            f"soft_labels are a {type(soft_labels).__name__}; "
+            "give logits [tokens, vocabulary], (hidden, head) of the teacher, or SparseSoftLabels"
+        )
+    if (rows, words) != (tokens, vocabulary):
         raise ValueError(
             f"soft labels are for {rows} tokens and {words} words, the student's logits for "
-            f"{len(hidden)} tokens and {len(head)} words"
+            f"{tokens} tokens and {vocabulary} words"
         )

@@ -11,7 +11,7 @@ from safetensors import SafetensorError, safe_open
 
 from distill.errors import UserError
 from distill.files import read_json
-from distill.hub import at_revision
+from distill.hub_files import CONFIG, PICKLED_WEIGHTS, WEIGHTS, cached_files, local_files
 
 Shapes = dict[str, tuple[int, ...]]
 
@@ -22,6 +22,13 @@ _FLOATS = {"F64": "<f8", "F32": "<f4", "F16": "<f2", "BF16": "<u2"}
 _BYTES_AT_ONCE = 2**26
 
 
+class Fetched(NamedTuple):
+    """A directory with a model's config and weights."""
+
+    directory: Path
+    is_pickled: bool  # as older models of the hub are, and no directory of the user's may be
+
+
 class Weights(NamedTuple):
     """Tensors of a directory by name: their shapes, and the files that hold them."""
 
@@ -30,7 +37,7 @@ class Weights(NamedTuple):
 
 
 def read_model_config(source: str, what: str) -> dict[str, Any]:
-    """The config.json of a directory, or of a model on the hub at the commit that ``distill.hub`` gives.
+    """The config.json of a directory, or of a model on the hub.
 
     Args:
         source: a directory, or a name on the hub that may be pinned (``NAME@REVISION``).
@@ -39,8 +46,7 @@ def read_model_config(source: str, what: str) -> dict[str, Any]:
     Raises:
         UserError: there is none, or it is not one.
     """
-    name, commit = at_revision(source, "model", what)
-    path = _from_hub(name, commit, what) if commit else Path(name) / "config.json"
+    path = local_files(source, "model", what, CONFIG) / "config.json"
     if not path.is_file():
         raise UserError(f"{what} cannot be loaded: it has no config.json; name a directory of save_pretrained")
     config = read_json(path, "copy or save the model again")
@@ -99,30 +105,46 @@ def ffn_shapes(config: dict[str, Any], defaults: dict[str, int], what: str, *, g
     return {"wo": (width, inner), **dict.fromkeys(("wi_0", "wi_1") if gated else ("wi",), (inner, width))}
 
 
-def check_weights(source: str, expected: Shapes, what: str, *, allowed: tuple[str, ...] | None) -> None:
-    """Whether the tensors of a directory are those of its config, and finite. A model of the hub is not fetched for it.
+def check_weights(
+    source: str, expected: Shapes, what: str, *, allowed: tuple[str, ...] | None, finite: bool = True
+) -> Shapes | None:
+    """Whether the tensors of a model are those of its config, and finite. It is not downloaded for it.
 
     Args:
         expected: what its config says.
         allowed: tensors besides the expected ones; None for any.
+        finite: whether to read the values; else the headers alone are read.
+
+    Returns:
+        All tensors; None for a model of the hub whose safetensors are not in the cache, or that has none.
 
     Raises:
         UserError: a file is missing, damaged or a pickle; a tensor is missing, too many, of another shape, or holds
             what is no finite floating point number.
     """
-    if Path(source).is_dir():
-        weights = _read_weights(Path(source), what)
-        _check_shapes(weights.shapes, expected, what, allowed)
+    directory = cached_files(source, "model", what, WEIGHTS)
+    if directory is None or (not Path(source).is_dir() and not _has_safetensors(directory)):
+        return None
+    weights = _read_weights(directory, what)
+    _check_shapes(weights.shapes, expected, what, allowed)
+    if finite:
         _check_finite(weights.files, what)
+    return weights.shapes
 
 
-def check_finite(directory: Path, what: str) -> None:
-    """Whether the weights in the safetensors of a directory are numbers; a process reads each file once for it.
+def fetch_weights(source: str, what: str) -> Fetched:
+    """Config and weights of a model: of one on the hub, in the cache, downloaded where they have to be.
 
     Raises:
-        UserError: one is NaN or infinite, or there are no such files.
+        UserError: the hub does not give its weights, or it has none.
     """
-    _check_finite(_weight_files(directory, what), what)
+    directory = local_files(source, "model", what, (*WEIGHTS, *CONFIG))
+    if Path(source).is_dir() or _has_safetensors(directory):
+        return Fetched(directory, is_pickled=False)
+    directory = local_files(source, "model", what, (*PICKLED_WEIGHTS, *WEIGHTS, *CONFIG))
+    if not any(directory.glob("pytorch_model*.bin")):
+        raise UserError(f"{what} has neither model.safetensors nor pytorch_model.bin on the hub; name another model")
+    return Fetched(directory, is_pickled=True)
 
 
 def _read_weights(directory: Path, what: str) -> Weights:
@@ -203,18 +225,9 @@ def _weight_files(directory: Path, what: str) -> list[Path]:
     raise UserError(f"{what} cannot be loaded: it has no model.safetensors; save it there with save_pretrained")
 
 
+def _has_safetensors(directory: Path) -> bool:
+    return any((directory / name).is_file() for name in WEIGHTS[:2])
+
+
 def _is_text(value: Any) -> bool:
     return isinstance(value, str)
-
-
-def _from_hub(name: str, commit: str, what: str) -> Path:
-    from huggingface_hub import hf_hub_download
-
-    try:
-        return Path(hf_hub_download(name, "config.json", revision=commit))
-    except Exception as error:  # of many kinds: no such commit, no such file, no connection
-        cause = " ".join(str(error).split())[:200]
-        raise UserError(
-            f"{what} is no directory, and the hub does not give its config.json at {commit[:12]}: {cause}; "
-            "check the name and the revision, or connect"
-        ) from error

@@ -22,6 +22,7 @@ from distill.lock import one_at_a_time
 from distill.overlap import overlaps
 from distill.prepared_data import TEXT, Part, PreparedData, read_prepared
 from distill.round_trip import RoundTrip, RoundTripCounter
+from distill.saving import save_tokenizer
 from distill.word_ids import token_type
 
 if TYPE_CHECKING:  # transformers takes seconds to import, and prepared data is reused without it
@@ -94,7 +95,7 @@ def _prepare(config: DataConfig, directory: Path) -> dict[str, Any]:
         tokenizer, documents = _train_tokenizer(documents, config)
     else:
         tokenizer = load_tokenizer(config.tokenizer)
-    tokenizer.save_pretrained(directory / "tokenizer")
+    save_tokenizer(tokenizer, directory / "tokenizer")
 
     digest, round_trip = Digest(), RoundTripCounter(tokenizer)
     with contextlib.ExitStack() as stack:

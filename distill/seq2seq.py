@@ -5,6 +5,7 @@ from torch import nn
 from transformers import PreTrainedModel, T5Config, T5ForConditionalGeneration
 
 from distill.config import ModelConfig
+from distill.saving import say_whether_tied
 
 
 def build_dense(model: ModelConfig, vocab_size: int, *, pad: int, eos: int, seed: int) -> T5ForConditionalGeneration:
@@ -30,12 +31,14 @@ def build_dense(model: ModelConfig, vocab_size: int, *, pad: int, eos: int, seed
 def new_t5(config: T5Config, *, seed: int) -> T5ForConditionalGeneration:
     """A randomly initialised T5, with a head of its own where ``config`` does not scale the decoder's output.
 
-    transformers ties every T5 it builds and marks the untied ones by ``scale_decoder_outputs`` alone.
+    transformers ties every T5 it builds and marks the untied ones by ``scale_decoder_outputs`` alone. The config of the
+    T5 says both, so that ``save_pretrained`` writes what every reader understands.
     """
     torch.manual_seed(seed)
     t5 = T5ForConditionalGeneration(config)
     if not config.scale_decoder_outputs:
         t5.lm_head.weight = nn.Parameter(torch.randn(config.vocab_size, config.d_model) * config.d_model**-0.5)
+    say_whether_tied(config)  # not before: transformers would share no embedding at all
     return t5
 
 

@@ -3,11 +3,14 @@
 Fixed lengths in, fixed lengths out: no padding anywhere. B rows, L raw tokens, K spans.
 """
 
+import math
 from collections.abc import Sequence
+from numbers import Integral
 from typing import NamedTuple
 
 import numpy as np
 
+from distill.arguments import require
 from distill.errors import UserError
 
 
@@ -24,7 +27,13 @@ def span_lengths(raw_length: int, *, noise_density: float = 0.15, mean_span_leng
     """Lengths that ``raw_length`` tokens are corrupted to; both sides end in ``eos``.
 
     568 raw tokens become 512 inputs and 114 targets at the paper's density and span length.
+
+    Raises:
+        ValueError: an argument is out of range; fewer than 2 tokens cannot be kept and replaced.
     """
+    require("raw_length", raw_length, "at least 2 tokens", lambda length: length >= 2)
+    require("noise_density", noise_density, "a number between 0 and 1", lambda density: 0 < density < 1)
+    require("mean_span_length", mean_span_length, "a number of at least 1", lambda length: 1 <= length < math.inf)
     noise = min(max(round(raw_length * noise_density), 1), raw_length - 1)
     spans = min(max(round(noise / mean_span_length), 1), noise, raw_length - noise)
     return SpanLengths(noise, spans, raw_length - noise + spans + 1, noise + spans + 1)
@@ -78,13 +87,24 @@ def corrupt_spans(
 
     Returns:
         inputs [(B,) inputs] and targets [(B,) targets], of the lengths that ``span_lengths`` gives.
+
+    Raises:
+        ValueError: an argument is of another kind or shape, or out of range, or there are fewer ids below
+            ``sentinel_start`` than spans.
     """
+    tokens = np.asarray(tokens)
+    if tokens.ndim not in (1, 2) or tokens.dtype.kind not in "iu":
+        raise ValueError(f"tokens are {tokens.dtype} of shape {tokens.shape}; they must be integers, [L] or [B, L]")
     if single := tokens.ndim == 1:
         tokens, generator = tokens[None], [generator]
     rows, length = tokens.shape
     noise, spans, num_inputs, num_targets = span_lengths(
         length, noise_density=noise_density, mean_span_length=mean_span_length
     )
+    _check_generators(generator, rows)
+    needed = f"the id of the first of {spans} sentinels, {spans - 1} or above"
+    require("sentinel_start", sentinel_start, needed, lambda id_: isinstance(id_, Integral) and id_ >= spans - 1)
+    require("eos", eos, "an id", lambda id_: isinstance(id_, Integral) and id_ >= 0)
     # Kept and noise spans alternate, a kept one first, so that an example ends in noise (as in T5's own code).
     lengths = np.empty((rows, spans, 2), dtype=np.int64)
     for row, row_generator in enumerate(generator):
@@ -96,6 +116,13 @@ def corrupt_spans(
     inputs = _replace_runs(tokens, is_noise, sentinels, num_inputs, eos)
     targets = _replace_runs(tokens, ~is_noise, sentinels, num_targets, eos)
     return (inputs[0], targets[0]) if single else (inputs, targets)
+
+
+def _check_generators(generators: Sequence[np.random.Generator], rows: int) -> None:
+    needed = "a numpy.random.Generator for [L], one for each row of [B, L]"
+    require("generator", generators, needed, lambda given: len(given) == rows)
+    for one in generators:
+        require("generator", one, needed, lambda given: isinstance(given, np.random.Generator))
 
 
 def _replace_runs(tokens: np.ndarray, runs: np.ndarray, sentinels: np.ndarray, length: int, eos: int) -> np.ndarray:

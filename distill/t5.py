@@ -53,6 +53,15 @@ def hidden_states(
     return hidden.flatten(0, 1), model.lm_head.weight
 
 
+def is_known(model: nn.Module) -> bool:
+    """Whether ``hidden_states`` can run a model: a T5, or a Switch model whose sparse layers are SwitchLayers."""
+    try:
+        last = [block.layer[-1] for stack in (model.encoder, model.decoder) for block in stack.block]
+        return all(hasattr(layer, "experts") or hasattr(_dense(layer), "act") for layer in last)
+    except AttributeError:
+        return False
+
+
 def compute_dtype(tensor: torch.Tensor) -> torch.dtype:
     """Autocast's dtype where it is on, else that of ``tensor``."""
     device = tensor.device.type
@@ -119,14 +128,19 @@ def _attention(
 
 
 def _dense_ffn(layer: nn.Module, x: torch.Tensor, drop: float) -> torch.Tensor:
-    """T5 and Switch models name it differently; ``wi_0`` is the gate of a gated one."""
-    ffn = layer.DenseReluDense if hasattr(layer, "DenseReluDense") else layer.mlp
+    """``wi_0`` is the gate of a gated one."""
+    ffn = _dense(layer)
     if hasattr(ffn, "wi_0"):
         gate, inner = F.linear(x, _Pack.apply(x.dtype, ffn.wi_0.weight, ffn.wi_1.weight)).chunk(2, -1)
         inner = ffn.act(gate) * inner
     else:
         inner = ffn.act(F.linear(x, ffn.wi.weight.to(x.dtype)))
     return F.dropout(F.linear(F.dropout(inner, drop, drop > 0), ffn.wo.weight.to(x.dtype)), drop, drop > 0)
+
+
+def _dense(layer: nn.Module) -> nn.Module:
+    """T5 and Switch models name it differently."""
+    return layer.DenseReluDense if hasattr(layer, "DenseReluDense") else layer.mlp
 
 
 def _position_bias(attention: nn.Module, length: int, dtype: torch.dtype) -> torch.Tensor:

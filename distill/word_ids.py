@@ -18,3 +18,8 @@ class WordIds(NamedTuple):
 def token_type(vocabulary: int) -> type:
     """The smallest of two types that holds every id."""
     return np.uint16 if vocabulary <= 2**16 else np.uint32
+
+
+def embedding_rows(words: int) -> int:
+    """Words rounded up to a multiple of 128, as T5 does (32,100 -> 32,128)."""
+    return -(-words // 128) * 128

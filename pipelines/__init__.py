@@ -4,6 +4,8 @@ cli        the commands
 config     a run's config: presets, YAML files, overrides, and errors in one sentence
 safe_yaml  YAML from anyone: plain values of bounded size, every key once
 preflight  what is wrong with a run, said before anything is written
+loaded_models  the same of models that it loads: whether they can be, and be compared
+hub_names  names on the hub that a run reads, at one commit for all of its processes
 space      how much disk a run needs, known before it begins
 store_uri  which MLflow store, and how to speak of it without its password
 presets    named configs; the smallest comes first

@@ -13,12 +13,13 @@ from distill.checkpoint import checkpoints
 from distill.data import Examples
 from distill.errors import UserError
 from distill.evaluation import evaluate
-from distill.hub import at_revision
+from distill.loading import check_tensors, fetch_checked, load_fetched
 from distill.objectives import HardLabels
 from distill.seq2seq import build_dense, count_parameters, new_t5, place
 from distill.training import train, trunk_steps
 from pipelines.plan import baseline_steps, baseline_training, long_steps
 from pipelines.stage_run import Outcome, StageRun
+from students.checkpoint import check_dense
 from students.initialise import student_config
 from teachers.model import read_teacher_config
 
@@ -72,17 +73,14 @@ def _model(run: StageRun) -> T5ForConditionalGeneration:
         return new_t5(student_config(read_teacher_config(next(iter(teachers.values())))), seed=run.stage.seed)
     if source is None:
         return build_dense(run.config.model, run.data.vocab_size, pad=words.pad, eos=words.eos, seed=run.stage.seed)
-    name, commit = at_revision(source, "model", f"baseline.checkpoint {source!r}")
-    try:
-        safe = None if commit else True  # older models of the hub are pickles, read with weights_only
-        model = T5ForConditionalGeneration.from_pretrained(name, revision=commit, use_safetensors=safe)
-    except Exception as error:  # transformers raises many kinds; each means that this checkpoint cannot be used
-        raise UserError(
-            f"baseline.checkpoint {source!r} cannot be loaded: {' '.join(str(error).split())[:200]}"
-        ) from error
+    what = f"baseline.checkpoint {source!r}"
+    fetched = fetch_checked(source, what, lambda: check_dense(source, what))
+    # In the precision that all others are trained from, whatever it is stored in.
+    model, report = load_fetched(T5ForConditionalGeneration, fetched, what)
+    check_tensors(what, "missing", report["missing_keys"])
     if model.config.vocab_size < words.size:
         raise UserError(
-            f"baseline.checkpoint {source!r} has {model.config.vocab_size} words, the tokenizer {words.size}; "
+            f"{what} has {model.config.vocab_size} words, the tokenizer {words.size}; "
             "set data.tokenizer to the checkpoint's own"
         )
     return model

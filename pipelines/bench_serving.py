@@ -14,7 +14,7 @@ import numpy as np
 
 from distill.errors import UserError
 from pipelines.bench_arms import Arm, Measured, start
-from pipelines.serve import check, export_in_process
+from pipelines.serve import check, check_same_tokenizer, export_in_process
 from students.export import FORMATS
 from students.runtime import read_manifest
 
@@ -56,7 +56,7 @@ def bench_serving(
     Raises:
         UserError: the server cannot start, or the model cannot be exported.
     """
-    check(teacher)
+    check(model, teacher)
     prompts = make_prompts(max(CONCURRENCY))
     os.environ["OMP_NUM_THREADS"] = str(threads)  # for the processes of the arms
     with _kept(exports) as directory:
@@ -138,6 +138,8 @@ def _arms(
                 say(f"{format} {precision} is left out: it cannot be exported here")
                 continue
             made[format, precision] = target
+            if format == "hf":
+                check_same_tokenizer(model, target, teacher)
     plain = made.pop(("hf", "float32"))
     arms = [Arm(f"transformers {dtype}", "transformers", plain, {"dtype": dtype}) for dtype in ("float32", "bfloat16")]
     arms += [Arm(f"{format} {precision}", "runner", target) for (format, precision), target in made.items()]

@@ -55,12 +55,24 @@ def report_row(store: Store, lineage: dict[str, Any]) -> dict[str, Any] | None:
 
 
 def model_card(
-    lineage: dict[str, Any], row: dict[str, Any] | None, format: str, precision: str, parity: "Parity"
+    lineage: dict[str, Any],
+    row: dict[str, Any] | None,
+    format: str,
+    precision: str,
+    parity: "Parity",
+    plain: "Parity | None",
+    versions: dict[str, str],
 ) -> str:
-    """Markdown. What is not known of a model, it does not say."""
+    """Markdown. What is not known of a model, it does not say.
+
+    Args:
+        row: of ``report_row``.
+        parity, plain: of the export's own runtime, and for ``hf`` of a reader without transformers.
+        versions: of what the runtime imported.
+    """
     student = lineage["inputs"][0]
     lines = [f"# {student['model']}", "", f"A dense T5, exported as {format} in {precision}.", ""]
-    facts = {**_origin(student), **_comparison(row), "parity": _parity(parity)}
+    facts = {**_origin(student), **_comparison(row), "parity": _parity(parity), "tried with": _tried(versions, plain)}
     lines += [f"- **{name}**: {text}" for name, text in facts.items() if text]
     lines += ["", "Load it from this directory:", "", "```python", _LOAD[format], "```", ""]
     lines += ["Where it comes from, run by run: `lineage.json`, or `switch-distill lineage` on this directory.", ""]
@@ -110,4 +122,15 @@ def _parity(parity: "Parity") -> str:
         f"on {parity.tokens:,} tokens of held-out text its runtime differs from the student by "
         f"{parity.quality_difference:+.2g} nats of quality, by {parity.log_probability_difference_max:.2g} nats at "
         f"most for a token of the student's own answers; {parity.greedy_agreement:.0%} of greedy answers are equal"
+    )
+
+
+def _tried(versions: dict[str, str], plain: "Parity | None") -> str:
+    """What has read this export: other versions may read it too, but nothing here has tried them."""
+    tried = ", ".join(f"{name} {version}" for name, version in versions.items())
+    if plain is None:
+        return tried
+    return (
+        f"{tried}; and with a reader of config.json and model.safetensors that uses no transformers "
+        f"(it differs by {plain.log_probability_difference_max:.2g} nats at most)"
     )

@@ -1,5 +1,6 @@
 """The commands. Each imports what it needs, so that --help and wrong input are answered at once."""
 
+import errno
 import json
 import os
 import signal
@@ -13,7 +14,8 @@ import typer
 from distill.disk import is_full
 from distill.errors import ExpectedError, UserError
 from pipelines import cli_serving
-from pipelines.cli_options import WORK, Json, Workdir
+from pipelines.cli_options import Json, Workdir
+from pipelines.commands import WORK
 from pipelines.parent import end_with_parent
 from pipelines.store_uri import without_credentials
 
@@ -202,6 +204,8 @@ def _main() -> int:
         if is_full(error):
             cause = str(error).strip().split("\n")[0]
             return _complain(f"the disk is full ({cause}); free some space and give the same command again", 1)
+        if isinstance(error, OSError) and error.errno == errno.ENAMETOOLONG:
+            return _complain(f"{str(error.filename)[:200]}… is longer than a path can be; choose a shorter one", 2)
         print(without_credentials(traceback.format_exc()), file=sys.stderr, end="")
         return 1
     if code == 130:
@@ -218,6 +222,7 @@ def _quiet_libraries() -> None:
     """Progress is ours to show; what libraries print of their own would hide it."""
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
     os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
+    os.environ.setdefault("HF_HUB_VERBOSITY", "critical")  # its attempts to reach the hub
     os.environ.setdefault("HF_DATASETS_DISABLE_PROGRESS_BARS", "1")
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "true")
 

@@ -7,4 +7,3 @@ import typer
 
 Workdir = Annotated[Path, typer.Option(help="Where everything goes.")]
 Json = Annotated[bool, typer.Option("--json", help="Print JSON on stdout, and nothing else there.")]
-WORK = Path("work")

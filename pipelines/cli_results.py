@@ -1,12 +1,11 @@
 """What the commands that run stages print at their end, in the main process."""
 
 import json
-import shlex
 import sys
 
 from rich.console import Console
 
-from pipelines.cli_options import WORK
+from pipelines.commands import quoted, suggest
 from pipelines.delivery import check_delivered
 from pipelines.report import publish
 from pipelines.reporting.table import table
@@ -25,7 +24,7 @@ def show_stages(pipeline: Pipeline, finished: list[Finished], json_: bool) -> No
     if json_:
         facts = [{**vars(one), "directory": str(one.directory)} for one in finished]
         print(json.dumps(facts, indent=2))
-    check_delivered(pipeline, finished, _command())
+    check_delivered(pipeline, finished, quoted("switch-distill", *sys.argv[1:]))
 
 
 def show_report(pipeline: Pipeline, finished: list[Finished], json_: bool) -> None:
@@ -42,12 +41,8 @@ def show_report(pipeline: Pipeline, finished: list[Finished], json_: bool) -> No
     else:
         Console().print(table(values), highlight=False)
         pipeline.say(f"Report and plot: {pipeline.workdir / 'report.md'}, {pipeline.workdir / 'fraction_kept.png'}")
-    check_delivered(pipeline, finished, _command())
+    check_delivered(pipeline, finished, quoted("switch-distill", *sys.argv[1:]))
     if not json_:
-        where = "" if pipeline.workdir == WORK else f" --workdir {pipeline.workdir}"
-        pipeline.say(f"Compare in the MLflow UI: switch-distill ui{where}")
-        pipeline.say(f"Back to the data: switch-distill lineage {values['ratios'][-1]['student_model_uri']}{where}")
-
-
-def _command() -> str:
-    return shlex.join(["switch-distill", *sys.argv[1:]])
+        pipeline.say(f"Compare in the MLflow UI: {suggest('ui', workdir=pipeline.workdir)}")
+        student = values["ratios"][-1]["student_model_uri"]
+        pipeline.say(f"Back to the data: {suggest('lineage', student, workdir=pipeline.workdir)}")

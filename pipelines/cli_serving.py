@@ -7,7 +7,8 @@ from typing import Annotated
 
 import typer
 
-from pipelines.cli_options import WORK, Json, Workdir
+from pipelines.cli_options import Json, Workdir
+from pipelines.commands import WORK, suggest
 
 commands = typer.Typer()
 
@@ -54,7 +55,7 @@ def export(
         f"{parity['quality_difference']:+.2g} nats, {parity['greedy_agreement']:.0%} of answers equal to the student's",
         flush=True,
     )
-    console.print(f"Back to the data: switch-distill lineage {output}", markup=False, highlight=False, soft_wrap=True)
+    console.print(f"Back to the data: {suggest('lineage', output)}", markup=False, highlight=False, soft_wrap=True)
 
 
 @commands.command()

@@ -7,14 +7,17 @@ from typing import Any
 
 from distill.corpus import corpus_files
 from distill.errors import UserError
+from distill.files import directory_uri
 from distill.hub import split_revision
+from pipelines.store_uri import UNREADABLE
 
 
 def mlflow_source(corpus: str, revision: str | None, prepared: Path) -> tuple[str, str]:
     """Type and JSON of the source of MLflow's ``Dataset`` entity; the JSON also holds ``corpus`` as the config has it.
 
     A ``hf:`` corpus is MLflow's Hugging Face source, whose ``load`` gives the rows of that revision. Any other is its
-    local one, whose ``load`` gives the path of the one file, or of the deepest directory that holds all files.
+    local one, whose ``load`` gives the path of the one file, or of the deepest directory that holds all files; for a
+    file whose name MLflow cannot read, that is its directory.
 
     Args:
         revision: the commit that a data set of the hub is read at; of anything else None.
@@ -27,9 +30,10 @@ def mlflow_source(corpus: str, revision: str | None, prepared: Path) -> tuple[st
         files = [os.path.abspath(path) for path in corpus_files(corpus)]
     except UserError:
         files = [os.path.abspath(prepared)]
-    uri = Path(os.path.commonpath(files)).as_uri()
-    if len(files) > 1:
-        uri = os.path.join(uri, "")  # without a slash, MLflow takes a # in a directory's name for a fragment
+    place = Path(os.path.commonpath(files))
+    if place.is_file() and UNREADABLE.search(place.name):
+        place = place.parent
+    uri = place.as_uri() if place.is_file() else directory_uri(place)
     return "local", json.dumps({"uri": uri, "corpus": corpus})
 
 

@@ -81,7 +81,8 @@ def begin(pipeline: "Pipeline", stage: Stage) -> TrackedRun:
     tracked.log_file(directory / "config.yaml")
     source = mlflow_source(data.name, data.revision, Path(data.directory))
     if stage.kind not in ("init", "report") or (stage.kind == "init" and config.student.is_calibrated):
-        tracked.log_data(data.name, data.digest, "train", source, asdict(data.parts["train"]))
+        profile = {**asdict(data.parts["train"]), **data.lost, "most_lost": data.round_trip.most_lost}
+        tracked.log_data(data.name, data.digest, "train", source, profile)
     if stage.kind not in ("init", "label"):
         split = config.data.eval_split
         held_out = data.parts[split]

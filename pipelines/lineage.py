@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import unquote
 
+from rich.text import Text
 from rich.tree import Tree
 
 from distill.errors import UserError
@@ -134,7 +135,7 @@ def find_model(store: Store, model: str) -> str:
 
 
 def _of_directory(model: str) -> str:
-    path = Path(unquote(model.removeprefix("file://")) if model.startswith("file:") else model)
+    path = Path(unquote(model.removeprefix("file://")) if model.startswith("file://") else model)
     for record in (path / "lineage.json", path / "stage.json", path.parent / "stage.json"):
         if not record.is_file():
             continue
@@ -155,16 +156,17 @@ def _revision(place: dict[str, Any]) -> str:
 
 def _draw(node: dict[str, Any], parent: Tree | None) -> Tree:
     quality = node["metrics"].get("quality")
-    label = f"[bold]{node['model']}[/bold]" + (f"  run '{node['run']}' {node['run_id'][:8]}" if node["run_id"] else "")
-    label += f"  quality {quality:.4f}" if quality is not None else ""
+    about = f"  run '{node['run']}' {node['run_id'][:8]}" if node["run_id"] else ""
+    about += f"  quality {quality:.4f}" if quality is not None else ""
+    label = Text.assemble((node["model"], "bold"), about)  # not markup: names of files may hold brackets
     tree = parent.add(label) if parent else Tree(label)
     if node["sha256"]:
         tree.add(f"{'labels ' if node['stage'] == 'label' else 'weights'}  sha256 {node['sha256']}")
     if loaded := node.get("loaded"):  # exports of earlier versions have no such key
-        tree.add(f"loaded   {loaded['name']}{_revision(loaded)}")
+        tree.add(Text(f"loaded   {loaded['name']}{_revision(loaded)}"))
     for dataset in node["datasets"]:
         line = f"data     {dataset['name']}  ({dataset['context']})  digest {dataset['digest']}"
-        tree.add(line + _revision(dataset))
+        tree.add(Text(line + _revision(dataset)))
     for upstream in node["inputs"]:
         _draw(upstream, tree)
     return tree

@@ -57,7 +57,7 @@ def baseline_training(config: RunConfig) -> TrainingConfig:
 
 def _baseline(config: RunConfig, data: str, seed: int) -> Stage:
     if source := config.baseline.checkpoint:
-        made = {"checkpoint": _source(source, "baseline.checkpoint")}
+        made = {"checkpoint": _source(source, "baseline.checkpoint"), "dtype": "float32"}
     elif config.teacher.checkpoints:  # the shape of a loaded teacher's student
         made = {"shape_of": _source(next(iter(config.teacher.checkpoints.values())), "teacher")}
     else:

@@ -1,18 +1,15 @@
-"""What is wrong with a run is said before anything is written: models that cannot be loaded, sizes that cannot be.
+"""What is wrong with a run is said before anything is written: data that is not enough, sizes that cannot be.
 
 Needs no torch, so that it is said at once.
 """
 
 import os
-from collections.abc import Iterable
 
 from distill.errors import UserError
 from distill.prepared_data import PreparedData, example_lengths
 from pipelines.config import RunConfig
+from pipelines.loaded_models import LoadedModel, check_tokenizers
 from pipelines.space import parameters
-from pipelines.stage import Stage
-from students.checkpoint import check_dense
-from teachers.checkpoint import check_teacher
 
 _LAUNCHERS = ("DEEPSPEED", "MEGATRON_LM", "FSDP")
 # The one value of each that there is a way to train with; the model is one group, see distill.sharding.
@@ -43,54 +40,23 @@ def check_launch() -> int:
     return int(os.environ.get("WORLD_SIZE", "1"))
 
 
-def check_models(config: RunConfig, stages: Iterable[Stage] | None = None) -> dict[str, int]:
-    """Read the models that ``stages`` load; None: all that the config names.
-
-    Returns:
-        The words of each, by how messages name it.
-
-    Raises:
-        UserError: one cannot be loaded, or is not what the config calls it.
-    """
-    words, wanted = {}, None if stages is None else {(stage.kind, stage.ratio) for stage in stages}
-    if (source := config.baseline.checkpoint) and (wanted is None or ("baseline", None) in wanted):
-        what = f"baseline.checkpoint {source!r}"
-        words[what] = check_dense(source, what)
-    for ratio, source in config.teacher.checkpoints.items():
-        if wanted is not None and ("teacher", ratio) not in wanted:
-            continue
-        found = check_teacher(source)
-        if f"e{found['num_experts']}" != ratio:
-            raise UserError(
-                f"teacher.checkpoints.{ratio} {source!r} has {found['num_experts']} experts; "
-                f"name it e{found['num_experts']}"
-            )
-        words[f"teacher {source!r}"] = found["vocab_size"]
-    return words
-
-
-def check_data(config: RunConfig, data: PreparedData, words: dict[str, int]) -> None:
+def check_data(config: RunConfig, data: PreparedData, models: list[LoadedModel]) -> None:
     """Whether the data is enough for what is asked of it, and its tokenizer the models' own.
 
     Args:
-        words: of loaded models, see ``check_models``.
+        models: those that are loaded, see ``check_models``.
 
     Raises:
         UserError: it is not.
     """
     raw, _ = example_lengths(data, config.data)
     data.layout(config.data)  # which raises where there are too few documents
-    for what, size in words.items():
-        if size < data.words.size:
-            raise UserError(
-                f"{what} has {size} words, the tokenizer {data.words.size}; set data.tokenizer to the model's own"
-            )
+    check_tokenizers(config, data, models)
     students = config.students
     kept = max((one.distill.labels.words for one in students if one.distill.reads_cached_labels), default=0)
-    if kept > data.vocab_size:
-        raise UserError(
-            f"distill.labels.words is {kept}, but the vocabulary has only {data.vocab_size} words; ask for fewer"
-        )
+    known = min([data.vocab_size, *(one.header.shape["vocab_size"] for one in models)])
+    if kept > known:
+        raise UserError(f"distill.labels.words is {kept}, but the vocabulary has only {known} words; ask for fewer")
     examples = data.parts["train"].tokens // raw
     wanted = max((one.student.calibration_examples for one in students if one.student.is_calibrated), default=0)
     if wanted + min(-(-wanted // 4), examples) > examples:

@@ -1,4 +1,4 @@
-"""What MLflow says of each student of a comparison, on its run and in the registry, and which is the champion."""
+"""What MLflow says of each student of a comparison, on its run and in the registry, and who is champion."""
 
 from typing import Any
 
@@ -48,8 +48,9 @@ def tag_students(store: Store, report: dict[str, Any], students: list[list[Finis
         report: report.json.
         students: of each row of the report, one per seed, each with a registered version as its URI.
 
-    The best is the one of highest quality, which is measured on the same examples for all. Only one of the names of
-    this comparison keeps the alias.
+    The best is the one of highest quality, which is measured on the same examples for all; it must be better than the
+    baseline. The names of this comparison have the alias once, or where nothing is better not at all, whatever an
+    earlier comparison said.
     """
     from pipelines.reporting.table import sample  # slow to import, and only a report needs it
 
@@ -66,12 +67,19 @@ def tag_students(store: Store, report: dict[str, Any], students: list[list[Finis
             }
             for key, value in tags.items():
                 store.client.set_model_version_tag(*_version(student), key, value)
-    everyone = [student for of_seeds in students for student in of_seeds]
-    best, version = _version(max(everyone, key=lambda student: student.metrics["quality"]))
-    for name in {_version(student)[0] for student in everyone} - {best}:
+    best, version = _champion(report, students) or (None, None)
+    for name in {_version(student)[0] for of_seeds in students for student in of_seeds} - {best}:
         if CHAMPION in store.client.get_registered_model(name).aliases:
             store.client.delete_registered_model_alias(name, CHAMPION)
-    store.client.set_registered_model_alias(best, CHAMPION, version)
+    if best:
+        store.client.set_registered_model_alias(best, CHAMPION, version)
+
+
+def _champion(report: dict[str, Any], students: list[list[Finished]]) -> tuple[str, str] | None:
+    """Name and version of the best student, of those rows whose mean over seeds is above the baseline's."""
+    above = [row["student_quality"] > report["baseline"]["quality"] for row in report["ratios"]]
+    worth = [student for of_seeds, better in zip(students, above, strict=True) if better for student in of_seeds]
+    return _version(max(worth, key=lambda student: student.metrics["quality"])) if worth else None
 
 
 def _version(student: Finished) -> tuple[str, str]:

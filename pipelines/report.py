@@ -10,7 +10,9 @@ from distill.config import TrainingConfig
 from distill.errors import UserError
 from distill.files import write_bytes, write_json, write_text
 from distill.flops import forward_flops
-from distill.prepared_data import example_lengths
+from distill.model_header import Shape
+from distill.prepared_data import LOST, example_lengths
+from pipelines.loaded_models import check_same_shape
 from pipelines.plan import baseline_training
 from pipelines.reporting.bootstrap import (
     FEWEST_DOCUMENTS,
@@ -22,11 +24,12 @@ from pipelines.reporting.bootstrap import (
 )
 from pipelines.reporting.plot import plot_report
 from pipelines.reporting.table import comma_separated, markdown
+from pipelines.reporting.verdict import AGAINST, why_undefined
 from pipelines.stage import Finished, of_kind, read_losses
 from pipelines.stage_run import Outcome, StageRun
+from students.checkpoint import check_dense
 
 FILES = ("report.json", "report.md", "report.csv", "fraction_kept.png")
-_AGAINST = {"": "baseline", "_long": "long baseline"}  # suffix of a figure -> what it is against
 
 
 class Losses(NamedTuple):
@@ -65,30 +68,19 @@ def compute(run: StageRun) -> Outcome:
         name = "_".join(filter(None, ("fraction_kept_mean", average["variant"])))
         low, high = average["fraction_interval"] or (None, None)
         kept |= {name: average["fraction_kept"], f"{name}_low": low, f"{name}_high": high}
-    kept |= {key: report["data"][key] for key in ("test_documents", "overlap")}
+    kept |= {key: report["data"][key] for key in ("test_documents", "overlap", *LOST)}
     return Outcome({name: value for name, value in kept.items() if value is not None}, {})
 
 
 def _check_same_shape(run: StageRun) -> None:
-    keys = (
-        "vocab_size",
-        "d_model",
-        "d_ff",
-        "d_kv",
-        "num_heads",
-        "num_layers",
-        "num_decoder_layers",
-        "feed_forward_proj",
-    )
-    baseline = json.loads(_of_kind(run, "baseline")[0].read("model/config.json").read_text())
+    """What was compared before anything was trained (pipelines.loaded_models), once more of what was."""
+
+    def shape(finished: Finished) -> Shape:
+        return check_dense(str(finished.read("model/config.json").parent), finished.title, finite=False).shape
+
+    baseline, first = shape(_of_kind(run, "baseline")[0]), next(iter(run.config.variants), None)
     for ratio in run.config.teacher.ratios:
-        first = next(iter(run.config.variants), None)
-        student = json.loads(_of_kind(run, "distill", ratio, first)[0].read("model/config.json").read_text())
-        if differing := [f"{key} {student[key]} and {baseline[key]}" for key in keys if student[key] != baseline[key]]:
-            raise UserError(
-                f"student {ratio} and the baseline differ in {', '.join(differing)}; set baseline.checkpoint to "
-                "a T5 of the student's shape, or compare teachers of one shape only"
-            )
+        check_same_shape(ratio, shape(_of_kind(run, "distill", ratio, first)[0]), baseline)
 
 
 def publish(finished: Finished, workdir: Path) -> dict[str, Any]:
@@ -156,6 +148,7 @@ def _data(run: StageRun, documents: np.ndarray) -> dict[str, Any]:
         "too_few_documents": effective_documents(counts) < FEWEST_DOCUMENTS,
         "largest_document": float(counts.max() / counts.sum()),
         "overlap": run.data.parts[split].overlap,
+        **run.data.lost,
     }
 
 
@@ -184,21 +177,10 @@ def _row(run: StageRun, losses: Losses, ratio: str, variant: str | None) -> dict
         row |= {f"gain{suffix}": value, f"gain{suffix}_interval": list(interval)}
         row |= {f"fraction_kept{suffix}": fraction, f"fraction{suffix}_interval": list(bounds) if bounds else None}
         if fraction is None:
-            row[f"fraction{suffix}_undefined"] = why_undefined(value, interval, _AGAINST[suffix])
+            row[f"fraction{suffix}_undefined"] = why_undefined(value, interval, AGAINST[suffix])
         by_seed = [fraction_kept(*one, **options)[0] for one in zip(baseline, teacher, student, strict=True)]
         row[f"fraction_kept{suffix}_by_seed"] = None if None in by_seed else by_seed
     return row
-
-
-def why_undefined(value: float, interval: tuple[float, float], against: str) -> str:
-    """Why there is no fraction of a gain of ``value`` nats with this interval over the baseline called ``against``."""
-    if interval[0] == interval[1]:
-        return f"one document and one seed do not say how sure the teacher's gain over the {against} is"
-    bounds = f"95 % interval [{interval[0]:.4f}, {interval[1]:.4f}]"
-    if value < 0:
-        return f"the teacher is below the {against} by {-value:.4f} nats per target token ({bounds} of its gain)"
-    reaches = "reaches 0" if interval[0] <= 0 else "is too near to 0"
-    return f"the teacher's gain over the {against} is {value:.4f} nats per target token, and its {bounds} {reaches}"
 
 
 def _average(run: StageRun, losses: Losses, variant: str | None) -> dict[str, Any]:

@@ -16,10 +16,13 @@ from distill.errors import UserError, named_when_lost
 from distill.lock import one_at_a_time
 from distill.prepare import is_prepared, prepare_data
 from distill.prepared_data import PreparedData
+from pipelines.commands import suggest
 from pipelines.config import RunConfig
 from pipelines.delivery import deliver_own, going_on
+from pipelines.hub_names import names_on_hub, share_commits
+from pipelines.loaded_models import check_models
 from pipelines.plan import plan
-from pipelines.preflight import check_data, check_launch, check_models, check_size
+from pipelines.preflight import check_data, check_launch, check_size
 from pipelines.space import check_space
 from pipelines.stage import Finished, Stage, find_finished
 from pipelines.stage_run import StageRun
@@ -51,6 +54,8 @@ class Pipeline:
         if kind == "label" and not any(one.distill.reads_cached_labels for one in config.students):
             cause = "distill.hard_fraction is 1, so that no student reads soft labels; lower it"
             raise UserError(f"there is nothing to label: {cause}")
+        if self.is_shared and (names := names_on_hub(config)):
+            share_commits(names, self.accelerator)
         self.data, self.stages = self._prepared_data_and_stages(kind)
 
     @cached_property
@@ -75,10 +80,10 @@ class Pipeline:
         """
         found = find_finished(stage, self.workdir)
         if found is None:
-            ratio = f" --ratio {stage.ratio}" if stage.ratio else ""
+            ratio = ("--ratio", stage.ratio) if stage.ratio else ()
+            command = suggest(stage.kind, self.source, *ratio, workdir=self.workdir)
             raise UserError(
-                f"{stage.title} is missing in {self.workdir}; make it with: "
-                f"switch-distill {stage.kind} {self.source}{ratio} (and the same --set, --seed and --workdir)"
+                f"{stage.title} is missing in {self.workdir}; make it with: {command} (and the same --set and --seed)"
             )
         return found
 
@@ -182,8 +187,8 @@ class Pipeline:
         if not is_prepared(config.data, root):
             if kind not in (None, "baseline", "teacher"):
                 self._miss_inputs(kind)
-            words = check_models(config)
-            data = prepare_data(config.data, root, self.say, check=lambda data: check_data(config, data, words))
+            models = check_models(config)
+            data = prepare_data(config.data, root, self.say, check=lambda data: check_data(config, data, models))
             return data, plan(config, data.fingerprint)
         data = prepare_data(config.data, root)
         stages = plan(config, data.fingerprint)

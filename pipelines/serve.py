@@ -14,8 +14,12 @@ from dataclasses import replace
 from pathlib import Path
 
 from distill.errors import UserError
+from distill.files import directory_uri
+from distill.vocabulary import check_same_words, read_vocabulary
+from pipelines.commands import quoted, suggest
 from students.runtime import Runner, load_runner, read_manifest
 from students.serving.limits import Limits
+from teachers.checkpoint import check_teacher
 
 
 def serve_model(
@@ -45,14 +49,15 @@ def serve_model(
     Raises:
         UserError: the model cannot be found, exported or served, the address is taken, or a host is not a name.
     """
-    check(teacher)
-    from students.serving.app import Model
+    check(model, teacher)
     from students.serving.hosts import allowed_names
+    from students.serving.models import Model
     from students.serving.server import serve
 
     allowed_names(host, allowed_hosts)  # what is wrong with them is said before an export that takes minutes
 
     with exported(model, format, workdir, text, say) as directory:
+        check_same_tokenizer(model, directory, teacher)
         longest = _answer_length(directory)
         name = served_name(directory)
         models = [
@@ -73,16 +78,36 @@ def serve_model(
         serve(models, host, port, allowed_hosts=allowed_hosts, say=say)
 
 
-def check(teacher: Path | None) -> None:
+def check(model: str, teacher: Path | None) -> None:
     """Say at once what would keep a server from starting.
 
     Raises:
-        UserError: its libraries are not installed, or there is no tokenizer where a teacher should be.
+        UserError: its libraries are not installed, ``teacher`` is no Switch teacher with a tokenizer, or has another
+            one than ``model`` where that is a directory.
     """
     if missing := [name for name in ("fastapi", "uvicorn", "prometheus_client") if not importlib.util.find_spec(name)]:
         raise UserError(f'serving needs {", ".join(missing)}; install it with: pip install "switch-distill[serve]"')
-    if teacher is not None and not (teacher / "tokenizer.json").is_file():
+    if teacher is None:
+        return
+    if not (teacher / "tokenizer.json").is_file():
         raise UserError(f"--teacher {teacher} has no tokenizer.json; name the directory of a teacher and its tokenizer")
+    for directory in (Path(model), Path(model) / "model"):
+        if directory.is_dir():
+            check_same_tokenizer(model, directory, teacher)
+    check_teacher(str(teacher))
+
+
+def check_same_tokenizer(model: str, student: Path, teacher: Path | None) -> None:
+    """Whether ``model``, whose files are in ``student``, and the teacher beside it read and write the same words.
+
+    Raises:
+        UserError: they do not.
+    """
+    if teacher is None or (words := read_vocabulary(student, model)) is None:
+        return
+    names = (f"--teacher {teacher}", model)
+    others = read_vocabulary(teacher, names[0]) or {}
+    check_same_words(others, words, names, "name the teacher that the student was made from")
 
 
 @contextlib.contextmanager
@@ -98,14 +123,17 @@ def exported(
     if (Path(model) / "manifest.json").is_file():
         own = read_manifest(model)["format"]
         if own == "mlflow":
-            raise UserError(f"{model} is an mlflow export; serve it with: mlflow models serve -m {model}")
+            command = quoted("mlflow", "models", "serve", "-m", directory_uri(Path(model)), "--env-manager", "local")
+            raise UserError(f"{model} is an mlflow export; serve it with: {command}")
         if format not in (None, own):
             raise UserError(f"{model} is an export of format {own}; leave out --format, or name the model itself")
         yield Path(model)
         return
     with tempfile.TemporaryDirectory(prefix="switch-distill-") as beside:
         directory = Path(beside) / "export"
-        say(f"{model} is no export; exporting it (to serve at once: switch-distill export {model} --output DIR)")
+        place = Path(model) if Path(model).exists() else model
+        command = suggest("export", place, "--format", format or "hf", "--output", "DIR", workdir=workdir)
+        say(f"{model} is no export; exporting it (to serve at once: {command})")
         if code := export_in_process(model, format or "hf", "float32", directory, workdir, text):
             raise SystemExit(code)
         yield directory

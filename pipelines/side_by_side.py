@@ -12,6 +12,7 @@ import time
 from collections.abc import Iterator
 from threading import Thread
 
+from distill.hub import handed_down
 from pipelines.parent import PARENT
 from pipelines.run import Pipeline
 from pipelines.space import check_space
@@ -38,7 +39,7 @@ def run_side_by_side(pipeline: Pipeline, arguments: list[str]) -> bool:
     check_space(pipeline, pipeline.stages)
     threads = str(max((os.cpu_count() or 1) // pipeline.config.jobs, 1))
     # The store is made by one process, before several use it.
-    environment = {"OMP_NUM_THREADS": threads, **os.environ, EXPERIMENT: pipeline.store.experiment}
+    environment = {"OMP_NUM_THREADS": threads, **os.environ, EXPERIMENT: pipeline.store.experiment, **handed_down()}
     with _children() as running:
         while waiting or running:
             while waiting and len(running) < pipeline.config.jobs:

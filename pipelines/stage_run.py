@@ -15,6 +15,7 @@ from distill.divergence import check_figures, check_losses
 from distill.errors import DiskFull, UserError
 from distill.files import make_directory, new_directory, write_json, write_text
 from distill.prepared_data import PreparedData
+from distill.saving import save_t5, save_tokenizer
 from pipelines.config import RunConfig
 from pipelines.delivery import begin, deliver_own, going_on
 from pipelines.feed import MetricFeed
@@ -148,8 +149,8 @@ class StageRun:
         """Write a dense model and the tokenizer to ``model/`` (in the main process); the others wait for it."""
         if self.is_main_process:
             with new_directory(self.directory / "model") as beside:
-                model.save_pretrained(beside)
-                self.data.tokenizer.save_pretrained(beside)
+                save_t5(model, beside)
+                save_tokenizer(self.data.tokenizer, beside)
         self.accelerator.wait_for_everyone()
 
     def finish(self, outcome: Outcome) -> Finished:

@@ -3,7 +3,7 @@
 import contextlib
 import logging
 import os
-import re
+import sqlite3
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -14,7 +14,15 @@ from filelock import FileLock
 from distill.errors import ExpectedError, UserError
 from distill.files import directory_digest, make_directory, write_json
 from pipelines import store_uri
-from pipelines.store_uri import StoreError, cause_of, check_store, redacted
+from pipelines.store_uri import (
+    StoreError,
+    artifact_location,
+    cause_of,
+    check_store,
+    redacted,
+    sqlite_file,
+    sqlite_uri,
+)
 
 # A tracking server that is gone must not hold up training: few and short attempts, the rest is kept on disk.
 os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "2")
@@ -78,8 +86,7 @@ class Store:
             UserError: the store cannot be reached, or the work directory's stages are tracked in another one.
         """
         self.workdir = workdir.resolve()
-        local = f"sqlite:///{self.workdir / 'mlflow.db'}"
-        self.uri = store_uri.ASKED_FOR or local
+        self.uri = store_uri.ASKED_FOR or sqlite_uri(self.workdir / "mlflow.db")
         check_store(self.workdir)
         import mlflow  # slow to import; a finished pipeline is answered without it
 
@@ -87,7 +94,7 @@ class Store:
         if experiment:
             make_directory(self.workdir)
         try:
-            if database := _sqlite_file(self.uri):
+            if database := sqlite_file(self.uri):
                 _make_sqlite(database)
             mlflow.set_tracking_uri(self.uri)
             self.client = Client(self.uri)
@@ -116,7 +123,7 @@ class Store:
         found = self.client.get_experiment_by_name(name)
         if found is None:
             sqlite = self.uri.startswith("sqlite")
-            location = (self.workdir / "mlartifacts").as_uri() if sqlite else None
+            location = artifact_location(self.workdir) if sqlite else None
             try:
                 return self.client.create_experiment(name, artifact_location=location)
             except StoreError as error:
@@ -159,19 +166,17 @@ def existing_store(workdir: Path) -> Store:
     Raises:
         UserError: there is none.
     """
+    check_store(workdir)
     if not store_uri.ASKED_FOR and not (workdir / "tracking.json").exists():
         raise UserError(f"{workdir} holds no MLflow store; run a stage first, or name another --workdir")
     return Store(workdir, None)
 
 
-def _sqlite_file(uri: str) -> Path | None:
-    found = re.match(r"sqlite(?:\+\w+)?:///([^?]+)", uri)
-    return Path(found[1]) if found and found[1] != ":memory:" else None
-
-
 def _make_sqlite(database: Path) -> None:
     """Build a new store's tables beside and rename: half of them, or two processes at it, break it for good."""
     if database.exists():
+        with store_errors():  # at once: MLflow would try for two minutes
+            sqlite3.connect(database).close()
         return
     make_directory(database.parent)
     beside = database.absolute().with_name(f".{database.name}.new")
@@ -180,5 +185,5 @@ def _make_sqlite(database: Path) -> None:
             return
         for left in beside.parent.glob(f"{beside.name}*"):  # by a killed process, its journal too
             left.unlink()
-        Client(f"sqlite:///{beside}").search_experiments(max_results=1)
+        Client(sqlite_uri(beside)).search_experiments(max_results=1)
         beside.replace(database)

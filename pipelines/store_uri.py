@@ -4,12 +4,18 @@ import os
 import re
 from importlib.metadata import entry_points
 from pathlib import Path
+from urllib.parse import quote, unquote
 
 from distill.disk import is_full
 from distill.errors import ExpectedError, UserError
-from distill.files import read_json
+from distill.files import directory_uri, read_json
 
 _SCHEMES = {"http", "https", "file", "sqlite", "postgresql", "mysql", "mssql", "databricks", "databricks-uc", "uc"}
+
+_LONGEST = 489  # bytes of a work directory: SQLite opens a path of 504, of which /.mlflow.db.new takes 15
+
+# In the last name of a path: MLflow unquotes it more than once, whatever it is quoted like, and then refuses some.
+UNREADABLE = re.compile(r"#|%[0-9a-fA-F]{2}|[\x00-\x1f\x7f]|^file:")
 
 # Read once: mlflow writes the store that we open into the environment, for its own use.
 ASKED_FOR = os.environ.get("MLFLOW_TRACKING_URI")
@@ -39,12 +45,20 @@ def check_store(workdir: Path) -> None:
     """Say at once, before mlflow is imported, what would keep the store of ``workdir`` from being opened.
 
     Raises:
-        UserError: MLFLOW_TRACKING_URI names no store, or the work directory's stages are tracked in another one.
+        UserError: MLFLOW_TRACKING_URI names no store, MLflow cannot have one in that directory, or the directory's
+            stages are tracked in another one.
     """
+    check_path(workdir, "--workdir")
     scheme, found, _ = (ASKED_FOR or "").partition("://")
     if found and scheme.partition("+")[0] not in _SCHEMES | entry_points(group="mlflow.tracking_store").names:
         raise UserError(
             f"the MLflow store {label()} cannot be used: MLflow knows no {scheme}://; check MLFLOW_TRACKING_URI"
+        )
+    length = len(os.fsencode(os.path.realpath(workdir)))
+    if length > _LONGEST and not ASKED_FOR:
+        raise UserError(
+            f"--workdir {workdir} is too long: its whole path has {length} bytes, and SQLite, which keeps the store in "
+            f"it, can use {_LONGEST}; choose a shorter one"
         )
     record = workdir / "tracking.json"
     if not record.exists():
@@ -55,6 +69,39 @@ def check_store(workdir: Path) -> None:
             f"the stages in {workdir} are tracked in {before}, not in {label()}; "
             "set MLFLOW_TRACKING_URI (or unset it) accordingly, or choose another --workdir"
         )
+
+
+def check_path(path: Path, option: str) -> None:
+    """Whether MLflow and its database can keep a path that ``option`` names.
+
+    Raises:
+        UserError: its name, or that of the directory which it is a link to, is not UTF-8.
+    """
+    try:
+        f"{path}{os.path.realpath(path)}".encode()
+    except UnicodeEncodeError as error:
+        raise UserError(
+            f"{option} {path} has a name that is not UTF-8, which MLflow cannot keep; choose another"
+        ) from error
+
+
+def sqlite_uri(database: Path) -> str:
+    """The URI of an SQLite file, in which no character of its path is one of the URI's syntax.
+
+    It names the driver: without it, MLflow makes the directory of the path as it is spelled in the URI, quoted.
+    """
+    return f"sqlite+pysqlite:///{quote(str(database.absolute()))}"
+
+
+def sqlite_file(uri: str) -> Path | None:
+    """The file that a URI of SQLite names; None if it is another store's, or SQLite is to read the URI itself."""
+    found = re.match(r"sqlite(?:\+\w+)?:///([^?]+)", uri)
+    return Path(unquote(found[1])) if found and not found[1].startswith((":memory:", "file:")) else None
+
+
+def artifact_location(workdir: Path) -> str:
+    """Where the files of a work directory's own store are, as a URI."""
+    return directory_uri(Path(os.path.realpath(workdir), "mlartifacts"))
 
 
 def label() -> str:

@@ -5,7 +5,7 @@ from pathlib import Path
 import torch
 from tokenizers import Tokenizer
 
-from students.runtime.batches import special_ids
+from students.runtime.batches import SpecialIds
 from students.runtime.hf_runner import HfRunner
 from teachers.model import load_teacher
 
@@ -23,4 +23,5 @@ class TeacherRunner(HfRunner):
             torch.set_num_threads(threads)
         self.model = load_teacher(directory)
         self.tokenizer = Tokenizer.from_file(str(directory / "tokenizer.json"))
-        self._ids = special_ids(directory)
+        config = self.model.config  # which has a start even where config.json names none
+        self._ids = SpecialIds(config.decoder_start_token_id, config.pad_token_id, config.eos_token_id)

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 from uuid import uuid4
 
-from distill.files import directory_digest, read_record, write_json
+from distill.files import directory_digest, directory_uri, read_record, write_json
 from pipelines.feed import deliver
 from pipelines.store import Store
 from pipelines.store_uri import StoreError, cause_of
@@ -190,7 +190,7 @@ class TrackedRun:
 
 
 def _uri(model_id: str, directory: Path, uploaded: bool) -> str:
-    return f"models:/{model_id}" if uploaded else directory.absolute().as_uri()
+    return f"models:/{model_id}" if uploaded else directory_uri(directory)
 
 
 def _flatten(values: dict[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:

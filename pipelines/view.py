@@ -16,7 +16,7 @@ from typing import Any
 from rich.console import Console
 
 from pipelines.store import Store
-from pipelines.store_uri import redacted
+from pipelines.store_uri import artifact_location, redacted
 
 _TAG = "mlflow.sharedViewState."
 _COLUMNS = ("fraction_kept", "fraction_kept_long", "compression", "experts", "quality", "gain", "parameters")
@@ -58,13 +58,13 @@ def serve(store: Store, workdir: Path, host: str, port: int, console: Console) -
     for experiment in store.client.search_experiments(order_by=["last_update_time DESC"]):
         if experiment.name != "Default":
             link = f"{server}{comparison_link(experiment.experiment_id, experiment.tags, newest)}"
-            console.print(f"{experiment.name}: {link}", soft_wrap=True, highlight=False)
+            console.print(f"{experiment.name}: {link}", soft_wrap=True, highlight=False, markup=False)
     if not store.uri.startswith("sqlite"):
         return  # a tracking server shows its own UI
     # One worker and no job queue: half a gigabyte instead of two and a half.
     os.environ.setdefault("MLFLOW_SERVER_ENABLE_JOB_EXECUTION", "false")
     os.environ["PATH"] = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"  # mlflow runs uvicorn from it
-    artifacts = (store.workdir / "mlartifacts").as_uri()
+    artifacts = artifact_location(store.workdir)
     arguments = ["--backend-store-uri", store.uri, "--artifacts-destination", artifacts, "--workers", "1"]
     command = [sys.executable, "-m", "mlflow", "server", *arguments, "--host", host, "--port", str(port)]
     # This Python, with arguments of ours and of the command line alone.

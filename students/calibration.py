@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from torch import nn
 from transformers import SwitchTransformersForConditionalGeneration, T5ForConditionalGeneration
 
-from distill.data import Batch
+from distill.data import Batch, checked_batch
 from distill.t5 import hidden_states
 from teachers.model import short_name, switch_layers
 
@@ -33,7 +33,7 @@ def record(teacher: SwitchTransformersForConditionalGeneration, batches: Iterabl
     batches, as the experts' capacity does.
 
     Raises:
-        ValueError: there are no batches.
+        ValueError: there are no batches, or one of them is none.
     """
     seen: dict[str, list[Activations]] = {name: [] for name, _ in switch_layers(teacher)}
 
@@ -51,7 +51,7 @@ def record(teacher: SwitchTransformersForConditionalGeneration, batches: Iterabl
     try:
         teacher.eval()
         for batch in batches:
-            hidden_states(teacher, *Batch(*batch).to(teacher.device))
+            hidden_states(teacher, *checked_batch(batch).to(teacher.device))
     finally:
         teacher.train(was_training)
         for handle in handles:

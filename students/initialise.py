@@ -2,6 +2,7 @@
 
 from collections import Counter
 from collections.abc import Iterable
+from numbers import Integral
 from pathlib import Path
 
 import torch
@@ -13,13 +14,14 @@ from transformers import (
     T5ForConditionalGeneration,
 )
 
+from distill.arguments import require
 from distill.data import Batch
 from distill.errors import UserError
 from distill.seq2seq import count_parameters, embeddings, new_t5
 from students.calibration import record
 from students.ffn_init import FFN, METHODS, WITHOUT_CALIBRATION, SwitchExperts
 from students.weight_map import Skip, student_name
-from teachers.model import load_teacher, plain_state_dict, switch_layers
+from teachers.model import load_teacher, plain_state_dict, require_teacher, switch_layers
 
 
 def init_student(
@@ -40,8 +42,9 @@ def init_student(
             "mean" and "svd" also do without, and then leave out the gate.
 
     Raises:
-        UserError: the teacher has a tensor of unknown name, or of another shape than the student's.
-        ValueError: an unknown ``ffn_init``, or one that needs ``calibration`` without it.
+        UserError: the teacher cannot be loaded.
+        ValueError: an unknown ``ffn_init``, or one that needs ``calibration`` without it; or an argument is of another
+            type or out of range.
     """
     return init_student_with_counts(teacher_or_directory, ffn_init=ffn_init, seed=seed, calibration=calibration)[0]
 
@@ -63,9 +66,11 @@ def init_student_with_counts(
         raise ValueError(f"ffn_init is {ffn_init!r}; use one of 'random', {', '.join(map(repr, METHODS))}")
     if calibration is None and ffn_init not in WITHOUT_CALIBRATION:
         raise ValueError(f"ffn_init {ffn_init!r} needs calibration: batches of training text to measure the experts on")
+    require("seed", seed, "a whole number from 0", lambda given: isinstance(given, Integral) and 0 <= given < 2**63)
     teacher = teacher_or_directory
     if isinstance(teacher, str | Path):
         teacher = load_teacher(teacher)
+    require_teacher("teacher_or_directory", teacher)
     student = new_t5(student_config(teacher.config), seed=seed)
     counts = _copy(plain_state_dict(teacher) if copy else {}, student)
     if ffn_init != "random":

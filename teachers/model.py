@@ -19,13 +19,16 @@ from transformers.models.switch_transformers.modeling_switch_transformers import
 )
 from transformers.models.t5.modeling_t5 import T5DenseGatedActDense
 
+from distill.arguments import require
 from distill.config import ModelConfig
 from distill.errors import UserError
-from distill.files import new_directory
-from distill.hub import at_revision
-from distill.model_files import check_finite
+from distill.files import new_directory, read_json, write_json
+from distill.hub_files import CONFIG, local_files
+from distill.loading import check_tensors, fetch_checked, load_fetched
+from distill.model_files import read_model_config
+from distill.saving import save_tokenizer
 from distill.seq2seq import embeddings
-from teachers.checkpoint import check_teacher_config
+from teachers.checkpoint import check_teacher, check_teacher_config
 from teachers.config import SwitchConfig
 from teachers.switch_layer import RoutingStatistics, SwitchLayer
 
@@ -128,36 +131,20 @@ def load_teacher(source: str | Path, switch: SwitchConfig | None = None) -> Swit
 
     Raises:
         UserError: it cannot be read, is no Switch model, its tensors do not fit its config, or are not finite.
+        ValueError: an argument is of another type.
     """
+    require("source", source, "a directory, or a name on the hub", lambda given: isinstance(given, str | Path))
+    switch = SwitchConfig() if switch is None else switch
+    require("switch", switch, "a SwitchConfig", lambda given: isinstance(given, SwitchConfig))
+    source, what = str(source), f"teacher {str(source)!r}"
+    fetched = fetch_checked(source, what, lambda: check_teacher(source))
     config = read_teacher_config(source)
-    name, commit = at_revision(str(source), "model", f"teacher {str(source)!r}")
-    try:
-        cls = _GatedSwitch if config.is_gated_act else SwitchTransformersForConditionalGeneration
-        # Older models of the hub are pickles, which transformers reads with weights_only.
-        how = {"revision": commit, "dtype": torch.float32, "use_safetensors": None if commit else True}
-        model, report = cls.from_pretrained(name, config=config, output_loading_info=True, **how)
-    except MemoryError:
-        raise
-    except Exception as error:  # transformers raises many kinds; each means that this checkpoint cannot be used
-        cause = " ".join(str(error).split())[:300]
-        raise UserError(f"teacher {str(source)!r} cannot be loaded: {cause}") from error
-    missing = _share_embeddings(model, set(report["missing_keys"]))
-    problems = {
-        "missing": missing,
-        "unexpected": report["unexpected_keys"],
-        "mismatched": report["mismatched_keys"],
-    }
-    for problem, found in problems.items():
-        if names := sorted(map(str, found)):
-            raise UserError(
-                f"teacher {str(source)!r} has {len(names)} {problem} tensors for its config, "
-                f"such as {names[0]}; check that config.json belongs to these weights"
-            )
-    if commit is None:
-        check_finite(Path(name), f"teacher {str(source)!r}")
-    elif wrong := [name for name, weight in model.named_parameters() if not weight.isfinite().all()]:
-        raise UserError(f"teacher {str(source)!r} has weights in {wrong[0]} that are NaN or infinite; take another")
-    return _with_switch_layers(model, switch or SwitchConfig(), copy_experts=True).eval()
+    cls = _GatedSwitch if config.is_gated_act else SwitchTransformersForConditionalGeneration
+    model, report = load_fetched(cls, fetched, what, config=config)
+    model.generation_config.decoder_start_token_id = config.decoder_start_token_id  # which its file may leave out
+    check_tensors(what, "missing", _share_embeddings(model, set(report["missing_keys"])))
+    check_tensors(what, "unexpected", report["unexpected_keys"])
+    return _with_switch_layers(model, switch, copy_experts=True).eval()
 
 
 def read_teacher_config(source: str | Path) -> SwitchTransformersConfig:
@@ -167,13 +154,12 @@ def read_teacher_config(source: str | Path) -> SwitchTransformersConfig:
         UserError: it cannot be read, is no Switch model, or has a router that the paper's has not.
     """
     what = f"teacher {str(source)!r}"
-    name, commit = at_revision(str(source), "model", what)
+    check_teacher_config(read_model_config(str(source), what), what)
     try:
-        config = SwitchTransformersConfig.from_pretrained(name, revision=commit)
+        config = SwitchTransformersConfig.from_pretrained(local_files(str(source), "model", what, CONFIG))
     except Exception as error:  # transformers raises many kinds; each means that there is no config to use
         cause = " ".join(str(error).split())[:300]
         raise UserError(f"{what} cannot be loaded: {cause}") from error
-    check_teacher_config({**config.to_dict(), "model_type": config.model_type}, what)
     if getattr(config, "decoder_start_token_id", None) is None:
         config.decoder_start_token_id = config.pad_token_id
     names = (config.dense_act_fn, getattr(config, "feed_forward_proj", None) or "")
@@ -190,16 +176,35 @@ def save_teacher(
 ) -> None:
     """Write a directory that plain transformers reads, with equal outputs where no token is dropped.
 
-    Plain transformers has no gated FFN: a gated teacher is read back by ``load_teacher`` alone.
+    Plain transformers has no gated FFN, and refuses a gated teacher: only ``load_teacher`` reads it back.
+
+    Raises:
+        ValueError: an argument is of another kind.
+        UserError: there is a file in place of the directory, or it cannot be made.
+        DiskFull: nothing has changed.
     """
-    with new_directory(Path(directory)) as beside:
+    require_teacher("model", model)
+    require("directory", directory, "a directory", lambda given: isinstance(given, str | Path) and str(given))
+    require("tokenizer", tokenizer, "a tokenizer", lambda given: given is None or hasattr(given, "save_pretrained"))
+    with new_directory(Path(directory).resolve()) as beside:
         state = plain_state_dict(model)
         if not model.config.tie_word_embeddings:
             # Plain transformers then shares nothing, and would draw at random what it does not find.
             state |= {f"{name}.weight": module.weight.clone() for name, module in embeddings(model).items()}
         model.save_pretrained(beside, state_dict=state)
+        if model.config.is_gated_act:
+            # Of the function's own name, plain transformers would build FFNs without gates and draw them at random.
+            config = read_json(beside / "config.json", "save the teacher again")
+            config["dense_act_fn"] = f"gated-{model.config.dense_act_fn.replace('gelu_new', 'gelu')}"
+            write_json(beside / "config.json", config)
         if tokenizer is not None:
-            tokenizer.save_pretrained(beside)
+            save_tokenizer(tokenizer, beside)
+
+
+def require_teacher(name: str, model: object) -> None:
+    """Raise ValueError where an argument is no Switch model whose sparse layers are SwitchLayers."""
+    needed = "a Switch model as load_teacher gives it"
+    require(name, type(model).__name__, needed, lambda _: isinstance(model, nn.Module) and switch_layers(model) != [])
 
 
 def plain_state_dict(model: SwitchTransformersForConditionalGeneration) -> dict[str, torch.Tensor]:

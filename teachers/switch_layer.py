@@ -10,6 +10,7 @@ import torch.nn.functional as F
 from torch import nn
 from transformers.activations import ACT2FN
 
+from distill.arguments import require, require_fractions, require_positive, require_sizes
 from teachers.experts import run_all_experts, run_experts, sort_by_expert
 
 MINIMUM_CAPACITY = 4
@@ -39,6 +40,9 @@ class SwitchLayer(nn.Module):
         dropout: on the output, in training.
         expert_dropout: on the hidden activation inside the experts, in training (section 2.4, table 4).
 
+    Raises:
+        ValueError: an argument is out of range, or there is no such activation.
+
     Attributes:
         routing: ``top_1`` as above. A frozen teacher may be asked for more of what its experts know ("Every Expert
             Matters", arXiv:2502.12947): ``mixture`` is ``sum_i p_i(x) * E_i(x)`` over all experts, and none is
@@ -60,6 +64,11 @@ class SwitchLayer(nn.Module):
         dropout: float = 0.0,
         expert_dropout: float = 0.0,
     ):
+        require_sizes(d_model=d_model, d_ff=d_ff, num_experts=num_experts)
+        require_positive(capacity_factor_train=capacity_factor_train, capacity_factor_eval=capacity_factor_eval)
+        require_fractions(jitter=jitter, dropout=dropout, expert_dropout=expert_dropout)
+        known = (*ACT2FN, *(f"gated-{name}" for name in ACT2FN))
+        require("activation", activation, "a name that transformers knows, such as relu", lambda name: name in known)
         super().__init__()
         self.num_experts = num_experts
         self.capacity_factor_train, self.capacity_factor_eval = capacity_factor_train, capacity_factor_eval
@@ -94,7 +103,11 @@ class SwitchLayer(nn.Module):
         """Args: ``hidden`` [batch, length, D]; ``padding_mask`` [batch, length], nonzero for tokens that count.
 
         Returns ``hidden`` of the same shape and dtype, without the residual connection, and the statistics.
+
+        Raises:
+            ValueError: an input is of another shape, or ``routing`` is none that there is.
         """
+        self._check(hidden, padding_mask)
         tokens_ND = hidden.flatten(0, -2)
         counted_N = None if padding_mask is None else padding_mask.flatten() != 0
         tokens = max(len(tokens_ND) if counted_N is None else int(counted_N.sum()), 1)
@@ -108,6 +121,21 @@ class SwitchLayer(nn.Module):
             output_ND, load_E, dropped = self._run_chosen(tokens_ND, probs_NE, counted_N, tokens)
         output_ND = F.dropout(output_ND, self.dropout, self.training).to(hidden.dtype)
         return output_ND.view_as(hidden), self._statistics(gates_NE, load_E, dropped, tokens)
+
+    def _check(self, hidden: torch.Tensor, padding_mask: torch.Tensor | None) -> None:
+        width = self.router.in_features
+        if hidden.ndim < 2 or hidden.shape[-1] != width or not hidden.is_floating_point():
+            raise ValueError(
+                f"hidden is {hidden.dtype} {list(hidden.shape)}; it must be floats, [batch, length, {width}]"
+            )
+        if padding_mask is not None and padding_mask.shape != hidden.shape[:-1]:
+            raise ValueError(
+                f"padding_mask has shape {list(padding_mask.shape)}, hidden {list(hidden.shape)}; "
+                "it must have one value for each token"
+            )
+        require(
+            "routing", self.routing, "top_1, mixture or sampled", lambda name: name in ("top_1", "mixture", "sampled")
+        )
 
     def _run_chosen(
         self, tokens_ND: torch.Tensor, probs_NE: torch.Tensor, counted_N: torch.Tensor | None, tokens: int

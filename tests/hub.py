@@ -87,11 +87,16 @@ class Hub:
 
 def python(code: str, *arguments: str, **environment: str) -> str:
     """What ``code`` prints, in a process of its own."""
+    return process(code, *arguments, **environment).stdout
+
+
+def process(code: str, *arguments: str, **environment: str) -> subprocess.CompletedProcess:
+    """``code`` in a process of its own, which ends well."""
     command = [sys.executable, "-c", code, *arguments]
     variables = {**os.environ, "OMP_NUM_THREADS": "1", **environment}
     done = subprocess.run(command, cwd=ROOT, env=variables, capture_output=True, text=True, timeout=300)
     assert done.returncode == 0, done.stderr
-    return done.stdout
+    return done
 
 
 class _Handler(BaseHTTPRequestHandler):

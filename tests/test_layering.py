@@ -46,6 +46,13 @@ def test_mlflow_is_imported_where_its_store_or_its_models_are_the_subject():
     assert users == {"store.py", "tracking.py", "feed.py"} | models
 
 
+def test_models_and_tokenizers_are_saved_in_names_that_other_readers_know():
+    """transformers 5 has names of its own, which ``distill.saving`` replaces."""
+    users = {str(path.relative_to(ROOT)) for path in SOURCES if ".save_pretrained(" in path.read_text()}
+    configs = {f"students/export/{name}.py" for name in ("student", "ctranslate2_model")}
+    assert users == {"distill/saving.py", "teachers/model.py"} | configs
+
+
 QUICK = [f"pipelines.{name}" for name in ("cli", "config", "plan", "run", "serve", "bench_serving")]
 QUICK += ["students.export", "students.runtime", "students.serving.server"]
 

@@ -12,10 +12,13 @@ S seeds, E examples, D documents.
 """
 
 from functools import lru_cache
+from numbers import Integral
 from typing import NamedTuple
 
 import numpy as np
 from scipy.special import stdtrit  # quantiles of Student's t; scipy.stats takes a second to import
+
+from distill.arguments import require, require_sizes
 
 Interval = tuple[float, float]
 # Of equal size. Intervals of fewer were not shown to cover the truth as often as they say.
@@ -114,7 +117,7 @@ def gain(
     confidence: float = 0.95,
 ) -> tuple[float, Interval]:
     """Q_teacher - Q_baseline in nats per target token, with its paired bootstrap interval; see ``fraction_kept``."""
-    _check_options(resamples, confidence)
+    _check_options(resamples, seed, confidence)
     baseline, teacher = _by_document([baseline_losses, teacher_losses], documents)
     value, influence = _difference(teacher, baseline)
     deviations = _resampled(influence, resamples, seed)
@@ -168,7 +171,7 @@ def _fractions(
     confidence: float,
 ) -> _Fraction | None:
     """None where the gain is not sure."""
-    _check_options(resamples, confidence)
+    _check_options(resamples, seed, confidence)
     baseline, teacher, student = _by_document([baseline_losses, teacher_losses, student_losses], documents)
     effective = effective_documents(baseline.counts)
     gains, gain_influence = _difference(teacher, baseline)
@@ -187,9 +190,10 @@ def _fractions(
     return _Fraction(own, gains, own_deviations, gain_deviations, influence, effective, interval)
 
 
-def _check_options(resamples: int, confidence: float) -> None:
-    if resamples < 1 or not 0 < confidence < 1:
-        raise ValueError(f"resamples is {resamples} and confidence {confidence}; they must be above 0, and in (0, 1)")
+def _check_options(resamples: int, seed: int, confidence: float) -> None:
+    require_sizes(resamples=resamples)
+    require("seed", seed, "a whole number from 0", lambda given: isinstance(given, Integral) and given >= 0)
+    require("confidence", confidence, "a number between 0 and 1", lambda given: 0 < given < 1)
 
 
 def _by_document(losses: list[np.ndarray], documents: np.ndarray | None) -> list[Measured]:
@@ -197,6 +201,8 @@ def _by_document(losses: list[np.ndarray], documents: np.ndarray | None) -> list
     shapes = {values.shape for values in arrays}
     if len(shapes) != 1 or len(arrays[0].shape) != 2 or not arrays[0].size:
         raise ValueError(f"losses must have the same seeds and examples, at least one, not shapes {sorted(shapes)}")
+    if not all(np.isfinite(values).all() for values in arrays):
+        raise ValueError("losses hold NaN or infinities; leave such examples out of all three")
     examples = arrays[0].shape[1]
     if documents is None:
         return [Measured(values, np.ones(examples)) for values in arrays]

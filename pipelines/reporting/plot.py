@@ -6,7 +6,8 @@ from typing import Any
 import numpy as np
 
 from pipelines.reporting.paper import TABLE_6, TABLE_7
-from pipelines.reporting.table import sample, why_none
+from pipelines.reporting.table import sample
+from pipelines.reporting.verdict import why_none
 from pipelines.tracking import COLOURS
 
 _AGAINST = {"": ("o", "-", "against the baseline"), "_long": ("s", "--", "against the long baseline")}

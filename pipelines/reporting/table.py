@@ -10,6 +10,7 @@ from rich.table import Table
 from distill.overlap import WINDOW
 from pipelines.reporting.bootstrap import FEWEST_DOCUMENTS
 from pipelines.reporting.paper import kept_in_paper
+from pipelines.reporting.verdict import verdicts, why_none
 
 
 def markdown(report: dict[str, Any]) -> str:
@@ -27,13 +28,24 @@ def markdown(report: dict[str, Any]) -> str:
         "Q teacher - Q baseline; kept is (Q student - Q baseline) / gain. Intervals are 95 % paired bootstrap "
         f"intervals that resample documents and seeds. {_sample(report)}\n\n"
         f"Overlap: {shared} of the {data['eval_split']} text also stands in the training text, in runs of {WINDOW} "
-        f"tokens or more.\n\n{_undefined_rows(report)}{_differences(report)}"
+        f"tokens or more.{_lost(data)}\n\n{_undefined_rows(report)}{_differences(report)}"
         f"## What each model has seen\n\n{_seen(report)}\n\nA student's figures are of its own steps, its teacher's "
         "forward passes among the operations; before them it has what its teacher's training left in the weights that "
         "it was given, and what fitting its FFNs to the teacher's experts took (`student.ffn_init`), which is not "
         "counted. The long baseline has the tokens of teacher and student.\n\n"
         f"Data: {data['name']}, {data['train_tokens']:,} training tokens, digest `{data['digest']}`. "
         f"Report: `{report['fingerprint']}`.\n"
+    )
+
+
+def _lost(data: dict[str, Any]) -> str:
+    """What of the corpus is not in the data, where that is anything."""
+    skipped = f" {data['skipped_rows']:,} bad rows of the corpus were skipped." if data["skipped_rows"] else ""
+    if not data["unknown_share"] and data["restored_share"] == 1:
+        return skipped
+    return (
+        f"{skipped} The tokenizer loses text: {data['unknown_share']:.1%} of the tokens are unknown words, and "
+        f"decoding loses {data['lost_share']:.1%} of the characters."
     )
 
 
@@ -154,7 +166,7 @@ def _differences(report: dict[str, Any]) -> str:
 
 
 def _caption(report: dict[str, Any]) -> str:
-    """Both baselines, and for which ratios a fraction is undefined."""
+    """Both baselines, what is worse than they are, and for which ratios a fraction is undefined."""
     short, long = report["baseline"], report["long_baseline"]
     as_students = ", as many as the student takes" * all(r["student_steps"] == short["steps"] for r in report["ratios"])
     together = {r["variant"]: (r["teacher_steps"] or 0) + r["student_steps"] for r in report["ratios"]}
@@ -167,16 +179,7 @@ def _caption(report: dict[str, Any]) -> str:
         "Paper: what tables 6 and 7 keep with that technique, or with a teacher of as many experts, and the mean of "
         "table 7."
     )
-    for name, suffix in (("baseline", ""), ("long baseline", "_long")):
-        missing = {row["ratio"]: row[f"gain{suffix}"] for row in report["ratios"] if not _has_fraction(row, suffix)}
-        below = ", ".join(f"{ratio} by {-gain:.3f}" for ratio, gain in missing.items() if gain < 0)
-        if below:
-            text += f" Below the {name}, and in no mean: the teacher of {below} nats."
-        if unsure := ", ".join(ratio for ratio, gain in missing.items() if gain >= 0):
-            text += (
-                f" Undefined, and in no mean, for {unsure}: the gain over the {name} has an interval that reaches 0."
-            )
-    return f"{text} {_sample(report)}"
+    return f"{text}{verdicts(report)} {_sample(report)}"
 
 
 def sample(data: dict[str, Any], seeds: list[int]) -> str:
@@ -209,13 +212,8 @@ def _has_fraction(row: dict[str, Any], suffix: str) -> bool:
     return row[f"fraction_kept{suffix}"] is not None
 
 
-def why_none(rows: list[dict[str, Any]], suffix: str) -> str:
-    """Why none of ``rows`` has a fraction, in a word: every gain is below 0, or one is not sure."""
-    return "negative" if all(row.get(f"gain{suffix}", 0) < 0 for row in rows) else "undefined"
-
-
 def _kept(row: dict[str, Any], suffix: str) -> str:
-    """A fraction with its interval, or why there is none: a gain below 0, or one that is not sure."""
+    """A fraction with its interval, or why there is none, in a word."""
     if not _has_fraction(row, suffix):
         return why_none([row], suffix)
     fraction, (low, high) = row[f"fraction_kept{suffix}"], row[f"fraction{suffix}_interval"]

@@ -12,13 +12,7 @@ from students.export.student import write_shared_files
 
 
 class _Loader(T5Loader):
-    """T5Loader reads from ``tie_word_embeddings`` whether outputs are scaled; transformers 5 sets that for every T5."""
-
-    def get_model_spec(self, model: T5ForConditionalGeneration) -> ModelSpec:
-        spec = super().get_model_spec(model)
-        config = model.config
-        spec.decoder.scale_outputs = config.d_model**-0.5 if config.scale_decoder_outputs else 1.0
-        return spec
+    """T5Loader reads from ``tie_word_embeddings`` whether outputs are scaled, which ``load_student`` sets."""
 
     def get_vocabulary(self, model: T5ForConditionalGeneration, tokenizer: PreTrainedTokenizerFast) -> list[str]:
         """One name per id: T5Loader calls unused ids by the names of sentinels, which names them twice."""

@@ -4,10 +4,11 @@ from pathlib import Path
 
 from transformers import T5ForConditionalGeneration
 
+from distill.saving import save_t5
 from students.export.student import write_shared_files
 
 
 def write(student: T5ForConditionalGeneration, source: Path, directory: Path, precision: str) -> None:
     """config.json, generation_config.json, model.safetensors and the tokenizer."""
-    student.save_pretrained(directory)
-    write_shared_files(student, source, directory, config=False)  # save_pretrained wrote both configs
+    save_t5(student, directory)
+    write_shared_files(student, source, directory, config=False)  # save_t5 wrote both configs

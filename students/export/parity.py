@@ -17,6 +17,7 @@ from tokenizers import Tokenizer
 from distill.errors import ExpectedError, UserError
 from distill.span_corruption import corrupt_spans
 from distill.word_ids import WordIds
+from students.export.plain_t5 import PlainT5
 from students.runtime import decode, encode
 from students.runtime.batches import pad
 from students.runtime.hf_runner import HfRunner
@@ -165,6 +166,34 @@ def ask(directory: Path, examples: Examples, answers: list[list[int]]) -> dict[s
         return json.loads(reply.read_text())
 
 
+def ask_plain_t5(directory: Path, examples: Examples, reference: Reference) -> Parity:
+    """By how much ``PlainT5`` differs on an ``hf`` export, on 4 examples from the longest to the shortest.
+
+    It scores the targets and the student's answers, and gives no answers of its own.
+
+    Raises:
+        ParityFailure: it cannot read the export.
+    """
+    by_length = sorted(range(EXAMPLES), key=lambda number: len(examples.inputs[number]))
+    chosen = by_length[:: -(EXAMPLES // 3)]
+
+    def of_chosen(rows: list) -> list:
+        return [rows[number] for number in chosen]
+
+    inputs, answers = of_chosen(examples.inputs), of_chosen(reference.answers)
+    known = Reference(
+        of_chosen(reference.target_scores), answers, of_chosen(reference.answer_scores), of_chosen(reference.gaps)
+    )
+    try:
+        reader = PlainT5(directory)
+        targets = reader.score(inputs, of_chosen(examples.targets))
+        reply = {"target_scores": targets, "answers": answers, "answer_scores": reader.score(inputs, answers)}
+    except Exception as error:  # of many kinds: each means that the files are not those of a T5 as it is documented
+        cause = f"{type(error).__name__} {error}"
+        raise ParityFailure(f"the export cannot be read without transformers: {cause}; nothing was kept") from error
+    return compare(known, reply)
+
+
 def compare(reference: Reference, reply: dict[str, Any]) -> Parity:
     """What an export makes of the examples (see ``ask``) against what the student makes of them."""
     different = np.abs(_flat(reply["answer_scores"]) - _flat(reference.answer_scores))
@@ -183,6 +212,12 @@ def compare(reference: Reference, reply: dict[str, Any]) -> Parity:
         greedy_agreement=1 - len(gaps) / len(reply["answers"]),
         greedy_gap=max(gaps, default=0.0),
     )
+
+
+def check(parity: Parity, precision: str, what: str) -> None:
+    """Raise a ParityFailure that begins with ``what`` where an export of this precision differs by too much."""
+    if failures := parity.failures(tolerance_of(precision)):
+        raise ParityFailure(f"{what}: {'; '.join(failures)}; nothing was kept")
 
 
 def _flat(rows: list[list[float]]) -> np.ndarray:

@@ -38,7 +38,7 @@ def write(student: T5ForConditionalGeneration, source: Path, directory: Path, pr
             mlflow.pyfunc.save_model(
                 path=str(directory),
                 python_model=str(CODE),
-                artifacts={"student": str(plain)},
+                artifacts={"student": plain.as_uri()},  # a directory for temporary files may have any name
                 signature=signature,
                 pip_requirements=[f"{name}=={version(name).partition('+')[0]}" for name in libraries],
             )

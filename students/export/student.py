@@ -8,6 +8,7 @@ from transformers import T5ForConditionalGeneration
 
 from distill.errors import UserError
 from distill.files import read_json
+from distill.saving import correct_tokenizer_config, say_whether_tied
 from students.checkpoint import check_dense
 
 # The targets of an input of 512 tokens are 114; transformers would stop at 20.
@@ -34,18 +35,22 @@ def load_student(directory: Path) -> T5ForConditionalGeneration:
     student = T5ForConditionalGeneration.from_pretrained(
         directory, dtype=torch.float32, local_files_only=True, use_safetensors=True
     ).eval()
-    for name in ("decoder_start_token_id", "pad_token_id", "eos_token_id"):
-        if getattr(student.config, name) is None:
-            raise UserError(f"{config} has no {name}, without which nothing can be generated; set it as T5 does")
+    say_whether_tied(student.config)
     student.generation_config.max_new_tokens = MAX_NEW_TOKENS
     return student
 
 
 def write_shared_files(student: T5ForConditionalGeneration, source: Path, directory: Path, *, config: bool) -> None:
-    """The tokenizer as it stands in ``source``, and transformers' configs where the format has no config of its own."""
+    """The tokenizer that is in ``source``, and transformers' configs where the format has no config of its own.
+
+    Raises:
+        UserError: the config of the tokenizer is damaged.
+    """
     for name in _TOKENIZER:
         if (source / name).is_file():
             shutil.copyfile(source / name, directory / name)
+    if (directory / "tokenizer_config.json").is_file():
+        correct_tokenizer_config(directory / "tokenizer_config.json")
     if config:
         student.config.save_pretrained(directory)
         student.generation_config.save_pretrained(directory)

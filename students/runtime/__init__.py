@@ -6,12 +6,13 @@ exports bring torch with them when they are loaded.
 
 import importlib
 import importlib.util
+from collections.abc import Callable
 from pathlib import Path
 from typing import NamedTuple, Protocol
 
 from tokenizers import Tokenizer
 
-from distill.errors import UserError
+from distill.errors import ExpectedError, UserError
 from distill.files import read_json
 
 # What to import for each format, and the library that it needs.
@@ -33,6 +34,9 @@ class Decoding(NamedTuple):
 
 GREEDY = Decoding()
 
+# Told the row of an answer and its next id, while a batch is computed; the answer ends there if it returns True.
+OnToken = Callable[[int, int], bool]
+
 
 class Runner(Protocol):
     """A loaded student: ids in, ids or log-probabilities out. A call is one batch."""
@@ -41,16 +45,25 @@ class Runner(Protocol):
     compute_type: str  # what the runtime really computes in, which may differ from what was asked for
     tokenizer: Tokenizer
 
-    def generate(self, inputs: list[list[int]], max_tokens: list[int], how: Decoding = GREEDY) -> list[list[int]]:
+    def generate(
+        self,
+        inputs: list[list[int]],
+        max_tokens: list[int],
+        how: Decoding = GREEDY,
+        on_token: OnToken | None = None,
+    ) -> list[list[int]]:
         """Answers, token by token.
 
         Args:
             inputs: ids of each input, of any lengths of at least 1, ``</s>`` included.
             max_tokens: the most tokens of each answer, ``</s>`` included, at least 1.
             how: their words are chosen.
+            on_token: told each token of each answer as it is made, in the order of each answer. What it says of one
+                answer changes no other.
 
         Returns:
-            Ids of each answer, without the decoder's start token, ending in ``</s>`` if the model ended it.
+            Ids of each answer, without the decoder's start token, ending in ``</s>`` if the model ended it; they are
+            those that ``on_token`` was told.
 
         Raises:
             UserError: the runtime cannot do what was asked for.
@@ -70,7 +83,7 @@ def load_runner(directory: str | Path, *, threads: int | None = None) -> Runner:
         threads: for one call; the runtime's default if None.
 
     Raises:
-        UserError: it is not an export, or the library of its format is not installed.
+        UserError: it is not an export, is damaged, or the library of its format is not installed.
     """
     directory = Path(directory)
     format = read_manifest(directory)["format"]
@@ -79,7 +92,14 @@ def load_runner(directory: str | Path, *, threads: int | None = None) -> Runner:
     module, name, library = _RUNNERS[format]
     if importlib.util.find_spec(library) is None:
         raise UserError(f'a {format} export needs {library}; install it with: pip install "switch-distill[{format}]"')
-    return getattr(importlib.import_module(module), name)(directory, threads)
+    runner = getattr(importlib.import_module(module), name)
+    try:
+        return runner(directory, threads)
+    except (ExpectedError, MemoryError, ImportError):
+        raise
+    except Exception as error:  # each library raises kinds of its own where a file is missing, damaged or another's
+        cause = " ".join(str(error).split())[:200]
+        raise UserError(f"the {format} export {directory} cannot be loaded: {cause}; export the model again") from error
 
 
 def read_manifest(directory: str | Path) -> dict:
@@ -107,5 +127,10 @@ def encode(tokenizer: Tokenizer, text: str) -> list[int]:
 
 def decode(tokenizer: Tokenizer, ids: list[int]) -> str:
     """Text of an answer. Sentinels stay, because they say which mask a span belongs to; ``<pad>`` and ``</s>`` go."""
-    unwanted = {tokenizer.token_to_id("<pad>"), tokenizer.token_to_id("</s>")}
-    return tokenizer.decode([id_ for id_ in ids if id_ not in unwanted], skip_special_tokens=False)
+    silent = silent_ids(tokenizer)
+    return tokenizer.decode([id_ for id_ in ids if id_ not in silent], skip_special_tokens=False)
+
+
+def silent_ids(tokenizer: Tokenizer) -> set[int | None]:
+    """The ids that ``decode`` leaves out; None stands for one that the tokenizer does not have."""
+    return {tokenizer.token_to_id("<pad>"), tokenizer.token_to_id("</s>")}

@@ -2,13 +2,15 @@
 
 import contextlib
 from pathlib import Path
+from typing import Any
 
 import torch
 from tokenizers import Tokenizer
-from transformers import T5ForConditionalGeneration
+from transformers import StoppingCriteria, T5ForConditionalGeneration
 
-from students.runtime import GREEDY, Decoding
-from students.runtime.batches import cut, pad, special_ids
+from students.checkpoint import check_dense
+from students.runtime import GREEDY, Decoding, OnToken
+from students.runtime.batches import Answers, pad, special_ids
 
 
 class HfRunner:
@@ -18,8 +20,14 @@ class HfRunner:
     compute_type = "float32"
 
     def __init__(self, directory: Path, threads: int | None = None):
+        """``directory`` also holds a tokenizer.json.
+
+        Raises:
+            UserError: there is no dense T5 in it.
+        """
         if threads:
             torch.set_num_threads(threads)
+        check_dense(str(directory), f"the student in {directory}")
         self.tokenizer = Tokenizer.from_file(str(directory / "tokenizer.json"))
         self.model = T5ForConditionalGeneration.from_pretrained(
             directory, dtype=torch.float32, local_files_only=True, use_safetensors=True
@@ -27,24 +35,31 @@ class HfRunner:
         self._ids = special_ids(directory)
 
     @torch.inference_mode()
-    def generate(self, inputs: list[list[int]], max_tokens: list[int], how: Decoding = GREEDY) -> list[list[int]]:
+    def generate(
+        self,
+        inputs: list[list[int]],
+        max_tokens: list[int],
+        how: Decoding = GREEDY,
+        on_token: OnToken | None = None,
+    ) -> list[list[int]]:
         sampling = {"do_sample": False}
         if how.temperature:
             sampling = {"do_sample": True, "temperature": how.temperature, "top_k": 0, "top_p": 1.0}
         ids, mask = (torch.from_numpy(array) for array in pad(inputs, self._ids.pad))
+        answers = Answers(max_tokens, self._ids.eos, on_token)
         with torch.random.fork_rng() if how.seed is not None else contextlib.nullcontext():
             if how.seed is not None:
                 torch.manual_seed(how.seed)
-            answers = self.model.generate(
+            self.model.generate(
                 input_ids=ids,
                 attention_mask=mask,
                 max_new_tokens=max(max_tokens),
                 min_new_tokens=how.min_tokens,
                 num_beams=1,
+                stopping_criteria=[_Ends(answers)],
                 **sampling,
             )
-        rows = answers[:, 1:].tolist()  # without the start token
-        return [cut(row, self._ids.eos, most) for row, most in zip(rows, max_tokens, strict=True)]
+        return answers.rows
 
     @torch.inference_mode()
     def score(self, inputs: list[list[int]], targets: list[list[int]]) -> list[list[float]]:
@@ -56,3 +71,14 @@ class HfRunner:
         ).logits
         scores = logits.log_softmax(-1).gather(-1, words[..., None]).squeeze(-1).tolist()
         return [row[: len(target)] for row, target in zip(scores, targets, strict=True)]
+
+
+class _Ends(StoppingCriteria):
+    """What ``generate`` asks after each step, of ids [B, T]: which rows have ended."""
+
+    def __init__(self, answers: Answers):
+        self._answers = answers
+
+    def __call__(self, input_ids: torch.Tensor, scores: torch.Tensor, **kwargs: Any) -> torch.Tensor:
+        self._answers.add_step(input_ids[:, -1].tolist())
+        return torch.from_numpy(~self._answers.open)

@@ -8,8 +8,8 @@ import onnxruntime
 from onnxruntime import OrtValue
 from tokenizers import Tokenizer
 
-from students.runtime import GREEDY, Decoding
-from students.runtime.batches import cut, log_softmax, pad, special_ids
+from students.runtime import GREEDY, Decoding, OnToken
+from students.runtime.batches import Answers, log_softmax, pad, special_ids
 
 
 class OnnxRunner:
@@ -35,20 +35,23 @@ class OnnxRunner:
         self._past = [name.replace("present", "past") for name in self._present]
         self.compute_type = json.loads((directory / "manifest.json").read_text(encoding="utf-8"))["precision"]
 
-    def generate(self, inputs: list[list[int]], max_tokens: list[int], how: Decoding = GREEDY) -> list[list[int]]:
-        generator, limits = np.random.default_rng(how.seed), np.array(max_tokens)
-        answers = np.empty((len(inputs), 0), dtype=np.int64)
-        words, open_ = np.full(len(inputs), self._ids.start), np.ones(len(inputs), dtype=bool)
-        decoder = _Decoding(self, inputs)
-        while open_.any():
+    def generate(
+        self,
+        inputs: list[list[int]],
+        max_tokens: list[int],
+        how: Decoding = GREEDY,
+        on_token: OnToken | None = None,
+    ) -> list[list[int]]:
+        generator, answers = np.random.default_rng(how.seed), Answers(max_tokens, self._ids.eos, on_token)
+        words, decoder, steps = np.full(len(inputs), self._ids.start), _Decoding(self, inputs), 0
+        while answers.open.any():
             logits = decoder.step(words)
-            if answers.shape[1] < how.min_tokens:
+            if steps < how.min_tokens:
                 logits[:, self._ids.eos] = -np.inf
-            words = _choose(logits, how.temperature, generator)
-            words[~open_] = self._ids.pad
-            answers = np.concatenate([answers, words[:, None]], axis=1)
-            open_ &= (words != self._ids.eos) & (answers.shape[1] < limits)
-        return [cut(row, self._ids.eos, most) for row, most in zip(answers.tolist(), max_tokens, strict=True)]
+            words, steps = _choose(logits, how.temperature, generator), steps + 1
+            words[~answers.open] = self._ids.pad
+            answers.add_step(words.tolist())
+        return answers.rows
 
     def score(self, inputs: list[list[int]], targets: list[list[int]]) -> list[list[float]]:
         words, _ = pad(targets, self._ids.pad)

@@ -2,12 +2,13 @@
 
 import asyncio
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import partial
 
-from students.runtime import GREEDY, Decoding, Runner
+from students.runtime import GREEDY, Decoding, OnToken, Runner
+from students.serving.answers import Answer
 from students.serving.limits import Limits
 
 
@@ -24,6 +25,7 @@ class _Job:
     how: Decoding
     company: object
     answer: asyncio.Future[list[int]]
+    listener: Answer | None
 
 
 class Batcher:
@@ -40,17 +42,30 @@ class Batcher:
         """Prompts that are in no batch yet."""
         return len(self._queue)
 
-    async def generate(self, inputs: list[list[int]], max_tokens: int, how: Decoding = GREEDY) -> list[list[int]]:
+    async def generate(
+        self,
+        inputs: list[list[int]],
+        max_tokens: int,
+        how: Decoding = GREEDY,
+        listeners: Sequence[Answer] | None = None,
+    ) -> list[list[int]]:
         """Answers to ``inputs``, in their order. Once the caller is cancelled, what still waits is not computed.
+
+        Args:
+            listeners: one for each input, told its tokens by the worker's thread as they are made; they may end it.
 
         Raises:
             QueueFull: there is no room for all of ``inputs``.
         """
         if len(self._queue) + len(inputs) > self.limits.max_queue:
-            raise QueueFull
+            raise QueueFull(f"{self.waiting} prompts are waiting already; try again later")
         loop = asyncio.get_running_loop()
         company = how if how.seed is None else object()
-        jobs = [_Job(ids, max_tokens, how, company, loop.create_future()) for ids in inputs]
+        told = listeners or [None] * len(inputs)
+        jobs = [
+            _Job(ids, max_tokens, how, company, loop.create_future(), listener)
+            for ids, listener in zip(inputs, told, strict=True)
+        ]
         self._queue.extend(jobs)
         self._arrived.set()
         try:
@@ -70,7 +85,7 @@ class Batcher:
     async def _answer(self, batch: list[_Job]) -> None:
         first = batch[0]
         inputs, lengths = [job.ids for job in batch], [job.max_tokens for job in batch]
-        work = partial(self.runner.generate, inputs, lengths, first.how)
+        work = partial(self.runner.generate, inputs, lengths, first.how, _on_token(batch))
         try:
             answers = await asyncio.get_running_loop().run_in_executor(self._worker, work)
         except Exception as error:
@@ -121,3 +136,16 @@ class Batcher:
                 return batch, True
             batch.append(job)
         return batch, len(batch) == self.limits.max_batch
+
+
+def _on_token(batch: list[_Job]) -> OnToken | None:
+    """Tells the listeners of a batch its tokens, from the first one on; None if there are none."""
+    listeners = [job.listener for job in batch]
+    for listener in filter(None, listeners):
+        listener.begin()
+
+    def tell(row: int, id_: int) -> bool:
+        listener = listeners[row]
+        return batch[row].answer.done() or (listener is not None and listener.add(id_))  # done: its client has gone
+
+    return tell if any(listeners) else None

@@ -7,8 +7,9 @@ from collections.abc import Callable, Iterable
 import uvicorn
 
 from distill.errors import UserError
-from students.serving.app import Model, make_app
+from students.serving.app import make_app
 from students.serving.hosts import allowed_names
+from students.serving.models import Model
 
 
 def serve(

@@ -1,6 +1,9 @@
 import errno
 import hashlib
 import os
+from pathlib import Path
+from urllib.parse import urlsplit
+from urllib.request import url2pathname
 
 import pytest
 
@@ -10,6 +13,7 @@ from distill.errors import DiskFull, UserError
 from distill.files import (
     check_digests,
     directory_digest,
+    directory_uri,
     file_digests,
     new_directory,
     read_record,
@@ -141,3 +145,12 @@ def test_a_file_is_read_once_for_its_digest_until_it_changes(tmp_path, monkeypat
     with pytest.raises(UserError, match="weights is damaged"):
         check_digests(tmp_path, digests, "cure")
     assert directory_digest(path.parent) != before and len(read) == 2
+
+
+@pytest.mark.parametrize("name", ["plain", "sp ace", "a%20b", "what?x=1", "h#1", "a:b;c&d+e", "back\\slash", "é\n日本"])
+def test_the_uri_of_a_directory_leads_back_to_it(name, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    uri = directory_uri(Path(name))
+    parts = urlsplit(uri)
+    assert (parts.scheme, parts.netloc, parts.query, parts.fragment) == ("file", "", "", "")
+    assert url2pathname(parts.path) == f"{tmp_path / name}/"

@@ -51,6 +51,14 @@ def export(exporting, distilled, cli, tmp_path_factory):
     return make
 
 
+@pytest.fixture(scope="session")
+def database(tmp_path_factory) -> Path:
+    """The tables of a store, which take seconds to make."""
+    path = tmp_path_factory.mktemp("store") / "mlflow.db"
+    _make_sqlite(path)
+    return path
+
+
 class Tracker:
     """A real ``mlflow server`` on a port of its own, which can be killed and started again."""
 

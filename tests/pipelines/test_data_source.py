@@ -1,5 +1,6 @@
 """What MLflow is told of a corpus leads back to it, by MLflow's own ``mlflow.data.get_source``."""
 
+import glob
 import json
 import sysconfig
 from pathlib import Path
@@ -63,6 +64,21 @@ def test_local_files_are_found_again(directory, corpus, place, monkeypatch):
     found = Path(source.load())
     assert found == directory / place
     assert all(file == found or file.is_relative_to(found) for file in files)
+
+
+@pytest.mark.parametrize(
+    "name,readable",
+    [
+        *((name, True) for name in ("sp ace", "a?b", "a%b", "a&b;c+d", "a:b", "é日本", "back\\slash", "-x", "x ", "~")),
+        *((name, False) for name in ("a#b", "a%20b", "a%23b", "%2e%2e", "new\nline", "file:x")),
+    ],
+)
+def test_of_a_file_that_mlflow_cannot_read_the_directory_is_named(name, readable, tmp_path):
+    directory = tmp_path / "with space" / "a%20b#c"
+    directory.mkdir(parents=True)
+    (directory / name).write_text("x")
+    found = Path(source_of(f"text:{glob.escape(str(directory / name))}").load())
+    assert found == (directory / name if readable else directory)
 
 
 def test_the_standard_library_is_found_again():

@@ -86,7 +86,7 @@ def test_the_report_follows_from_the_losses_that_mlflow_holds(report, client, ru
             assert high - low == pytest.approx(student_t.high - student_t.low)
             fraction, interval = row[f"fraction_kept{suffix}"], row[f"fraction{suffix}_interval"]
             if low <= 0:
-                reason = "reaches 0" if gain >= 0 else f"below the {suffix.strip('_')} baseline by".replace("  ", " ")
+                reason = "reaches 0" if high >= 0 else f"worse than the {'long ' * bool(suffix)}baseline"
                 assert fraction is None and interval is None and reason in row[f"fraction{suffix}_undefined"]
             else:
                 assert fraction == pytest.approx((reference.mean() - student.mean()) / gain)
@@ -105,6 +105,10 @@ def test_the_report_says_what_its_figures_are_of(report, runs, smoke):
         next(i for i in runs["distill e4"].inputs.dataset_inputs if "-test" in i.dataset.name).dataset.profile
     )
     assert profile["overlap"] == data["overlap"]
+    assert (data["skipped_rows"], data["unknown_share"], data["restored_share"]) == (0, 0, 1)
+    assert logged["skipped_rows"] == 0 and logged["restored_share"] == 1
+    trained_on = next(i.dataset for i in runs["distill e4"].inputs.dataset_inputs if "-test" not in i.dataset.name)
+    assert json.loads(trained_on.profile)["lost_share"] == 0
 
 
 def test_every_data_set_leads_back_to_its_source(runs):
@@ -349,7 +353,7 @@ def test_two_processes_measure_what_one_does(smoke, cli, tmp_path):
     np.testing.assert_allclose(*losses, atol=1e-3)
 
 
-def test_a_baseline_of_another_shape_is_refused(smoke, cli, tmp_path):
+def test_a_baseline_of_another_shape_is_refused_before_anything_is_trained(smoke, cli, tmp_path):
     """The difference of two shapes is not the teacher's doing."""
     work = tmp_path / "work"
     shutil.copytree(smoke[0], work)
@@ -357,7 +361,8 @@ def test_a_baseline_of_another_shape_is_refused(smoke, cli, tmp_path):
     shutil.copytree(next(smoke[0].glob("stages/baseline-*/model")), wider)
     config = json.loads((wider / "config.json").read_text())
     T5ForConditionalGeneration(T5Config.from_dict({**config, "d_ff": 128})).save_pretrained(wider)
-    flags = ["--set", f"baseline.checkpoint={wider}", "--workdir", str(work)]
-    assert cli("baseline", "smoke", *flags).returncode == 0
-    done = cli("report", "smoke", *flags)
-    assert done.returncode == 2 and "differ in d_ff 64 and 128; set baseline.checkpoint" in done.stderr
+    before = sorted(work.rglob("*"))
+    for command in ("baseline", "distill", "report"):
+        done = cli(command, "smoke", "--set", f"baseline.checkpoint={wider}", "--workdir", str(work))
+        assert done.returncode == 2 and "differ in d_ff 64 and 128; set baseline.checkpoint" in done.stderr
+    assert sorted(work.rglob("*")) == before

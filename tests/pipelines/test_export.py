@@ -15,7 +15,7 @@ from transformers import T5ForConditionalGeneration
 from distill.errors import UserError
 from pipelines.export import export
 from pipelines.lineage import read_export_lineage
-from students.export import FORMATS, parity
+from students.export import FORMATS, parity, write_export
 
 ROOT = Path(__file__).parents[2]
 EXTRAS = {"onnx": "onnxscript", "ctranslate2": "ctranslate2"}
@@ -74,10 +74,12 @@ def test_the_manifest_says_what_runs_and_every_file_can_be_read_by_others(export
 
 
 def test_the_card_has_the_figures_of_the_report_and_its_code_runs(exported, row):
-    output, _ = exported
+    output, manifest = exported
     card = (output / "model_card.md").read_text()
     assert row["student_run_id"] in card and row["teacher_run_id"] in card and "nats" in card
     assert f"{row['compression']:.1%} fewer parameters" in card
+    assert ", ".join(f"{name} {version}" for name, version in manifest["versions"].items()) in card
+    assert ("a reader of config.json and model.safetensors" in card) == (output.name == "hf")
     known = row["fraction_kept"] is not None
     assert (
         f"{row['fraction_kept']:.1%} (95 % interval of 32 documents and 1 seed: [" if known else "undefined"
@@ -111,9 +113,11 @@ def test_the_lineage_leads_from_the_directory_to_the_data(exported, cli, client,
     assert client.get_logged_model(tree["model_id"]).tags["directory"] == str(output)
 
 
-def test_the_registry_knows_the_figures_and_one_champion(client, workdir):
+def test_the_registry_knows_the_figures_and_the_champion_if_there_is_one(client, workdir):
     report = json.loads((workdir / "report.json").read_text())
     best = max(report["ratios"], key=lambda row: row["student_quality"])
+    if best["student_quality"] <= report["baseline"]["quality"]:
+        best = None
     for row in report["ratios"]:
         name, version = row["student_model_uri"].removeprefix("models:/").split("/")
         tags = client.get_model_version(name, version).tags
@@ -123,6 +127,15 @@ def test_the_registry_knows_the_figures_and_one_champion(client, workdir):
         assert tags["fraction_kept"] == ("undefined" if fraction is None else f"{fraction:.4f}")
         assert list(client.get_registered_model(name).aliases) == (["champion"] if row is best else [])
         assert row is not best or str(client.get_model_version_by_alias(name, "champion").version) == version
+
+
+def test_the_models_of_all_stages_have_names_that_transformers_4_knows(workdir):
+    models = list(workdir.glob("stages/*/model"))
+    assert {path.parent.name.split("-")[0] for path in models} == {"teacher", "init", "distill", "baseline"}
+    for model in models:
+        tokenizer = json.loads((model / "tokenizer_config.json").read_text())
+        assert tokenizer["tokenizer_class"] == "PreTrainedTokenizerFast"
+        assert tokenizer["additional_special_tokens"] and "extra_special_tokens" not in tokenizer
 
 
 @pytest.fixture
@@ -145,6 +158,33 @@ def test_an_export_that_differs_fails_says_by_how_much_and_leaves_nothing(altere
     experiment = client.get_run(row["student_run_id"]).info.experiment_id
     run = client.search_runs([experiment], "tags.stage = 'export'", order_by=["attributes.start_time DESC"])[0]
     assert run.info.status == "FAILED" and run.data.metrics["log_probability_difference_mean"] > 2e-5
+
+
+def test_files_that_only_transformers_5_reads_as_the_student_are_refused(
+    gated_student, text_files, tmp_path, monkeypatch
+):
+    """Its own runtime answers as the student does, by a key that no other reader knows."""
+
+    def write(source, directory, format, precision):
+        write_export(source, directory, format, precision)
+        config = json.loads((directory / "config.json").read_text())
+        assert config["tie_word_embeddings"] is config["scale_decoder_outputs"] is False
+        (directory / "config.json").write_text(json.dumps({**config, "tie_word_embeddings": True}))
+
+    def made():
+        text = text_files.removeprefix("text:")
+        return export(str(gated_student), tmp_path / "made", format="hf", workdir=tmp_path / "nowhere", text=text)
+
+    with monkeypatch.context() as patched:
+        patched.setattr("pipelines.export.write_export", write)
+        message = (
+            r"only transformers 5\S+ reads .*; use --format onnx or ctranslate2. Another reader differs: mean diff"
+        )
+        with pytest.raises(parity.ParityFailure, match=message):
+            made()
+    assert not list(tmp_path.iterdir())
+    manifest = made()
+    assert manifest["parity_of_plain_t5"]["log_probability_difference_max"] < 1e-4
 
 
 def test_a_directory_that_no_store_knows_is_verified_on_given_text(student, text_files, tmp_path):

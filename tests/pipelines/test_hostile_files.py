@@ -149,10 +149,12 @@ def test_the_script_of_a_data_set_is_not_run(code, tmp_path):
         list(read_documents(f"hf:{tmp_path / 'set'}"))
 
 
-@pytest.mark.parametrize("kind", ["jsonl", "parquet"])
-def test_a_corpus_that_is_a_pickle_is_refused(kind, mark, tmp_path):
+@pytest.mark.parametrize(
+    "kind,problem", [("jsonl", "rows.pkl is not UTF-8 text"), ("parquet", "rows.pkl cannot be read as Parquet")]
+)
+def test_a_corpus_that_is_a_pickle_is_refused(kind, problem, mark, tmp_path):
     (tmp_path / "rows.pkl").write_bytes(pickle.dumps(Hostile(mark)))
-    with pytest.raises(UserError, match="cannot be read"):
+    with pytest.raises(UserError, match=problem):
         list(read_documents(f"{kind}:{tmp_path}/rows.pkl"))
 
 

@@ -1,6 +1,8 @@
 from pathlib import Path
 from types import SimpleNamespace
 
+import pytest
+
 from pipelines.registry import tag_students
 from pipelines.stage import Finished
 
@@ -28,10 +30,11 @@ def student(name: str, version: int, quality: float) -> Finished:
     return Finished("distill", "f", "run", "model", f"models:/{name}/{version}", {"quality": quality}, {}, Path())
 
 
-def rows(fraction=0.5):
+def rows(fraction=0.5, baseline=-4.0, means=(-2.75, -2.7)):
     interval = None if fraction is None else [0.4, 0.6]
     row = {"fraction_kept": fraction, "fraction_interval": interval, "compression": 0.75, "seeds": [0, 1]}
-    return {"ratios": [row, row], "data": {"test_documents": 89}}
+    ratios = [{**row, "student_quality": quality} for quality in means]
+    return {"ratios": ratios, "data": {"test_documents": 89}, "baseline": {"quality": baseline}}
 
 
 def test_every_version_is_tagged_and_the_best_of_all_seeds_is_the_champion():
@@ -54,3 +57,21 @@ def test_the_next_comparison_has_one_champion_too_and_an_undefined_fraction_says
     tag_students(SimpleNamespace(client=client), rows(None), students)
     assert client.aliases == {"s-e2": {"mine": "1"}, "s-e4": {"champion": "7"}}
     assert client.tags["s-e4", "7"]["fraction_kept"] == "undefined"
+
+
+@pytest.mark.parametrize("baseline", [-2.6, -2.7])  # the best is worse, or as good
+def test_where_no_student_is_better_than_the_baseline_none_is_the_champion(baseline):
+    """An alias that an earlier report gave is taken away, whatever version has it."""
+    client = Client()
+    client.aliases = {"s-e2": {"champion": "1"}, "s-e4": {"champion": "6", "mine": "7"}, "other": {"champion": "1"}}
+    students = [[student("s-e2", 1, -3.0), student("s-e2", 2, -2.5)], [student("s-e4", 7, -2.7)]]
+    tag_students(SimpleNamespace(client=client), rows(baseline=baseline), students)
+    assert client.aliases == {"s-e2": {}, "s-e4": {"mine": "7"}, "other": {"champion": "1"}}
+    assert client.tags["s-e4", "7"]["quality"] == "-2.7000"
+
+
+def test_a_lucky_seed_of_a_student_that_is_worse_in_the_mean_is_no_champion():
+    client = Client()
+    students = [[student("s-e2", 1, -3.0), student("s-e2", 2, -2.5)], [student("s-e4", 7, -2.7)]]
+    tag_students(SimpleNamespace(client=client), rows(baseline=-2.72), students)
+    assert client.aliases == {"s-e4": {"champion": "7"}}

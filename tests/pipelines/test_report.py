@@ -1,13 +1,27 @@
-from pipelines.report import why_undefined
+from types import SimpleNamespace
+
+import pytest
+
+from distill.errors import UserError
+from distill.seq2seq import build_dense
+from pipelines.report import _check_same_shape
+from pipelines.stage import Finished, Stage
 
 
-def test_why_there_is_no_fraction():
-    assert why_undefined(-0.0123, (-0.02, -0.004), "baseline") == (
-        "the teacher is below the baseline by 0.0123 nats per target token "
-        "(95 % interval [-0.0200, -0.0040] of its gain)"
-    )
-    assert why_undefined(0.0123, (-0.004, 0.03), "long baseline") == (
-        "the teacher's gain over the long baseline is 0.0123 nats per target token, "
-        "and its 95 % interval [-0.0040, 0.0300] reaches 0"
-    )
-    assert why_undefined(0.01, (0.001, 0.03), "baseline").endswith("is too near to 0")
+def test_models_of_different_shapes_are_not_compared(shape, tmp_path):
+    """Where what was compared before the start is not what was trained."""
+    models = {"baseline": shape, "e2": shape, "e4": shape.model_copy(update={"tie_word_embeddings": False})}
+    inputs, stages = {}, {}
+    for name, of in models.items():
+        build_dense(of, 128, pad=0, eos=1, seed=0).save_pretrained(tmp_path / name / "model")
+        kind, ratio = ("baseline", None) if name == "baseline" else ("distill", name)
+        stages[name] = Stage(kind, {}, ratio=ratio)
+        inputs[name] = Finished(stages[name].title, "", "", None, None, {}, {}, tmp_path / name)
+
+    def check(*ratios: str) -> None:
+        config = SimpleNamespace(variants={}, teacher=SimpleNamespace(ratios=dict.fromkeys(ratios)))
+        _check_same_shape(SimpleNamespace(config=config, stage=Stage("report", {}, stages), inputs=inputs))
+
+    check("e2")
+    with pytest.raises(UserError, match="student e4 and the baseline differ in tie_word_embeddings False and True"):
+        check("e2", "e4")

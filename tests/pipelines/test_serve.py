@@ -10,6 +10,7 @@ import sys
 import time
 from pathlib import Path
 
+import openai
 import psutil
 import pytest
 import requests
@@ -64,6 +65,15 @@ def generated(model, directory: Path) -> list[list[int]]:
     return made
 
 
+def streamed(server, model: str, **fields) -> list[str]:
+    """Answers to PROMPTS, read as a stream by OpenAI's client."""
+    texts = [""] * len(PROMPTS)
+    with openai.OpenAI(base_url=f"{server.url}/v1", api_key="none", max_retries=0) as client:
+        for chunk in client.completions.create(model=model, prompt=PROMPTS, max_tokens=12, stream=True, **fields):
+            texts[chunk.choices[0].index] += chunk.choices[0].text
+    return texts
+
+
 @pytest.mark.parametrize("format, precision", FORMATS)
 def test_what_is_served_is_what_transformers_generates(export, serving, distilled, answers, format, precision):
     tokenizer = AutoTokenizer.from_pretrained(distilled / "model")
@@ -75,6 +85,9 @@ def test_what_is_served_is_what_transformers_generates(export, serving, distille
         reasons = ["stop" if ids[-1] == 1 else "length" for ids in answers]
         assert [choice["finish_reason"] for choice in answer["choices"]] == reasons
         assert answer["usage"]["completion_tokens"] == sum(map(len, answers))
+        assert streamed(server, answer["model"]) == texts
+        stop = texts[0][len(texts[0]) // 2 :][:3]
+        assert streamed(server, answer["model"], stop=stop) == [text.partition(stop)[0] for text in texts]
         (model,) = requests.get(f"{server.url}/v1/models").json()["data"]
         assert (model["format"], model["id"]) == (format, answer["model"]) and model["id"].startswith("student")
         process = psutil.Process(server.process.pid)
@@ -120,6 +133,7 @@ def test_the_teacher_answers_beside_its_student(export, serving, exporting):
         assert [model["role"] for model in models] == ["student", "teacher"]
         answer = server.complete(PROMPTS, max_tokens=12, model=models[1]["id"]).json()
         assert [choice["text"] for choice in answer["choices"]] == expected
+        assert streamed(server, models[1]["id"]) == expected
 
 
 def test_a_model_that_is_no_export_is_exported_first(exporting, distilled, serving, answers):
@@ -224,7 +238,7 @@ def test_a_missing_extra_is_named(monkeypatch):
     real = importlib.util.find_spec
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None if name == "uvicorn" else real(name))
     with pytest.raises(UserError, match=r'needs uvicorn; install it with: pip install "switch-distill\[serve\]"'):
-        serve.check(None)
+        serve.check("nowhere", None)
 
 
 def test_it_can_be_stopped_before_it_answers(export):

@@ -5,7 +5,6 @@ import json
 import shutil
 import sqlite3
 from collections.abc import Callable
-from pathlib import Path
 from types import SimpleNamespace
 
 import mlflow
@@ -17,17 +16,9 @@ from distill.disk import is_full
 from distill.errors import DiskFull, UserError
 from pipelines import store_uri
 from pipelines.delivery import going_on
-from pipelines.store import Client, Store, _make_sqlite
+from pipelines.store import Client, Store
 from pipelines.store_uri import StoreError
 from pipelines.tracking import TrackedRun, describe_run
-
-
-@pytest.fixture(scope="module")
-def database(tmp_path_factory) -> Path:
-    """The tables of a store, which take seconds to make."""
-    path = tmp_path_factory.mktemp("store") / "mlflow.db"
-    _make_sqlite(path)
-    return path
 
 
 @pytest.fixture

@@ -8,6 +8,7 @@ add a line.
 
 import hashlib
 import os
+import re
 import resource
 import runpy
 import shlex
@@ -18,12 +19,16 @@ import sys
 import types
 import typing
 from pathlib import Path
+from types import SimpleNamespace as Values
 
 import pytest
 from pydantic import BaseModel
 
-from pipelines import cli, store_uri
+from distill.errors import UserError
+from pipelines import baseline, cli, store_uri
 from pipelines.config import RunConfig
+from students import init_student
+from teachers import load_teacher
 
 HERE = Path(__file__).parent
 NAMED = runpy.run_path(str(HERE / "wrong_files.py"))["NAMED"]
@@ -120,6 +125,30 @@ def test_wrong_input_is_answered_in_a_line_and_changes_nothing(line, place, run)
     code, said = run_apart(place, words, variables) if line.startswith("!") else run(words)
     assert text in check_message(code, said)
     assert place.digest() == before
+
+
+def load_baseline(source: str) -> object:
+    config = Values(baseline=Values(checkpoint=source), teacher=Values(checkpoints={}))
+    return baseline._model(Values(config=config, data=Values(words=Values(size=1))))
+
+
+MODELS = re.findall(r"--set (teacher\.checkpoints\.e2|baseline\.checkpoint)=([^'\s]+) ==>", "\n".join(CASES))
+LOADERS = {"teacher.checkpoints.e2": [load_teacher, init_student], "baseline.checkpoint": [load_baseline]}
+
+
+@pytest.mark.parametrize("key,model", sorted(set(MODELS)))
+def test_who_loads_a_wrong_model_in_python_is_told_the_same(key, model, place, run):
+    names = string.Template(model).get_identifiers()
+    source = string.Template(model).substitute({name: str(place.named(name)) for name in names})
+    config = place.named("loaded" if key.startswith("teacher") else "base")
+    message = check_message(*run(["run", str(config), f"--set={key}={source}"])).removeprefix("switch-distill: ")
+    for load in LOADERS[key]:
+        if re.search(r"the tokenizer|different tokenizers|tokenizer\.json|differ in", message):  # not by itself
+            load(source)
+            continue
+        with pytest.raises(UserError) as refused:
+            load(source)
+        assert str(refused.value) == message
 
 
 def plain(kind: typing.Any) -> typing.Any:

@@ -24,6 +24,7 @@ from transformers import (
     T5ForConditionalGeneration,
 )
 
+from distill.seq2seq import new_t5
 from distill.tokenizer import train_tokenizer
 from pipelines.store import Store
 
@@ -77,7 +78,8 @@ def tokenizer(files, path):
 @named
 def teacher(files, path, **changes):
     sizes = {**SIZES, "num_decoder_layers": 2, "num_sparse_encoder_layers": 1, "num_sparse_decoder_layers": 1}
-    config = SwitchTransformersConfig(vocab_size=512, num_experts=2, decoder_start_token_id=0, **sizes, **changes)
+    values = {"vocab_size": 512, "num_experts": 2, "decoder_start_token_id": 0, **sizes, **changes}
+    config = SwitchTransformersConfig(**values)
     torch.manual_seed(0)
     SwitchTransformersForConditionalGeneration(config).save_pretrained(path)
 
@@ -191,6 +193,11 @@ NAMED |= {
         "no_heads": {"config": {"num_heads": 0}},
         "minus_experts": {"config": {"num_experts": -2}},
         "true_size": {"config": {"d_kv": True}},
+        "no_switch_layer": {"config": {"encoder_sparse_step": 0, "decoder_sparse_step": 0}},
+        "text_rate": {"config": {"dropout_rate": "0.1"}},
+        "without_eos": {"config": {"eos_token_id": None}},
+        "odd_start": {"config": {"decoder_start_token_id": 512}},
+        "other_pad": {"config": {"pad_token_id": 2}},
     }.items()
 }
 NAMED |= {
@@ -203,7 +210,66 @@ NAMED |= {
         "gated": {"config": {"feed_forward_proj": "gated-gelu"}},
         "cut": {"files_too": lambda path: os.truncate(path / "model.safetensors", 2000)},
         "zero": {"config": {"d_model": 0}},
+        "without_start": {"config": {"decoder_start_token_id": None}},
+        "other_eos": {"config": {"eos_token_id": 2}},
+        "of_two_activations": {"config": {"dense_act_fn": "silu"}},
+        "unscaled": {"config": {"scale_decoder_outputs": False}},
     }.items()
+}
+
+
+def _t5(**changes: object) -> Callable:
+    def make(files, path):
+        config = T5Config(**{"vocab_size": 512, "decoder_start_token_id": 0, **SIZES, **changes})
+        new_t5(config, seed=0).save_pretrained(path)
+
+    return make
+
+
+NAMED |= {
+    "t5_wider": _t5(d_ff=16),
+    "t5_deeper": _t5(num_decoder_layers=3),
+    "t5_gated": _t5(feed_forward_proj="gated-gelu"),
+    "t5_of_silu": _t5(feed_forward_proj="silu"),
+    "t5_untied": _t5(tie_word_embeddings=False),
+    "t5_more_words": _t5(vocab_size=640),
+    "t5_other_positions": _t5(relative_attention_max_distance=64),
+    "teacher_of_four": lambda files, path: teacher(files, path, num_experts=4),
+    "wider_teacher_of_four": lambda files, path: teacher(files, path, num_experts=4, d_ff=16),
+}
+
+
+@named
+def swapped_tokenizer(files, path):
+    """Of as many words, two of which have changed places."""
+    shutil.copytree(files("tokenizer"), path)
+    values = json.loads((path / "tokenizer.json").read_text())
+    words = values["model"]["vocab"]
+    words["a"], words["b"] = words["b"], words["a"]
+    (path / "tokenizer.json").write_text(json.dumps(values))
+
+
+def _with(model: str, words: str, **more: str) -> Callable:
+    """A model with a tokenizer, and with more files of this content."""
+
+    def make(files, path):
+        shutil.copytree(files(model), path)
+        shutil.copytree(files(words), path, dirs_exist_ok=True)
+        for name, content in more.items():
+            (path / f"{name}.json").write_text(content)
+
+    return make
+
+
+NAMED |= {
+    "teacher_of_words": _with("teacher", "tokenizer"),
+    "teacher_of_swapped_words": _with("teacher", "swapped_tokenizer"),
+    "teacher_of_broken_words": _with("teacher", "tokenizer", tokenizer="{"),
+    "teacher_of_four_of_swapped_words": _with("teacher_of_four", "swapped_tokenizer"),
+    "dense_of_swapped_words": _with("dense", "swapped_tokenizer"),
+    "dense_of_words": _with("dense", "tokenizer"),
+    "export_of_words": _with("dense", "tokenizer", manifest='{"format": "hf"}'),
+    "stage_of_words": lambda files, path: shutil.copytree(files("dense_of_words"), path / "model"),
 }
 
 
@@ -222,6 +288,13 @@ NAMED |= {
     "student_pickle": edited("student", files_too=_as_pickle),
     "student_bad_json": edited("student", files_too=_write("config.json", "{")),
     "student_bad_tokenizer": edited("student", files_too=_write("tokenizer.json", "{")),
+    "student_bad_tokenizer_config": edited("student", files_too=_write("tokenizer_config.json", "{")),
+    "student_list_tokenizer_config": edited("student", files_too=_write("tokenizer_config.json", "[]")),
+}
+
+NAMED |= {
+    f"export_{name}": edited(f"student_{name}", files_too=_write("manifest.json", '{"format": "hf"}'))
+    for name in ("nan", "wider", "cut", "pickle", "bad_json", "bad_tokenizer")
 }
 
 
@@ -272,6 +345,7 @@ NAMED |= {
     "zip_as_parquet": lambda files, path: path.write_bytes(b"PK\x03\x04" + bytes(100)),
     "array": lambda files, path: np.save(path.open("wb"), np.zeros(3)),
     "loop": lambda files, path: path.symlink_to(path),
+    "link_to_latin_1": lambda files, path: path.symlink_to(os.fsdecode(b"caf\xe9")),
     "bomb": lambda files, path: path.write_text(
         "a: &a [x, x, x, x, x, x, x, x]\n"
         + "".join(f"{b}: &{b} [{', '.join([f'*{a}'] * 9)}]\n" for a, b in zip("abcdefghi", "bcdefghij", strict=True))

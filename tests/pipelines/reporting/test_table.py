@@ -29,6 +29,7 @@ def row(**changes) -> dict:
         "gain": 0.1,
         "gain_interval": [0.05, 0.15],
         "gain_long": 0.01,
+        "gain_long_interval": [-0.02, 0.04],
         "fraction_kept": 0.5,
         "fraction_interval": [0.4, 0.6],
         "fraction_kept_long": None,
@@ -57,6 +58,7 @@ def report(*rows: dict) -> dict:
                 "largest_document": 0.031,
                 "overlap": 0.1668,
             },
+            **{"skipped_rows": 0, "unknown_share": 0.0, "restored_share": 1.0, "lost_share": 0.0},
         },
         "fingerprint": "f",
     }
@@ -69,11 +71,20 @@ def test_an_undefined_fraction_is_said_to_be_undefined():
 
 
 def test_a_negative_gain_is_said_to_be_negative():
-    reason = "the teacher is below the long baseline by 0.0300 nats per target token"
-    text = markdown(report(row(gain_long=-0.03, fraction_long_undefined=reason)))
+    reason = "the teacher is worse than the long baseline"
+    long = {"gain_long": -0.03, "gain_long_interval": [-0.05, -0.01], "fraction_long_undefined": reason}
+    text = markdown(report(row(**long)))
     assert "| 50% [40, 60] | negative | – |" in text
-    assert "Below the long baseline, and in no mean: the teacher of e4 by 0.030 nats." in text
-    assert f"- e4: {reason}." in text and "Undefined" not in text
+    sentence = "Worse than the long baseline, and in no mean: the teacher of e4 (its gain is -0.030 [-0.050, -0.010])."
+    assert sentence in text and f"- e4: {reason}." in text and "Undefined" not in text
+    console = Console(width=80, file=io.StringIO())
+    console.print(table(report(row(**long))))
+    assert sentence in " ".join(console.file.getvalue().split())
+
+
+def test_a_student_below_the_baseline_is_said_to_be_below_it():
+    text = markdown(report(row(student_quality=-1.25, fraction_kept=-0.5, fraction_interval=[-0.6, -0.4])))
+    assert "-50% [-60, -40]" in text and "Below the baseline: the student of e4 by 0.050 nats." in text
 
 
 @pytest.mark.parametrize("gains,word", [([-0.1, -0.2], "negative"), ([-0.1, 0.001], "undefined")])
@@ -82,7 +93,10 @@ def test_the_picture_says_why_it_has_no_fraction(gains, word, tmp_path, monkeypa
 
     drawn = []
     monkeypatch.setattr(pyplot, "close", drawn.append)
-    rows = [row(ratio=f"e{n}", experts=n, gain_long=gain) for n, gain in zip((4, 8), gains, strict=True)]
+    rows = [
+        row(ratio=f"e{n}", experts=n, gain_long=gain, gain_long_interval=[gain - 0.01, gain + 0.01])
+        for n, gain in zip((4, 8), gains, strict=True)
+    ]
     plot_report(report(*rows), tmp_path / "report.png")
     labels = [text.get_text() for text in drawn[0].axes[0].get_legend().get_texts()]
     monkeypatch.undo()
@@ -198,3 +212,12 @@ def test_bars_stay_readable_beside_an_interval_of_thousands_of_per_cent(tmp_path
     monkeypatch.undo()
     pyplot.close(drawn[0])
     assert -50 < low < 0 and high < 150 and label.endswith("what is longer is cut")
+
+
+def test_what_is_lost_of_the_corpus_is_said():
+    whole = report(row())
+    assert "skipped" not in markdown(whole) and "loses" not in markdown(whole)
+    lost = {"skipped_rows": 1234, "unknown_share": 0.043, "restored_share": 0.0, "lost_share": 0.031}
+    text = markdown({**whole, "data": {**whole["data"], **lost}})
+    assert "1,234 bad rows of the corpus were skipped. The tokenizer loses text: 4.3% of the tokens" in text
+    assert "decoding loses 3.1% of the characters" in text

@@ -1,6 +1,9 @@
 """What every format's own runtime makes of a student, against plain transformers, one example at a time."""
 
 import json
+import subprocess
+import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -14,6 +17,8 @@ from distill.seq2seq import build_dense
 from students.export import check_format, write_export
 from students.export.student import MAX_NEW_TOKENS, load_student
 from students.runtime import Decoding
+
+ROOT = Path(__file__).parents[3]
 
 
 @pytest.fixture(scope="module")
@@ -71,6 +76,47 @@ def test_an_answer_ends_in_its_end_token_and_there_is_one_among_these(exported, 
     eos = exported.plain.config.eos_token_id
     assert any(row[-1] == eos for row in answers)
     assert all(eos not in row[:-1] and 1 <= len(row) <= 40 for row in answers)
+
+
+@pytest.mark.parametrize("how", [Decoding(), Decoding(min_tokens=9), Decoding(temperature=1.5, seed=3)])
+def test_each_token_of_each_answer_is_told_as_it_is_made(exported, format, ragged, how):
+    inputs, told = ragged[0], []
+    limits = [10 + number % 5 for number in range(len(inputs))]
+    repeats = format != "ctranslate2" or not how.temperature
+    how = how if repeats else how._replace(seed=None)
+    answers = exported.runner(format).generate(inputs, limits, how, lambda row, id_: told.append((row, id_)))
+    assert not repeats or answers == exported.runner(format).generate(inputs, limits, how)
+    assert [[id_ for at, id_ in told if at == row] for row in range(len(inputs))] == answers
+    steps = [sum(at == row for at, _ in told[:number]) for number, (row, _) in enumerate(told)]
+    assert steps == sorted(steps)  # all answers grow together: none is told as a whole
+
+
+def test_an_answer_ends_where_it_is_told_to_and_the_others_do_not_change(exported, format, ragged):
+    inputs, lengths = ragged[0], [0] * len(ragged[0])
+    limits = [12] * len(inputs)
+    whole = exported.runner(format).generate(inputs, limits, Decoding(min_tokens=12))
+
+    def stop(row: int, id_: int) -> bool:
+        lengths[row] += 1
+        return row % 3 == 1 and lengths[row] == 1 + row // 3
+
+    answers = exported.runner(format).generate(inputs, limits, Decoding(min_tokens=12), stop)
+    expected = [row[: 1 + number // 3] if number % 3 == 1 else row for number, row in enumerate(whole)]
+    assert answers == expected and lengths == list(map(len, expected))
+
+
+def test_a_process_ends_well_after_answers_whose_tokens_it_was_told(exported):
+    directory = exported.directory("ctranslate2")
+    script = """
+import sys
+from students.runtime import Decoding, load_runner
+runner = load_runner(sys.argv[1], threads=1)
+inputs = [runner.tokenizer.encode("the <extra_id_0> License").ids] * 8
+for _ in range(5):
+    runner.generate(inputs, [64] * 8, Decoding(min_tokens=64), lambda row, id_: False)
+"""
+    done = subprocess.run([sys.executable, "-c", script, str(directory)], cwd=ROOT, capture_output=True, text=True)
+    assert (done.returncode, done.stderr) == (0, "")
 
 
 def products(directory):

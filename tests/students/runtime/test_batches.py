@@ -6,7 +6,7 @@ import pytest
 from distill.errors import UserError
 from students import runtime
 from students.runtime import decode, encode, load_runner
-from students.runtime.batches import cut, log_softmax, pad
+from students.runtime.batches import Answers, log_softmax, pad
 
 
 def test_ragged_rows_are_filled_and_masked():
@@ -15,10 +15,20 @@ def test_ragged_rows_are_filled_and_masked():
     assert ids.dtype == mask.dtype == np.int64
 
 
-def test_an_answer_keeps_its_end_and_its_length():
-    assert cut([4, 5, 1, 0, 0], 1, 10) == [4, 5, 1]
-    assert cut([4, 5, 1], 1, 2) == [4, 5]
-    assert cut([4, 5], 1, 10) == [4, 5]
+def test_answers_end_with_their_end_token_at_their_length_or_where_they_are_told_to():
+    told = []
+    answers = Answers([10, 2, 10, 1], 1, lambda row, id_: told.append((row, id_)) or (row, id_) == (2, 5))
+    for ids in ([4, 4, 4, 1], [5, 5, 5, 0], [1, 9, 9, 0], [0, 9, 9, 0]):
+        answers.add_step(ids)
+    assert answers.rows == [[4, 5, 1], [4, 5], [4, 5], [1]] and not answers.open.any()
+    assert [[id_ for at, id_ in told if at == row] for row in range(4)] == answers.rows
+
+
+def test_an_answer_that_goes_on_says_so():
+    answers = Answers([2], 1)
+    assert answers.add(0, 4) and answers.open.all()
+    assert not answers.add(0, 5) and not answers.add(0, 6)
+    assert answers.rows == [[4, 5]]
 
 
 def test_log_softmax_survives_large_logits():

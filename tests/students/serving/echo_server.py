@@ -1,7 +1,7 @@
 """A server of this project whose model repeats its prompt: everything but the model is real. Run as a script.
 
-While the file HOLD exists, the model does not answer; a prompt with the word "crash" makes it fail, and one with two
-masks is filled.
+While the file HOLD exists, the model makes no token; a prompt with the word "crash" makes it fail, one with "break"
+after five tokens, and one with two masks is filled.
 """
 
 import json
@@ -12,8 +12,9 @@ from pathlib import Path
 from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers, processors
 
 from students.runtime import GREEDY
-from students.serving.app import Model
+from students.runtime.batches import Answers
 from students.serving.limits import Limits
+from students.serving.models import Model
 from students.serving.server import serve
 
 
@@ -38,29 +39,37 @@ FILLINGS = ("<extra_id_0> for inviting <extra_id_1> last", "<extra_id_0> for wel
 class Echo:
     format, compute_type = "echo", "none"
 
-    def __init__(self, hold: Path, seconds: float, filling: str = FILLINGS[0]):
+    def __init__(self, hold: Path, seconds: float, pace: float, filling: str = FILLINGS[0]):
         self.tokenizer = make_tokenizer()
-        self.hold, self.seconds = hold, seconds
+        self.hold, self.seconds, self.pace = hold, seconds, pace
         self.filling = self.tokenizer.encode(filling).ids
 
-    def generate(self, inputs, max_tokens, how=GREEDY):
+    def generate(self, inputs, max_tokens, how=GREEDY, on_token=None):
         time.sleep(self.seconds)
-        while self.hold.exists():
-            time.sleep(0.005)
-        if any("crash" in self.tokenizer.decode(ids) for ids in inputs):
-            raise RuntimeError("the echo crashed")
+        prompts = [self.tokenizer.decode(ids) for ids in inputs]
         second = self.tokenizer.token_to_id("<extra_id_1>")
-        answers = [self.filling if second in ids else ids for ids in inputs]
-        return [ids[:limit] for ids, limit in zip(answers, max_tokens, strict=True)]
+        rows = [self.filling if second in ids else ids for ids in inputs]
+        answers = Answers(max_tokens, self.tokenizer.token_to_id("</s>"), on_token)
+        for step in range(max(max_tokens)):
+            time.sleep(self.pace)
+            while self.hold.exists():
+                time.sleep(0.005)
+            if any("crash" in prompt or ("break" in prompt and step == 5) for prompt in prompts):
+                raise RuntimeError("the echo crashed")
+            answers.add_step([ids[step] if step < len(ids) else 0 for ids in rows])
+            if not answers.open.any():
+                break
+        return answers.rows
 
 
 if __name__ == "__main__":
     settings = json.loads(sys.argv[1])
-    hold, seconds, port = Path(settings.pop("hold")), settings.pop("seconds", 0.0), settings.pop("port", 0)
+    hold, port = Path(settings.pop("hold")), settings.pop("port", 0)
+    seconds, pace = settings.pop("seconds", 0.0), settings.pop("pace", 0.0)  # of a batch, and of each of its tokens
     teacher, host = settings.pop("teacher", False), settings.pop("host", "127.0.0.1")
     others = settings.pop("allowed_hosts", [])
     limits = Limits(**settings)
-    served = [Model("echo", lambda: Echo(hold, seconds), limits)]
+    served = [Model("echo", lambda: Echo(hold, seconds, pace), limits)]
     if teacher:
-        served.append(Model("echo-teacher", lambda: Echo(hold, 3 * seconds, FILLINGS[1]), limits, "teacher"))
+        served.append(Model("echo-teacher", lambda: Echo(hold, 3 * seconds, pace, FILLINGS[1]), limits, "teacher"))
     serve(served, host, port, allowed_hosts=others, say=lambda text: print(text, flush=True))

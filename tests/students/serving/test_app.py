@@ -44,7 +44,8 @@ def test_models_health_and_the_page(echo):
     )
     schema = requests.get(f"{echo.url}/openapi.json").json()
     body = schema["paths"]["/v1/completions"]["post"]["requestBody"]["content"]["application/json"]["schema"]
-    assert set(body["properties"]) == {"prompt", "model", "max_tokens", "min_tokens", "temperature", "seed"}
+    own = {"prompt", "model", "max_tokens", "min_tokens", "temperature", "seed", "stop", "stream", "stream_options"}
+    assert own < set(body["properties"]) and body["properties"]["n"] == {"enum": [1, None]}
 
 
 def test_unicode_goes_through(echo):
@@ -85,7 +86,7 @@ BAD = {
     "number": (b"1", 400, "not a JSON object"),
     "no prompt": ({}, 400, "prompt is missing"),
     "other name": ({"prompts": ["a"]}, 400, "prompt is missing"),
-    "prompt null": ({"prompt": None}, 400, "prompt is neither"),
+    "prompt null": ({"prompt": None}, 400, "prompt is missing"),
     "prompt number": ({"prompt": 5}, 400, "prompt is neither"),
     "prompt object": ({"prompt": {"text": "a"}}, 400, "prompt is neither"),
     "prompt of token ids": ({"prompt": [1, 2, 3]}, 400, "prompt is neither"),
@@ -115,11 +116,34 @@ BAD = {
     "temperature infinite": (b'{"prompt": "a", "temperature": Infinity}', 400, "temperature should be"),
     "temperature overflow": (b'{"prompt": "a", "temperature": 1e999}', 400, "temperature should be"),
     "temperature a text": ({**GOOD, "temperature": "hot"}, 400, "temperature should be"),
-    "temperature null": ({**GOOD, "temperature": None}, 400, "temperature should be"),
-    "seed negative": ({**GOOD, "temperature": 1, "seed": -1}, 400, "seed should be"),
+    "seed too small": ({**GOOD, "temperature": 1, "seed": -(2**63) - 1}, 400, "seed should be"),
     "seed too large": ({**GOOD, "temperature": 1, "seed": 2**63}, 400, "seed should be"),
     "seed a text": ({**GOOD, "temperature": 1, "seed": "a"}, 400, "seed should be"),
-    "seed without temperature": ({**GOOD, "seed": 1}, 400, "seed has no effect"),
+    "stop a number": ({**GOOD, "stop": 5}, 400, "stop is neither a text nor a list of texts"),
+    "stop of token ids": ({**GOOD, "stop": [5]}, 400, "stop is neither a text nor a list of texts"),
+    "stop with a null": ({**GOOD, "stop": ["a", None]}, 400, "stop is neither a text nor a list of texts"),
+    "stop empty": ({**GOOD, "stop": ""}, 400, "stop holds an empty text"),
+    "one stop empty": ({**GOOD, "stop": ["a", ""]}, 400, "stop holds an empty text"),
+    "too many stops": ({**GOOD, "stop": list("abcde")}, 400, "stop holds 5 texts; give at most 4"),
+    "stream a text": ({**GOOD, "stream": "yes"}, 400, "stream should be"),
+    "stream a number": ({**GOOD, "stream": 1}, 400, "stream should be"),
+    "stream_options a truth": (
+        {**GOOD, "stream": True, "stream_options": True},
+        400,
+        "stream_options is not an object",
+    ),
+    "include_usage a text": (
+        {**GOOD, "stream_options": {"include_usage": "a"}},
+        400,
+        "stream_options is not an object",
+    ),
+    "unsupported stream option": (
+        {**GOOD, "stream": True, "stream_options": {"include_usage": True, "include_obfuscation": True}},
+        400,
+        "stream_options.include_obfuscation is true, which is not supported; it may be false or null",
+    ),
+    "bad before a stream": ({**GOOD, "stream": True, "max_tokens": 257}, 400, "at most 256"),
+    "failing before a stream": ({"prompt": "crash", "stream": True}, 500, "the server's log says why"),
     "model unknown": ({**GOOD, "model": "gpt-4"}, 404, "there is no model 'gpt-4'; this server has echo"),
     "model a number": ({**GOOD, "model": 4}, 400, "model should be"),
     "model a path": ({**GOOD, "model": "../../etc/passwd"}, 404, "there is no model"),
@@ -127,28 +151,66 @@ BAD = {
     "an empty name": ({**GOOD, "": 1}, 400, "is not supported"),
     "body too large": (b'{"prompt": "' + b"a" * (1 << 20) + b'"}', 413, "larger than 1,048,576 bytes"),
     **{
-        f"unsupported {name}": ({**GOOD, name: value}, 400, f"{name} is not supported")
+        f"{name} asks for more": ({**GOOD, name: value}, 400, f"{name} is {json.dumps(value)}, which is not supported")
         for name, value in {
-            "stream": True,
-            "stream_options": {},
             "n": 2,
             "best_of": 2,
-            "logprobs": 3,
+            "logprobs": 0,
             "echo": True,
-            "stop": ["."],
             "suffix": "a",
             "top_p": 0.9,
             "top_k": 5,
+            "min_p": 0.1,
             "logit_bias": {"5": 1},
-            "presence_penalty": 1,
+            "presence_penalty": -0.5,
             "frequency_penalty": 1,
-            "user": "me",
             "num_beams": 4,
-            "messages": [{"role": "user", "content": "hi"}],
+            "tools": [{"type": "function"}],
+            "tool_choice": "required",
             "response_format": {"type": "json_object"},
+            "store": True,
         }.items()
     },
+    "n true": ({**GOOD, "n": True}, 400, "n is true, which is not supported; it may be 1 or null"),
+    "logprobs true": (
+        {**GOOD, "logprobs": True},
+        400,
+        "logprobs is true, which is not supported; it may be false or null",
+    ),
+    "echo 0": ({**GOOD, "echo": 0}, 400, "echo is 0, which is not supported"),
+    "top_p a text at temperature 0": ({**GOOD, "temperature": 0, "top_p": "1"}, 400, 'top_p is "1", which is not'),
+    "top_p with a temperature": (
+        {**GOOD, "temperature": 1, "top_p": 0.9},
+        400,
+        "top_p is 0.9, which is not supported; it may be 1 or null, and any number at temperature 0",
+    ),
+    "a long value": ({**GOOD, "suffix": "a" * 900_000}, 400, 'suffix is "aaaaa'),
+    "messages": ({**GOOD, "messages": [{"role": "user", "content": "hi"}]}, 400, "messages is not supported"),
+    "nonsense": ({**GOOD, "nonsense": 0}, 400, "nonsense is not supported; a request may hold prompt, model"),
 }
+
+# Each asks for nothing more than a request without it.
+NEUTRAL = [
+    {"n": 1, "best_of": 1, "echo": False, "suffix": "", "logprobs": None, "stop": None, "stream": False},
+    {"top_p": 1, "frequency_penalty": 0, "presence_penalty": 0, "logit_bias": {}, "user": "me"},
+    {"n": 1.0, "top_p": 1.0, "frequency_penalty": 0.0, "presence_penalty": 0.0, "temperature": 0.0},
+    {"temperature": None, "max_tokens": None, "min_tokens": None, "seed": None, "model": None, "stream": None},
+    {"logprobs": False, "top_logprobs": 0, "stop": [], "stream_options": None},
+    {"stream_options": {}},
+    {"stream_options": {"include_usage": False, "include_obfuscation": False, "continuous_usage_stats": None}},
+    {"temperature": 0, "top_p": 0.9, "top_k": 50, "min_p": 0.05, "seed": 7},
+    {"seed": -1},
+    {"top_k": -1, "min_p": 0, "repetition_penalty": 1, "use_beam_search": False, "num_beams": 1},
+    {"tools": [], "tool_choice": "none", "parallel_tool_calls": True, "response_format": {"type": "text"}},
+    {"store": False, "metadata": {"a": "b"}, "service_tier": "auto", "safety_identifier": "x", "nonsense": None},
+]
+
+
+@pytest.mark.parametrize("fields", NEUTRAL, ids=json.dumps)
+def test_what_asks_for_nothing_is_accepted_and_changes_nothing(echo, fields):
+    answer, plain = (echo.complete("hello", **extra) for extra in (fields, {}))
+    assert answer.status_code == 200, answer.text
+    assert [answer.json()[key] for key in ("choices", "usage")] == [plain.json()[key] for key in ("choices", "usage")]
 
 
 def check_refused(response: requests.Response, status: int, words: str) -> None:

@@ -7,6 +7,7 @@ from concurrent.futures import ThreadPoolExecutor
 import pytest
 
 from students.runtime import Decoding
+from students.runtime.batches import Answers
 from students.serving.batching import Batcher, QueueFull
 from students.serving.limits import Limits
 
@@ -15,16 +16,34 @@ class Recorder:
     """A runner that answers with its input, remembers its batches, and waits while ``gate`` is closed."""
 
     def __init__(self):
-        self.batches, self.calls, self.gate = [], [], threading.Event()
+        self.batches, self.calls, self.listened, self.gate = [], [], [], threading.Event()
         self.gate.set()
 
-    def generate(self, inputs, max_tokens, how):
+    def generate(self, inputs, max_tokens, how, on_token):
         self.batches.append([ids[0] for ids in inputs])
         self.calls.append((max_tokens, how, threading.current_thread().name))
-        self.gate.wait(10)
+        self.listened.append(on_token is not None)
+        answers = Answers(max_tokens, -1, on_token)
+        for step in range(max(max_tokens)):
+            answers.add_step([ids[step] if step < len(ids) else -1 for ids in inputs])
+            self.gate.wait(10)
         if [13] in inputs:
             raise RuntimeError("unlucky")
-        return [ids[:most] for ids, most in zip(inputs, max_tokens, strict=True)]
+        return [row if row[-1] >= 0 else row[:-1] for row in answers.rows]
+
+
+class Listener:
+    """Hears an answer, and ends it after ``most`` tokens."""
+
+    def __init__(self, most=99):
+        self.most, self.heard = most, []
+
+    def begin(self):
+        self.heard.append([])
+
+    def add(self, id_):
+        self.heard[-1].append(id_)
+        return len(self.heard[-1]) == self.most
 
 
 def run(scenario, **limits):
@@ -184,3 +203,46 @@ def test_a_request_of_several_batches_ends_with_its_first_failure():
         assert batcher.waiting == 0
 
     run(scenario, max_batch=1)
+
+
+def test_listeners_hear_their_own_answers_and_may_end_them():
+    listeners = [Listener(), Listener(2)]
+
+    async def scenario(batcher, runner):
+        request = ([[1, 50, 60], [2, 70, 80]], 3, Decoding(), listeners)
+        tasks = await behind_a_closed_gate(batcher, runner, request, ([[3, 90, 95]], 3))
+        runner.gate.set()
+        return await asyncio.gather(*tasks)
+
+    answers, runner = run(scenario)
+    assert answers == [[[0]], [[1, 50, 60], [2, 70]], [[3, 90, 95]]]
+    assert [listener.heard for listener in listeners] == [[[1, 50, 60]], [[2, 70]]]
+    assert runner.batches == [[0], [1, 2, 3]] and runner.listened == [False, True]
+
+
+def test_an_answer_that_nobody_waits_for_is_not_made_to_its_end():
+    listener = Listener()
+
+    async def scenario(batcher, runner):
+        runner.gate.clear()
+        gone = asyncio.create_task(batcher.generate([list(range(50, 90))], 40, Decoding(), [listener]))
+        while not listener.heard or not listener.heard[-1]:
+            await asyncio.sleep(0.001)
+        gone.cancel()
+        await asyncio.sleep(0.01)
+        runner.gate.set()
+        return await batcher.generate([[1]], 1)
+
+    assert run(scenario)[0] == [[1]] and listener.heard == [[50]]
+
+
+def test_a_listener_begins_again_where_its_batch_failed_because_of_another():
+    listener = Listener()
+
+    async def scenario(batcher, runner):
+        tasks = await behind_a_closed_gate(batcher, runner, ([[13]], 1), ([[1, 2]], 2, Decoding(), [listener]))
+        runner.gate.set()
+        return await asyncio.gather(*tasks, return_exceptions=True)
+
+    answers, _ = run(scenario)
+    assert str(answers[1]) == "unlucky" and answers[2] == [[1, 2]] and listener.heard == [[1, 2], [1, 2]]

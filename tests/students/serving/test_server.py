@@ -14,7 +14,7 @@ import pytest
 import requests
 
 from distill.errors import UserError
-from students.serving.app import Model
+from students.serving.models import Model
 from students.serving.server import serve
 
 BODY = b'{"prompt": "hello"}'

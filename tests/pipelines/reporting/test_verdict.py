@@ -1,0 +1,102 @@
+"""A report says of each gain what it is, and nothing else."""
+
+import pytest
+
+from pipelines.reporting.verdict import verdicts, why_none, why_undefined
+
+
+def row(ratio="e4", gain=0.1, interval=(0.05, 0.15), student=-1.0, kept=None, variant=None) -> dict:
+    """Of report.json; against the long baseline the same figures, with a fraction."""
+    known = {"ratio": ratio, "variant": variant, "student_quality": student}
+    known |= {"gain": gain, "gain_interval": list(interval), "fraction_kept": kept}
+    return known | {"gain_long": gain, "gain_long_interval": list(interval), "fraction_kept_long": 0.5}
+
+
+def said(*rows: dict, baseline: float = -2.0, long: float = -2.0) -> str:
+    return verdicts({"ratios": list(rows), "baseline": {"quality": baseline}, "long_baseline": {"quality": long}})
+
+
+@pytest.mark.parametrize(
+    "value,interval,sentence",
+    [
+        (
+            -0.230,
+            (-0.348, -0.108),
+            "the teacher is worse than the baseline: its gain is -0.2300 nats per target token, and its whole 95 % "
+            "interval [-0.3480, -0.1080] is below 0",
+        ),
+        (
+            0.0123,
+            (-0.004, 0.03),
+            "the teacher's gain over the baseline is 0.0123 nats per target token, and its 95 % interval "
+            "[-0.0040, 0.0300] reaches 0",
+        ),
+        (
+            -0.0123,
+            (-0.03, 0.004),
+            "the teacher's gain over the baseline is -0.0123 nats per target token, and its 95 % interval "
+            "[-0.0300, 0.0040] reaches 0",
+        ),
+        (
+            0.01,
+            (0.001, 0.03),
+            "the teacher's gain over the baseline is 0.0100 nats per target token, and its 95 % interval "
+            "[0.0010, 0.0300] is too near to 0",
+        ),
+        (-0.2, (-0.2, -0.2), "one document and one seed do not say how sure the teacher's gain over the baseline is"),
+    ],
+)
+def test_why_there_is_no_fraction(value, interval, sentence):
+    assert why_undefined(value, interval, "baseline") == sentence
+    assert why_undefined(value, interval, "long baseline") == sentence.replace("the baseline", "the long baseline")
+
+
+def test_a_gain_that_is_wholly_negative_is_no_interval_that_reaches_0():
+    text = said(row(gain=-0.230, interval=(-0.348, -0.108)))
+    assert text == " Worse than the baseline, and in no mean: the teacher of e4 (its gain is -0.230 [-0.348, -0.108])."
+
+
+@pytest.mark.parametrize("gain", [0.01, -0.01])
+def test_a_gain_whose_interval_reaches_0_is_undefined_on_either_side(gain):
+    reaching = row(gain=gain, interval=(-0.1, 0.1))
+    assert said(reaching) == (
+        " Undefined, and in no mean, for e4: the gain over the baseline has an interval that reaches 0."
+    )
+    assert why_none([reaching], "") == "undefined"
+
+
+def test_other_reasons_are_not_given_as_an_interval_that_reaches_0():
+    assert said(row(interval=(0.001, 0.15), variant="mine"), row(kept=0.5, variant="paper")) == (
+        " Undefined, and in no mean, for e4 mine: the gain over the baseline is too near to 0."
+    )
+    assert said(row(gain=-0.1, interval=(-0.1, -0.1))) == (
+        " Undefined, and in no mean, for e4: one document and one seed do not say how sure the gain over the "
+        "baseline is."
+    )
+
+
+def test_each_teacher_is_named_once_under_its_own_reason():
+    teachers = {"e4": {"gain": -0.2, "interval": (-0.3, -0.1)}, "e8": {"gain": 0.01, "interval": (-0.1, 0.1)}}
+    rows = [row(name, variant=variant, **how) for name, how in teachers.items() for variant in ("a", "b")]
+    assert said(*rows) == (
+        " Worse than the baseline, and in no mean: the teacher of e4 (its gain is -0.200 [-0.300, -0.100])."
+        " Undefined, and in no mean, for e8: the gain over the baseline has an interval that reaches 0."
+    )
+    assert why_none(rows[:2], "") == "negative" and why_none(rows, "") == "undefined"
+    assert why_none([{"fraction_kept": None}], "") == "undefined"  # a mean over ratios
+
+
+def test_students_that_are_worse_than_a_baseline_are_named():
+    kept = [row("e4", kept=-0.5, student=-2.125), row("e8", kept=0.5, student=-1.9)]
+    assert said(*kept) == " Below the baseline: the student of e4 by 0.125 nats." + (
+        " Below the long baseline: the student of e4 by 0.125 nats."
+    )
+    assert said(*kept, long=-1.5) == " Below the baseline: the student of e4 by 0.125 nats." + (
+        " Every student is below the long baseline, by 0.400 to 0.625 nats."
+    )
+    assert said(*kept, baseline=-3.0, long=-3.0) == ""
+    assert said(row(kept=0.0, student=-2.0)) == ""  # as good as it
+
+
+def test_nothing_is_said_where_all_is_well():
+    assert said(row(kept=0.5), row("e8", kept=1.1)) == ""

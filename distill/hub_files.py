@@ -38,7 +38,12 @@ def local_files(source: str, kind: Kind, what: str, files: tuple[str, ...]) -> P
     from huggingface_hub import snapshot_download
 
     name, commit = at_revision(source, kind, what)
-    _check_answer(name, commit, kind, what, files[0])
+    try:
+        _check_answer(name, commit, kind, what, files[0])
+    except NotReached:
+        if (found := cached_files(source, kind, what, files)) is not None:  # now that the hub is known to be away
+            return found
+        raise
     try:
         with waiting(f"Waiting for the hub to send {files[0]} of {name}, or the like (Ctrl-C stops waiting)"):
             found = Path(snapshot_download(name, repo_type=kind, revision=commit, allow_patterns=list(files)))
@@ -48,31 +53,16 @@ def local_files(source: str, kind: Kind, what: str, files: tuple[str, ...]) -> P
         raise UserError(f"{what} is no directory, and {reason(error, commit, kind)}") from error
 
 
-def cached_files(source: str, kind: Kind, what: str, files: tuple[str, ...] | None) -> Path | None:
+def cached_files(source: str, kind: Kind, what: str, files: tuple[str, ...]) -> Path | None:
     """``local_files`` without the hub; None where the cache may lack some of them.
 
     Where the hub is away, whatever the cache has of the commit must do, if nothing says that some of it is missing.
-
-    Args:
-        files: None for all.
 
     Raises:
         UserError: there is no such source.
     """
     name, commit = at_revision(source, kind, what)
-    if commit is None:
-        return Path(name)
-    from huggingface_hub import errors, get_cached_repo_tree, snapshot_download
-
-    wanted = None if files is None else list(files)
-    try:
-        if not is_away():
-            get_cached_repo_tree(name, repo_type=kind, revision=commit)  # which tells what all is
-        return Path(
-            snapshot_download(name, repo_type=kind, revision=commit, allow_patterns=wanted, local_files_only=True)
-        )
-    except (errors.CachedRepoTreeNotFoundError, errors.LocalEntryNotFoundError):
-        return None
+    return Path(name) if commit is None else _in_cache(name, commit, kind, list(files), whole=not is_away())
 
 
 def dataset_place(source: str, what: str) -> HubSource:
@@ -82,11 +72,32 @@ def dataset_place(source: str, what: str) -> HubSource:
         NotReached: the hub does not answer, and the cache has not the whole data set.
         UserError: there is no such data set.
     """
-    if (whole := cached_files(source, "dataset", what, None)) is not None:
-        return HubSource(str(whole), None)
     name, commit = at_revision(source, "dataset", what)
+    if commit is None:
+        return HubSource(name, None)
+    if (directory := _in_cache(name, commit, "dataset", None, whole=True)) is not None:
+        return HubSource(str(directory), None)
     _check_answer(name, commit, "dataset", what, "files")
     return HubSource(name, commit)
+
+
+def _in_cache(name: str, commit: str, kind: Kind, wanted: list[str] | None, *, whole: bool) -> Path | None:
+    """The directory of a commit in the cache; None where there is none, or where it is known to lack files.
+
+    Args:
+        wanted: globs of files; None for all.
+        whole: None too where nobody knows which files there are, as in a cache that another program has filled.
+    """
+    from huggingface_hub import errors, get_cached_repo_tree, snapshot_download
+
+    try:
+        if whole:
+            get_cached_repo_tree(name, repo_type=kind, revision=commit)
+        return Path(
+            snapshot_download(name, repo_type=kind, revision=commit, allow_patterns=wanted, local_files_only=True)
+        )
+    except (errors.CachedRepoTreeNotFoundError, errors.LocalEntryNotFoundError):
+        return None
 
 
 def _check_answer(name: str, commit: str, kind: Kind, what: str, file: str) -> None:

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING
 
 from distill.errors import UserError
 from distill.hub import split_revision
+from distill.hub_files import dataset_place
 from distill.rows import Reader, Row, csv_rows, json_rows, parquet_rows, read_rows, text_rows
 
 if TYPE_CHECKING:
@@ -37,8 +38,9 @@ def hub_rows(corpus: str, revision: str | None, columns: list[str]) -> Iterator[
 
     datasets.logging.set_verbosity(datasets.logging.CRITICAL)  # it would print a traceback beside our sentence
     name, config = hub_dataset(corpus)
+    place = dataset_place(f"{name}@{revision}" if revision else name, f"data.corpus {corpus!r}")
     try:
-        builder = datasets.load_dataset_builder(name, config, revision=revision)
+        builder = datasets.load_dataset_builder(place.name, config, revision=place.revision)
         files = [str(path) for path in (builder.config.data_files or {}).get("train", [])]
         if reader := _reader(builder, files):
             for path in files:

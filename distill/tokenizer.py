@@ -10,7 +10,7 @@ from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers, 
 from transformers import AutoTokenizer, PreTrainedTokenizerFast, T5Tokenizer
 
 from distill.errors import UserError
-from distill.hub import at_revision
+from distill.hub_files import TOKENIZER, local_files
 from distill.round_trip import unknown_id
 from distill.word_ids import WordIds
 
@@ -58,17 +58,18 @@ def load_tokenizer(source: str | Path) -> PreTrainedTokenizerFast:
     Raises:
         UserError: it cannot be loaded, or lacks something that ``word_ids`` needs.
     """
-    name, revision = at_revision(str(source), "model", f"tokenizer {str(source)!r}")
-    files = {path.name for path in Path(name).iterdir()} if revision is None else set()
+    directory = local_files(str(source), "model", f"tokenizer {str(source)!r}", TOKENIZER)
+    files = {path.name for path in directory.iterdir()}
     # A directory with nothing beside SentencePiece's model does not say whose it is; only T5 calls it so.
     kind = T5Tokenizer if "spiece.model" in files and not files & _NAMES_ITS_CLASS else AutoTokenizer
     try:
-        tokenizer = kind.from_pretrained(name, revision=revision or "main", trust_remote_code=False)
+        tokenizer = kind.from_pretrained(directory, trust_remote_code=False)
     except Exception as error:  # transformers raises many kinds; each means that this tokenizer cannot be used
         cause = str(error).strip().split("\n")[0]
         raise UserError(f"tokenizer {str(source)!r} cannot be loaded: {cause}") from error
     if not tokenizer.is_fast:
         raise UserError(f"tokenizer {str(source)!r} has no fast version (tokenizer.json); convert it first")
+    tokenizer.name_or_path = str(source)  # which messages name; of the hub it is a directory of the cache
     word_ids(tokenizer)
     return tokenizer
 

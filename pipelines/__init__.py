@@ -7,7 +7,8 @@ preflight  what is wrong with a run, said before anything is written
 loaded_models  the same of models that it loads: whether they can be, and be compared
 hub_names  names on the hub that a run reads, at one commit for all of its processes
 space      how much disk a run needs, known before it begins
-store_uri  which MLflow store, and how to speak of it without its password
+store_uri  which MLflow store, its paths as URIs, and how to speak of it without its password
+commands   commands that messages suggest, quoted for a shell
 presets    named configs; the smallest comes first
 stage      what a stage is: its fingerprint, its directory, its reuse
 run        which stages a config has, in which order they run, what is missing

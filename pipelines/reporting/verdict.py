@@ -63,8 +63,8 @@ def _students(rows: list[dict[str, Any]], name: str, quality: float) -> str:
     if not below:
         return ""
     if len(below) == len(rows) > 1:
-        return f" Every student is below the {name}, by {min(below.values()):.3f} to {max(below.values()):.3f} nats."
-    return f" Below the {name}: the student of {', '.join(f'{one} by {by:.3f}' for one, by in below.items())} nats."
+        return f" Every student is below the {name}, by {min(below.values()):.4f} to {max(below.values()):.4f} nats."
+    return f" Below the {name}: the student of {', '.join(f'{one} by {by:.4f}' for one, by in below.items())} nats."
 
 
 def _title(row: dict[str, Any]) -> str:

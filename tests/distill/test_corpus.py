@@ -76,7 +76,7 @@ def test_a_data_set_in_the_hubs_format_with_a_config(tmp_path, rows):
         ("text:{tmp}/latin.txt", "{tmp}/latin.txt is not UTF-8 text"),
         ("jsonl:{tmp}/other.jsonl", "line 1 of {tmp}/other.jsonl has no column 'text' .columns: body."),
         ("parquet:{tmp}/bad.jsonl", "{tmp}/bad.jsonl cannot be read as Parquet"),
-        ("hf:{tmp}/nothing", "cannot be read"),
+        ("hf:{tmp}/nothing", "no name on the hub either"),
     ],
 )
 def test_a_corpus_that_cannot_be_used_is_named(tmp_path, corpus, message):

@@ -22,7 +22,7 @@ _READ = """
 import sys, time
 from distill import hub_answers, hub_files
 from distill.errors import UserError
-hub_answers._SECONDS, hub_answers._PATIENCE = 0.5, 0.1
+hub_answers._SECONDS, hub_answers._PATIENCE = 20, 15
 began = time.monotonic()
 for argument in sys.argv[1:]:
     kind, source, *files = argument.split()
@@ -54,6 +54,7 @@ for source in sys.argv[1:]:
         print(error)
 print(f"{time.monotonic() - began:.1f}")
 """
+_HASTY = _READ.replace("20, 15", "0.5, 0.1")
 WORDS = "model some/words tokenizer.json config.json"
 
 
@@ -92,7 +93,7 @@ def test_a_hub_that_is_away_is_one_sentence_and_the_cache_is_used(hub, words):
     read(hub, WORDS, "model some/words@v1 tokenizer.json")
     hub.close()
     printed, seconds, said = read(hub, WORDS, WORDS, "model some/words@v1 tokenizer.json")
-    assert printed == ["tokenizer.json=1"] * 3 and seconds < 2
+    assert printed == ["tokenizer.json=1"] * 3 and seconds < 15  # the library tries for 23
     assert len(said) == 2 and said[0].startswith("The hub does not answer (")
     assert said[0].endswith("); using revision 'main' of some/words from the cache")
     assert said[1].endswith("; using revision 'v1' of some/words from the cache")
@@ -103,7 +104,7 @@ def test_without_hub_and_cache_it_is_said_at_once(hub, words):
     hub.close()
     commit = "0123456789" * 4
     printed, seconds, said = read(hub, WORDS, f"model some/words@{commit} model.safetensors")
-    assert seconds < 2 and said == []
+    assert seconds < 15 and said == []
     assert "it does not answer, and the local cache has no revision 'main' of such a model; connect" in printed[0]
     assert "does not give its model.safetensors at 012345678901: it does not answer, and the local cache" in printed[1]
 
@@ -122,7 +123,11 @@ def test_a_cache_that_another_program_filled_is_used_where_the_hub_is_away(hub, 
     load = "import huggingface_hub\nhuggingface_hub.hf_hub_download('some/words', 'tokenizer.json')"
     process(load, **hub.environment)
     hub.close()
-    assert read(hub, WORDS)[0] == ["tokenizer.json=1"]
+    [commit] = words.commits  # for which nobody has been asked, so that nobody is known to be away
+    for name in ("some/words", f"some/words@{commit}"):
+        assert read(hub, f"model {name} tokenizer.json config.json")[0] == ["tokenizer.json=1"]
+    lacking = read(hub, f"model some/words@{'0123456789' * 4} tokenizer.json")[0][0]
+    assert "does not give its tokenizer.json at 012345678901: it does not answer" in lacking
 
 
 @pytest.mark.parametrize("how", ["silent", "no name"])
@@ -130,15 +135,15 @@ def test_waiting_is_bounded_and_said(hub, words, how):
     """Neither a connection that leads nowhere nor an address that is looked up for ever is waited for."""
     read(hub, WORDS)
     with socket.create_server(("127.0.0.1", 0)) as silent:
-        code = _READ
+        code = _HASTY
         if how == "no name":
-            code = f"import socket, time\nsocket.getaddrinfo = lambda *_, **__: time.sleep(20)\n{_READ}"
+            code = f"import socket, time\nsocket.getaddrinfo = lambda *_, **__: time.sleep(60)\n{_HASTY}"
         endpoint = f"http://127.0.0.1:{silent.getsockname()[1]}"
         began = time.monotonic()
         done = process(code, WORDS, **{**hub.environment, "HF_ENDPOINT": endpoint})
-    assert time.monotonic() - began < 15
+    assert time.monotonic() - began < 40
     printed, seconds = done.stdout.splitlines()
-    assert printed == "tokenizer.json=1" and float(seconds) < 3
+    assert printed == "tokenizer.json=1" and float(seconds) < 15
     first, second = done.stderr.splitlines()
     assert first.startswith("Waiting up to ") and first.endswith("for the hub to say at which commit some/words is")
     assert second.startswith("The hub does not answer (")
@@ -168,10 +173,12 @@ def test_an_answer_of_somebody_else_is_no_answer(hub, words, status):
 
 
 def test_a_data_set_is_asked_for_before_datasets_is(hub):
-    hub.dataset("some/texts").commit({"train.jsonl": '{"text": "one"}\n'})
+    hub.dataset("some/texts").commit({"train.jsonl": '{"text": "one"}\n', "card": "of two"})
     [commit] = hub.dataset("some/texts").commits
     assert process(_PLACE, **hub.environment).stdout == f"HubSource(name='some/texts', revision='{commit}')\n"
     offline = {**hub.environment, "HF_HUB_OFFLINE": "1"}
+    load = "import huggingface_hub\nhuggingface_hub.hf_hub_download('some/texts', 'card', repo_type='dataset')"
+    process(load, **hub.environment)  # a part of it is none of it: text would be missing without a word
     refusal = process(_PLACE, **offline).stdout
     assert "does not give its files at" in refusal and "HF_HUB_OFFLINE is set, and the local cache has not" in refusal
     process(_WHOLE, **hub.environment)
@@ -215,7 +222,7 @@ def test_a_model_of_the_hub_gets_the_check_of_a_directory(hub, teacher):
     hub.close()
     done = process(_LOAD, *names[:4], **hub.environment)
     *again, seconds = done.stdout.splitlines()
-    assert again == first[:4] and float(seconds) < 10 and "Retrying" not in done.stderr
+    assert again == first[:4] and float(seconds) < 20 and "Retrying" not in done.stderr
     good, nan, missing, more, t5, flax = first
     assert float(good) == pytest.approx(tensors["shared.weight"].sum().item(), abs=1e-4)
     assert nan.startswith("teacher 'some/nan' has weights in shared.weight that are NaN or infinite")

@@ -84,7 +84,7 @@ def test_a_negative_gain_is_said_to_be_negative():
 
 def test_a_student_below_the_baseline_is_said_to_be_below_it():
     text = markdown(report(row(student_quality=-1.25, fraction_kept=-0.5, fraction_interval=[-0.6, -0.4])))
-    assert "-50% [-60, -40]" in text and "Below the baseline: the student of e4 by 0.050 nats." in text
+    assert "-50% [-60, -40]" in text and "Below the baseline: the student of e4 by 0.0500 nats." in text
 
 
 @pytest.mark.parametrize("gains,word", [([-0.1, -0.2], "negative"), ([-0.1, 0.001], "undefined")])

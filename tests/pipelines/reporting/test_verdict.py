@@ -88,11 +88,11 @@ def test_each_teacher_is_named_once_under_its_own_reason():
 
 def test_students_that_are_worse_than_a_baseline_are_named():
     kept = [row("e4", kept=-0.5, student=-2.125), row("e8", kept=0.5, student=-1.9)]
-    assert said(*kept) == " Below the baseline: the student of e4 by 0.125 nats." + (
-        " Below the long baseline: the student of e4 by 0.125 nats."
+    assert said(*kept) == " Below the baseline: the student of e4 by 0.1250 nats." + (
+        " Below the long baseline: the student of e4 by 0.1250 nats."
     )
-    assert said(*kept, long=-1.5) == " Below the baseline: the student of e4 by 0.125 nats." + (
-        " Every student is below the long baseline, by 0.400 to 0.625 nats."
+    assert said(*kept, long=-1.5) == " Below the baseline: the student of e4 by 0.1250 nats." + (
+        " Every student is below the long baseline, by 0.4000 to 0.6250 nats."
     )
     assert said(*kept, baseline=-3.0, long=-3.0) == ""
     assert said(row(kept=0.0, student=-2.0)) == ""  # as good as it

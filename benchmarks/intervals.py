@@ -9,19 +9,19 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
-from pipelines.config import load_config
+from pipelines.config.run_config import load_config
 from pipelines.reporting.bootstrap import Interval, fraction_kept, gain
-from pipelines.run import Pipeline
-from pipelines.stage import of_kind, read_losses
+from pipelines.runner.runner import Runner
+from pipelines.workdir.stage import of_kind, read_losses
 
 
 def main(config: str, workdir: Annotated[Path, typer.Option(help="Where it was run.")] = Path("work")) -> None:
     """Print gain and fraction kept of every student, each with both intervals."""
     console = Console(width=110)
-    pipeline = Pipeline(load_config(config), config, workdir, Console(stderr=True))
-    report = pipeline.select("report")[0]
-    inputs = pipeline.inputs_of(report)
-    documents = pipeline.data.evaluated(pipeline.config.data).documents
+    runner = Runner(load_config(config), config, workdir, Console(stderr=True))
+    report = runner.workspace.select("report")[0]
+    inputs = runner.workspace.inputs_of(report)
+    documents = runner.workspace.data.evaluated(runner.workspace.config.data).documents
 
     def losses(kind: str, ratio: str | None = None, variant: str | None = None, name: str = "losses") -> np.ndarray:
         return np.array([read_losses(one, name) for one in of_kind(report, inputs, kind, ratio, variant)])
@@ -32,7 +32,9 @@ def main(config: str, workdir: Annotated[Path, typer.Option(help="Where it was r
     )
     for name in ("student", "gain", "over documents", "over examples", "kept", "over documents", "over examples"):
         table.add_column(name, justify="right")
-    for ratio, variant in itertools.product(pipeline.config.teacher.ratios, pipeline.config.variants or [None]):
+    for ratio, variant in itertools.product(
+        runner.workspace.config.teacher.ratios, runner.workspace.config.variants or [None]
+    ):
         student = losses("distill", ratio, variant)
         teacher = np.broadcast_to(losses("teacher", ratio), student.shape)  # a loaded one is the same for every seed
         gains = [gain(baseline, teacher, documents=of) for of in (documents, None)]

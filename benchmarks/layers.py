@@ -9,7 +9,7 @@ from transformers.models.switch_transformers.modeling_switch_transformers import
 
 from benchmarks.plain import mixed_loss
 from distill.loss import mixed_cross_entropy
-from distill.training import make_accelerator
+from distill.training.loop import make_accelerator
 from teachers.switch_layer import SwitchLayer
 
 WIDTH, INNER, WORDS = 768, 3072, 32_128

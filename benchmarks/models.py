@@ -10,15 +10,15 @@ from transformers import (
     T5ForConditionalGeneration,
 )
 
-from distill.cached_labels import LabelledBatch
 from distill.config import ModelConfig, TrainingConfig
-from distill.data import Batch
-from distill.divergence import NormWatch
-from distill.flops import forward_flops
+from distill.data.cached_labels import LabelledBatch
+from distill.data.examples import Batch
 from distill.loss import SparseSoftLabels
-from distill.objectives import HardAndCachedLabels, HardAndSoftLabels, HardLabels
-from distill.seq2seq import build_dense, freeze, place
-from distill.training import make_accelerator, make_optimizer, optimizer_step
+from distill.model_size import forward_flops
+from distill.models.build import build_dense, freeze, place
+from distill.training.divergence import NormWatch
+from distill.training.loop import make_accelerator, make_optimizer, optimizer_step
+from distill.training.train_modules import HardAndCachedLabels, HardAndSoftLabels, HardLabels
 from teachers.config import SwitchConfig
 from teachers.model import build_teacher
 

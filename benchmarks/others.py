@@ -11,8 +11,8 @@ from typing import Any
 
 from benchmarks.arms import Arm
 from distill.config import DataConfig
-from distill.data import Examples
-from distill.prepare import prepare_data
+from distill.data.examples import Examples
+from distill.data.prepare import prepare_data
 
 
 def extra_memory(arm: Arm) -> int:

@@ -20,7 +20,7 @@ from benchmarks.arms import Arm, Timing, alternate, ratios
 from benchmarks.layers import ffn_step, gradient_bytes, loss_step, product_step
 from benchmarks.models import LENGTHS, our_step, plain_step, step_operations
 from benchmarks.others import answer_seconds, extra_memory, loader_rate
-from distill.files import write_json
+from distill.io.files import write_json
 
 STDERR = Console(stderr=True)
 

@@ -18,10 +18,10 @@ from rich.console import Console
 from rich.table import Table
 from transformers.utils.logging import disable_progress_bar
 
-from distill.files import write_json
-from pipelines.config import load_config
-from pipelines.run import Pipeline
-from pipelines.stage import Finished
+from distill.io.files import write_json
+from pipelines.config.run_config import load_config
+from pipelines.runner.runner import Runner
+from pipelines.workdir.stage import Finished
 
 STDERR = Console(stderr=True)
 
@@ -38,9 +38,9 @@ def main(
     """Compare kinds of soft labels. Finished stages are reused, so more seeds or words cost only what is new."""
     overrides = [*(set_ or []), *([f"distill.training.steps={steps}"] if steps else [])]
     ratio = ratio or next(iter(load_config(config, overrides).teacher.ratios))
-    first = Pipeline(load_config(config, overrides, seed=0), config, workdir, STDERR)
+    first = Runner(load_config(config, overrides, seed=0), config, workdir, STDERR)
     baseline, teacher = (
-        first.execute(first.select(kind, of)[0]) for kind, of in (("baseline", None), ("teacher", ratio))
+        first.execute(first.workspace.select(kind, of)[0]) for kind, of in (("baseline", None), ("teacher", ratio))
     )
     # From here on the teacher is a loaded one, which students of all seeds share.
     overrides += [
@@ -53,16 +53,16 @@ def main(
         students, size = [], None
         for seed in range(seeds):
             of_seed = [*overrides, *changes, f"distill.labels.seed={seed}"]  # the examples of online students too
-            student, labels = _student(Pipeline(load_config(config, of_seed, seed), config, workdir, STDERR))
+            student, labels = _student(Runner(load_config(config, of_seed, seed), config, workdir, STDERR))
             students.append(student.metrics["quality"])
             size = labels.metrics["bytes_per_token"] if labels else None
         rows.append({"soft_labels": name, "bytes_per_token": size, "qualities": students})
     result = {
         "teacher": teacher.metrics["quality"],
         "baseline": baseline.metrics["quality"],
-        "steps": first.config.distill.training.steps,
-        "hard_fraction": first.config.distill.hard_fraction,
-        "temperature": first.config.distill.temperature,
+        "steps": first.workspace.config.distill.training.steps,
+        "hard_fraction": first.workspace.config.distill.hard_fraction,
+        "temperature": first.workspace.config.distill.temperature,
         "rows": [_with_figures(row, rows[1]["qualities"], baseline, teacher) for row in rows],
     }
     write_json(workdir / "soft_labels.json", result)
@@ -79,9 +79,9 @@ def _kinds(counts: list[int]) -> list[tuple[str, list[str]]]:
     return kinds
 
 
-def _student(pipeline: Pipeline) -> tuple[Finished, Finished | None]:
+def _student(runner: Runner) -> tuple[Finished, Finished | None]:
     """The student of a config with one ratio and seed, and the labels that it read, if they are stored."""
-    made = {s.kind: pipeline.execute(s) for s in pipeline.stages if s.kind not in ("baseline", "report")}
+    made = {s.kind: runner.execute(s) for s in runner.workspace.stages if s.kind not in ("baseline", "report")}
     return made["distill"], made.get("label")
 
 

@@ -155,7 +155,7 @@ class TrainingConfig(Section):
 
 
 class LabelsConfig(Section):
-    """Sparse soft labels that the teacher makes once, for students of all seeds; see ``distill.cached_labels``."""
+    """Sparse soft labels that the teacher makes once, for students of all seeds; see ``distill.data.cached_labels``."""
 
     form: Literal["top_k", "sampled"] = Field("sampled", description="the likeliest words, or an unbiased sample")
     words: Positive = Field(16, description="stored per target token")

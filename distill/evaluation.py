@@ -9,8 +9,8 @@ from accelerate import Accelerator
 from transformers import PreTrainedModel
 
 from distill.arguments import require
-from distill.data import IGNORE_INDEX, Batch, Examples, checked_batch
-from distill.t5 import hidden_states, is_known
+from distill.data.examples import IGNORE_INDEX, Batch, Examples, checked_batch
+from distill.models.t5_forward import hidden_states, is_known
 
 _CHUNK = 2**23  # logits that exist at a time: 32 MiB in float32
 

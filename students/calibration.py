@@ -11,8 +11,8 @@ import torch.nn.functional as F
 from torch import nn
 from transformers import SwitchTransformersForConditionalGeneration, T5ForConditionalGeneration
 
-from distill.data import Batch, checked_batch
-from distill.t5 import hidden_states
+from distill.data.examples import Batch, checked_batch
+from distill.models.t5_forward import hidden_states
 from teachers.model import short_name, switch_layers
 
 

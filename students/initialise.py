@@ -15,9 +15,9 @@ from transformers import (
 )
 
 from distill.arguments import require
-from distill.data import Batch
+from distill.data.examples import Batch
 from distill.errors import UserError
-from distill.seq2seq import count_parameters, embeddings, new_t5
+from distill.models.build import count_parameters, embeddings, new_t5
 from students.calibration import record
 from students.ffn_init import FFN, METHODS, WITHOUT_CALIBRATION, SwitchExperts
 from students.weight_map import Skip, student_name

@@ -9,7 +9,7 @@ from typing import NamedTuple
 import torch
 import torch.nn.functional as F
 
-from distill.t5 import compute_dtype
+from distill.models.t5_forward import compute_dtype
 
 # Multiply-adds of one expert's product below which a call for each expert costs more than empty slots do.
 _SMALL = 2**24

@@ -22,13 +22,13 @@ from transformers.models.t5.modeling_t5 import T5DenseGatedActDense
 from distill.arguments import require
 from distill.config import ModelConfig
 from distill.errors import UserError
-from distill.files import new_directory, read_json, write_json
-from distill.hub_files import CONFIG, local_files
-from distill.loading import check_tensors, fetch_checked, load_fetched
-from distill.model_files import read_model_config
-from distill.saving import save_tokenizer
-from distill.seq2seq import embeddings
-from teachers.checkpoint import check_teacher, check_teacher_config
+from distill.io.files import new_directory, read_json, write_json
+from distill.io.hub_files import CONFIG, local_files
+from distill.models.build import embeddings
+from distill.models.directory import read_model_config
+from distill.models.load import check_tensors, fetch_checked, load_fetched
+from distill.models.save import save_tokenizer
+from teachers.check import check_teacher, check_teacher_config
 from teachers.config import SwitchConfig
 from teachers.switch_layer import RoutingStatistics, SwitchLayer
 
@@ -71,7 +71,7 @@ class SwitchFeedForward(nn.Module):
         return hidden + self.experts(self.layer_norm(hidden), mask)
 
     def experts(self, normed: torch.Tensor, padding_mask: torch.Tensor | None = None) -> torch.Tensor:
-        """The block without norm and residual, which is what ``distill.t5`` calls."""
+        """The block without norm and residual, which is what ``distill.models.t5_forward`` calls."""
         output, self.statistics = self.mlp(normed, padding_mask)
         return output
 

@@ -15,9 +15,9 @@ import requests
 import torch
 
 from distill.config import DataConfig, ModelConfig
-from distill.data import Examples
-from distill.prepare import PreparedData, prepare_data
-from distill.seq2seq import build_dense
+from distill.data.examples import Examples
+from distill.data.prepare import PreparedData, prepare_data
+from distill.models.build import build_dense
 from tests.hub import Hub
 
 ROOT = Path(__file__).parent.parent
@@ -95,7 +95,7 @@ def interrupted_switch_distill(arguments: list[str], step: int, kind: signal.Sig
     code = (
         "import os, signal\n"
         "signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background job ignores it\n"
-        "from pipelines import cli, progress\n"
+        "from pipelines.cli import main as cli; from pipelines.runner import progress\n"
         "update = progress.Bar.update\n"
         "def die(bar, step, *rest):\n"
         "    update(bar, step, *rest)\n"

@@ -16,17 +16,17 @@ from typing import Any
 from accelerate import Accelerator
 
 from distill.config import DataConfig, ModelConfig, TrainingConfig
-from distill.data import Examples
-from distill.divergence import TrainingDiverged
+from distill.data.examples import Examples
+from distill.data.prepare import PreparedData, read_prepared
 from distill.evaluation import evaluate
-from distill.objectives import HardAndSoftLabels, HardLabels
-from distill.prepare import PreparedData, read_prepared
-from distill.seq2seq import build_dense
-from distill.sharding import leave_processes
-from distill.training import Hooks, make_accelerator, train
+from distill.models.build import build_dense
+from distill.training.divergence import TrainingDiverged
+from distill.training.loop import Hooks, make_accelerator, train
+from distill.training.sharding import leave_processes
+from distill.training.train_modules import HardAndSoftLabels, HardLabels
 from teachers.config import SwitchConfig
 from teachers.model import build_teacher
-from teachers.objective import HardLabelsAndLoadBalance
+from teachers.train_module import HardLabelsAndLoadBalance
 
 SHAPE = ModelConfig(d_model=16, d_ff=32, d_kv=8, num_heads=3, num_layers=2, dropout=0.1)
 DATA = DataConfig(corpus="text:", input_length=32, test_examples=12)

@@ -3,6 +3,7 @@
 import ast
 import subprocess
 import sys
+from graphlib import TopologicalSorter
 from pathlib import Path
 
 import pytest
@@ -14,6 +15,16 @@ PACKAGES = {
     "students": {"distill", "students", "teachers"},
     "pipelines": {"distill", "teachers", "students", "pipelines"},
 }
+# The folders of pipelines, each with those that it may import.
+WINGS: dict[str, set[str]] = {"config": set()}
+WINGS["workdir"] = {"config"}
+WINGS["tracking"] = {"config", "workdir"}
+WINGS["reporting"] = {*WINGS["tracking"], "tracking"}
+WINGS["runner"] = WINGS["deploy"] = {*WINGS["reporting"], "reporting"}
+WINGS["stages"] = {*WINGS["runner"], "runner", "deploy"}
+WINGS["cli"] = {*WINGS["stages"], "stages"}
+# Packages whose __init__ offers what modules inside them define.
+PUBLIC = {"students", "teachers", "students.export", "students.runtime", "pipelines.reporting", "pipelines.cli"}
 SOURCES = [path for package in PACKAGES for path in sorted((ROOT / package).rglob("*.py"))]
 
 
@@ -25,6 +36,39 @@ def imported(path: Path) -> set[str]:
         elif isinstance(node, ast.ImportFrom):
             names.add(node.module or "")
     return names
+
+
+def module_of(path: Path) -> str:
+    return ".".join(path.relative_to(ROOT).with_suffix("").parts).removesuffix(".__init__")
+
+
+MODULES = {module_of(path): path for path in SOURCES}
+
+
+def edges() -> dict[str, set[str]]:
+    """Module -> our modules that it imports, also late and for types alone."""
+    found: dict[str, set[str]] = {}
+    for name, path in MODULES.items():
+        nodes = [node for node in ast.walk(ast.parse(path.read_text())) if isinstance(node, ast.ImportFrom)]
+        whole = {f"{node.module}.{alias.name}" for node in nodes for alias in node.names} & MODULES.keys()
+        found[name] = (whole | ({node.module for node in nodes} & MODULES.keys())) - {name}
+    return found
+
+
+def test_no_module_imports_itself_through_others():
+    TopologicalSorter({name: ours - PUBLIC for name, ours in edges().items() if name not in PUBLIC}).prepare()
+
+
+def test_the_folders_of_pipelines_are_in_order():
+    wrong = [
+        f"{name} imports {other}"
+        for name, others in edges().items()
+        for other in others
+        if name.startswith("pipelines.") and other.startswith("pipelines.")
+        if other.split(".")[1] not in {name.split(".")[1], *WINGS[name.split(".")[1]]}
+    ]
+    assert {path.parent.name for path in (ROOT / "pipelines").glob("*/*.py")} == set(WINGS)
+    assert not wrong
 
 
 @pytest.mark.parametrize("path", SOURCES, ids=lambda path: str(path.relative_to(ROOT)))
@@ -41,19 +85,21 @@ def test_students_read_teachers_only_to_load_one():
 
 
 def test_mlflow_is_imported_where_its_store_or_its_models_are_the_subject():
-    users = {path.name for path in SOURCES if any(name.split(".")[0] == "mlflow" for name in imported(path))}
-    models = {"pyfunc.py", "pyfunc_model.py", "mlflow_runner.py"}
-    assert users == {"store.py", "tracking.py", "feed.py"} | models
+    users = {path for path in SOURCES if any(name.split(".")[0] == "mlflow" for name in imported(path))}
+    clients = {path for path in users if path.parent == ROOT / "pipelines" / "tracking"}
+    assert {path.name for path in clients} == {"store.py", "run.py", "metric_log.py"}
+    assert {path.name for path in users - clients} == {"pyfunc.py", "pyfunc_model.py", "mlflow_runner.py"}
 
 
 def test_models_and_tokenizers_are_saved_in_names_that_other_readers_know():
-    """transformers 5 has names of its own, which ``distill.saving`` replaces."""
+    """transformers 5 has names of its own, which ``distill.models.save`` replaces."""
     users = {str(path.relative_to(ROOT)) for path in SOURCES if ".save_pretrained(" in path.read_text()}
     configs = {f"students/export/{name}.py" for name in ("student", "ctranslate2_model")}
-    assert users == {"distill/saving.py", "teachers/model.py"} | configs
+    assert users == {"distill/models/save.py", "teachers/model.py"} | configs
 
 
-QUICK = [f"pipelines.{name}" for name in ("cli", "config", "plan", "run", "serve", "bench_serving")]
+QUICK = ["pipelines.cli", "pipelines.config.run_config", "pipelines.workdir.plan", "pipelines.runner.runner"]
+QUICK += ["pipelines.deploy.serve", "pipelines.deploy.bench_serving"]
 QUICK += ["students.export", "students.runtime", "students.serving.server"]
 
 

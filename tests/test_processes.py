@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 import torch
 
-from distill.training import make_accelerator
+from distill.training.loop import make_accelerator
 from tests import processes
 from tests.conftest import ROOT
 

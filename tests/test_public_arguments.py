@@ -16,7 +16,7 @@ from transformers import (
 from distill.config import ModelConfig
 from distill.evaluation import negative_log_perplexity
 from distill.loss import mixed_cross_entropy
-from distill.seq2seq import build_dense
+from distill.models.build import build_dense
 from distill.span_corruption import corrupt_spans, span_lengths
 from pipelines.reporting import fraction_kept
 from students import init_student

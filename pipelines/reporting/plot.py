@@ -8,7 +8,7 @@ import numpy as np
 from pipelines.reporting.paper import TABLE_6, TABLE_7
 from pipelines.reporting.table import sample
 from pipelines.reporting.verdict import why_none
-from pipelines.tracking import COLOURS
+from pipelines.tracking.run import COLOURS
 
 _AGAINST = {"": ("o", "-", "against the baseline"), "_long": ("s", "--", "against the long baseline")}
 

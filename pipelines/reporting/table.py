@@ -7,7 +7,7 @@ from typing import Any
 from rich import box
 from rich.table import Table
 
-from distill.overlap import WINDOW
+from distill.data.overlap import WINDOW
 from pipelines.reporting.bootstrap import FEWEST_DOCUMENTS
 from pipelines.reporting.paper import kept_in_paper
 from pipelines.reporting.verdict import verdicts, why_none

@@ -4,7 +4,7 @@ from pathlib import Path
 
 from transformers import T5ForConditionalGeneration
 
-from distill.saving import save_t5
+from distill.models.save import save_t5
 from students.export.student import write_shared_files
 
 

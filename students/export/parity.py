@@ -16,7 +16,7 @@ from tokenizers import Tokenizer
 
 from distill.errors import ExpectedError, UserError
 from distill.span_corruption import corrupt_spans
-from distill.word_ids import WordIds
+from distill.special_tokens import WordIds
 from students.export.plain_t5 import PlainT5
 from students.runtime import decode, encode
 from students.runtime.batches import pad

@@ -7,9 +7,9 @@ import torch
 from transformers import T5ForConditionalGeneration
 
 from distill.errors import UserError
-from distill.files import read_json
-from distill.saving import correct_tokenizer_config, say_whether_tied
-from students.checkpoint import check_dense
+from distill.io.files import read_json
+from distill.models.save import correct_tokenizer_config, say_whether_tied
+from students.check import check_dense
 
 # The targets of an input of 512 tokens are 114; transformers would stop at 20.
 MAX_NEW_TOKENS = 128

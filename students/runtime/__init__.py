@@ -13,7 +13,7 @@ from typing import NamedTuple, Protocol
 from tokenizers import Tokenizer
 
 from distill.errors import ExpectedError, UserError
-from distill.files import read_json
+from distill.io.files import read_json
 
 # What to import for each format, and the library that it needs.
 _RUNNERS = {

@@ -8,7 +8,7 @@ import torch
 from tokenizers import Tokenizer
 from transformers import StoppingCriteria, T5ForConditionalGeneration
 
-from students.checkpoint import check_dense
+from students.check import check_dense
 from students.runtime import GREEDY, Decoding, OnToken
 from students.runtime.batches import Answers, pad, special_ids
 

@@ -5,7 +5,7 @@ from pathlib import Path
 import mlflow
 import pandas as pd
 
-from distill.files import directory_uri
+from distill.io.files import directory_uri
 from students.runtime import GREEDY, Decoding, OnToken, decode
 from students.runtime.hf_runner import HfRunner
 

@@ -9,7 +9,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from benchmarks.arms import Arm, Timing, alternate, ratios
 from benchmarks.models import SHAPES, WORDS, our_step, plain_step, step_operations, tokens
 from distill.config import ModelConfig
-from distill.seq2seq import build_dense
+from distill.models.build import build_dense
 
 
 def test_operations_of_a_step_are_those_that_torch_counts():

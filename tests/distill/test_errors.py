@@ -1,7 +1,7 @@
 import pytest
 
-from distill.divergence import TrainingDiverged
 from distill.errors import DiskFull, ExpectedError, LostProcess, UserError, named_when_lost
+from distill.training.divergence import TrainingDiverged
 
 GLOO = "[/pytorch/third_party/gloo/gloo/transport/tcp/pair.cc:537] Connection reset by peer."
 NCCL = "NCCL communicator was aborted on rank 0."

@@ -6,10 +6,10 @@ import torch
 import torch.nn.functional as F
 
 from distill import evaluation
-from distill.data import Batch, Examples
+from distill.data.examples import Batch, Examples
 from distill.evaluation import cross_entropies, evaluate, negative_log_perplexity
-from distill.seq2seq import build_dense
-from distill.training import make_accelerator
+from distill.models.build import build_dense
+from distill.training.loop import make_accelerator
 
 
 @pytest.fixture

@@ -11,8 +11,8 @@ from hypothesis import strategies as st
 from tokenizers import AddedToken, Tokenizer, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 
+from distill.data.tokenizer import encode, load_tokenizer, train_tokenizer, word_ids
 from distill.errors import UserError
-from distill.tokenizer import encode, load_tokenizer, train_tokenizer, word_ids
 from tests.conftest import ROOT
 
 SENTINELS = [f"<extra_id_{k}>" for k in range(100)]

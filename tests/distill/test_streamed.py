@@ -10,15 +10,15 @@ from pathlib import Path
 import pytest
 
 from distill.config import DataConfig
-from distill.corpus import Document, read_documents, split_of
-from distill.prepare import prepare_data
-from distill.tokenizer import encode
+from distill.data.corpus import Document, read_documents, split_of
+from distill.data.prepare import prepare_data
+from distill.data.tokenizer import encode
 from tests.conftest import ROOT
 
 _DIES = """
 import os, signal, sys
 from pathlib import Path
-from distill import prepare
+from distill.data import prepare
 from distill.config import DataConfig
 write, calls = prepare._write_tokens, []
 def write_some(*arguments):

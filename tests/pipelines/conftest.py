@@ -15,7 +15,7 @@ from pathlib import Path
 import pytest
 import requests
 
-from pipelines.store import _make_sqlite
+from pipelines.tracking.store import _make_sqlite
 
 ROOT = Path(__file__).parents[2]
 
@@ -119,7 +119,9 @@ def patched_cli() -> Iterator[Callable[..., subprocess.Popen]]:
     def start(code: str, *arguments: str, **environment: str) -> subprocess.Popen:
         whole = (
             "import os, pathlib, signal, sys, time\n"
-            "from pipelines import cli, feed, progress, run\n"
+            "from pipelines.cli import main as cli\n"
+            "from pipelines.tracking import metric_log as feed\n"
+            "from pipelines.runner import progress, runner as run\n"
             "at = lambda title, step: None\n"
             f"{textwrap.dedent(code)}\n"
             "update = progress.Bar.update\n"

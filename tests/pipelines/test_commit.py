@@ -6,8 +6,8 @@ import subprocess
 import sys
 from pathlib import Path
 
-from pipelines import store_uri
-from pipelines.tracking import _commit
+from pipelines.tracking import store_uri
+from pipelines.tracking.run import _commit
 
 
 def git(root, *arguments):
@@ -62,7 +62,7 @@ def test_an_installed_copy_inside_a_repository_records_its_version_and_no_commit
     information = installed / "switch_distill-9.9.dist-info"
     information.mkdir()
     (information / "METADATA").write_text("Metadata-Version: 2.1\nName: switch-distill\nVersion: 9.9\n")
-    code = "import json; from pipelines import tracking; print(json.dumps(tracking._environment()))"
+    code = "import json; from pipelines.tracking import run as tracking; print(json.dumps(tracking._environment()))"
     done = subprocess.run([sys.executable, "-c", code], cwd=installed, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     tags = json.loads(done.stdout)

@@ -93,7 +93,9 @@ def filled(left, disk, *arguments, at=None):
     """The command line on a disk that something else fills but for ``left`` bytes: at a training step, or at once."""
     code = f"""
 import os, sys
-from pipelines import cli, progress, run
+from pipelines.cli import main as cli
+from pipelines.runner import progress
+from pipelines.runner import runner as run
 def fill():
     free = os.statvfs({str(disk)!r})
     with open({str(disk / "filler")!r}, "wb") as file:

@@ -24,7 +24,7 @@ from transformers import (
     T5ForConditionalGeneration,
 )
 
-from pipelines.view import comparison_link
+from pipelines.tracking.view import comparison_link
 
 ROOT = Path(__file__).parents[2]
 

@@ -16,9 +16,10 @@ import mlflow
 import pytest
 
 from distill.errors import ExpectedError, UserError
-from pipelines import cli, store_uri
-from pipelines.store import Store
-from pipelines.store_uri import StoreError
+from pipelines.cli import main as cli
+from pipelines.tracking import store_uri
+from pipelines.tracking.store import Store
+from pipelines.tracking.store_uri import StoreError
 
 ROOT = Path(__file__).parents[2]
 SENTENCE = "something is missing; make it again"
@@ -63,7 +64,7 @@ def failing(run, monkeypatch):
         def raise_it(*_) -> None:
             raise error
 
-        monkeypatch.setattr("pipelines.lineage.read_export_lineage", raise_it)
+        monkeypatch.setattr("pipelines.tracking.lineage.read_export_lineage", raise_it)
         return run("lineage", "anything")
 
     return fail
@@ -81,7 +82,7 @@ def caused(error: Exception, cause: Exception) -> Exception:
 
 
 def test_the_kinds_are_found_wherever_they_are_defined():
-    names = {"DiskFull", "LostProcess", "ParityFailure", "StoreError", "TrainingDiverged", "Undelivered", "UserError"}
+    names = {"DiskFull", "LostProcess", "ParityFailure", "StoreError", "TrainingDiverged", "Unpublished", "UserError"}
     assert names <= {kind.__name__ for kind in KINDS}
 
 

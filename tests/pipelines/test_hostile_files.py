@@ -12,15 +12,15 @@ import torch
 from safetensors import SafetensorError
 from transformers import T5ForConditionalGeneration
 
-from distill.cached_labels import CachedLabels
-from distill.checkpoint import Progress, load_checkpoint, save_checkpoint
 from distill.config import ModelConfig
-from distill.corpus import read_documents
+from distill.data.cached_labels import CachedLabels
+from distill.data.corpus import read_documents
+from distill.data.tokenizer import load_tokenizer
 from distill.errors import UserError
-from distill.files import file_digest
-from distill.seq2seq import build_dense
-from distill.tokenizer import load_tokenizer
-from pipelines.lineage import read_export_lineage
+from distill.io.files import file_digest
+from distill.models.build import build_dense
+from distill.training.checkpoint import Progress, load_checkpoint, save_checkpoint
+from pipelines.tracking.lineage import read_export_lineage
 from students.export.student import load_student
 from students.runtime.hf_runner import HfRunner
 from teachers import load_teacher, save_teacher

@@ -7,9 +7,9 @@ import pytest
 from mlflow import MlflowClient
 
 from distill.errors import UserError
-from pipelines import cli as cli_module
-from pipelines import store_uri
-from pipelines.preflight import check_launch
+from pipelines.cli import main as cli_module
+from pipelines.tracking import store_uri
+from pipelines.workdir.preflight import check_launch
 
 
 @pytest.mark.parametrize(
@@ -64,7 +64,7 @@ def test_a_lost_process_is_a_sentence(smoke, monkeypatch, capsys, processes, cod
         raise RuntimeError("[/pytorch/third_party/gloo/gloo/transport/tcp/pair.cc:537] Connection reset by peer.")
 
     monkeypatch.setenv("WORLD_SIZE", processes)
-    monkeypatch.setattr("pipelines.run.Pipeline.execute", lose)
+    monkeypatch.setattr("pipelines.runner.runner.Runner.execute", lose)
     monkeypatch.setattr(store_uri, "ASKED_FOR", None)
     monkeypatch.setattr(sys, "argv", ["switch-distill", "teacher", "smoke", "--workdir", str(smoke[0])])
     terminate = signal.getsignal(signal.SIGTERM)

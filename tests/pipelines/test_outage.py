@@ -95,7 +95,7 @@ def test_what_a_store_that_went_away_did_not_take_is_delivered_by_the_same_comma
     traced = cli("lineage", str(directory), "--workdir", str(work))
     assert traced.returncode == 2 and "has not got MODEL" in traced.stderr
     second = cli(*arguments, "--json")
-    assert second.returncode == 0 and "delivered to MLflow" in second.stderr and "done in" not in second.stderr
+    assert second.returncode == 0 and "published to MLflow" in second.stderr and "done in" not in second.stderr
     assert json.loads(second.stdout)[0]["run_id"] == json.loads((directory / "run.json").read_text())["run_id"]
     check_server(work / "mlflow.db", work)
     query = "SELECT m.key, m.step, m.value FROM metrics m JOIN runs r USING (run_uuid) WHERE r.name = 'teacher e4'"
@@ -133,7 +133,7 @@ def test_training_goes_on_while_a_server_is_dead_and_nothing_is_missing_in_the_e
         (tmp_path / place).unlink()
     said = process.communicate()[1]
     assert process.returncode == 0 and "Traceback" not in said, said
-    for text in ("MLflow takes nothing at present", "MLflow is away", "baseline         delivered", "MLflow is back"):
+    for text in ("MLflow takes nothing at present", "MLflow is away", "baseline         published", "MLflow is back"):
         assert said.count(text) >= 1, said
     check_server(tracker.database, tmp_path / "work")
     row = json.loads((tmp_path / "work" / "report.json").read_text())["ratios"][0]

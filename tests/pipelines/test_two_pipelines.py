@@ -14,9 +14,9 @@ from types import SimpleNamespace
 import pytest
 
 from distill.errors import UserError
-from distill.lock import one_at_a_time
-from pipelines.run import Pipeline
-from pipelines.stage import Stage
+from distill.io.lock import one_at_a_time
+from pipelines.workdir.stage import Stage
+from pipelines.workdir.workspace import Workspace
 
 ROOT = Path(__file__).parents[2]
 
@@ -89,12 +89,12 @@ def test_processes_that_share_a_stage_do_not_wait_at_a_barrier_that_would_time_o
     other = threading.Thread(target=hold)
     other.start()
     held.wait()
-    pipeline = SimpleNamespace(workdir=tmp_path, is_shared=True, is_main_process=True)
+    workspace = SimpleNamespace(directory=tmp_path, is_shared=True, is_main_process=True)
     with pytest.raises(UserError, match="baseline is being computed in .* give the same command again after it"):  # noqa: SIM117
-        with Pipeline.turn(pipeline, stage):
+        with Workspace.lock(workspace, stage):
             pytest.fail("it is held")
-    pipeline.is_main_process = False
-    with Pipeline.turn(pipeline, stage):  # the main process alone takes turns
+    workspace.is_main_process = False
+    with Workspace.lock(workspace, stage):  # the main process alone takes the lock
         pass
     stop.set()
     other.join()
@@ -102,7 +102,9 @@ def test_processes_that_share_a_stage_do_not_wait_at_a_barrier_that_would_time_o
 
 def test_two_work_directories_on_a_new_sqlite_file_find_one_experiment(tmp_path):
     environment = {**os.environ, "MLFLOW_TRACKING_URI": f"sqlite:///{tmp_path}/shared/store.db"}
-    code = "import pathlib\nfrom pipelines.store import Store\nprint(Store(pathlib.Path({!r}), 'x').experiment)"
+    code = (
+        "import pathlib\nfrom pipelines.tracking.store import Store\nprint(Store(pathlib.Path({!r}), 'x').experiment)"
+    )
     commands = [[sys.executable, "-c", code.format(str(tmp_path / name))] for name in ("one", "two")]
     pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
     both = [subprocess.Popen(command, cwd=ROOT, env=environment, **pipes) for command in commands]

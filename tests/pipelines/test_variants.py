@@ -92,7 +92,7 @@ def test_a_teachers_routing_is_drawn(finished):
 )
 def test_a_wrong_variant_is_said_in_a_sentence(variants, message):
     from distill.errors import UserError
-    from pipelines.config import load_config
+    from pipelines.config.run_config import load_config
 
     with pytest.raises(UserError, match=message):
         load_config("smoke", [f"variants={variants}"])

@@ -25,8 +25,10 @@ import pytest
 from pydantic import BaseModel
 
 from distill.errors import UserError
-from pipelines import baseline, cli, store_uri
-from pipelines.config import RunConfig
+from pipelines.cli import main as cli
+from pipelines.config.run_config import RunConfig
+from pipelines.stages import baseline
+from pipelines.tracking import store_uri
 from students import init_student
 from teachers import load_teacher
 

@@ -24,9 +24,9 @@ from transformers import (
     T5ForConditionalGeneration,
 )
 
-from distill.seq2seq import new_t5
-from distill.tokenizer import train_tokenizer
-from pipelines.store import Store
+from distill.data.tokenizer import train_tokenizer
+from distill.models.build import new_t5
+from pipelines.tracking.store import Store
 
 SIZES = {"d_model": 8, "d_ff": 8, "d_kv": 4, "num_heads": 2, "num_layers": 2}
 NAMED: dict[str, Callable] = {}

@@ -2,8 +2,8 @@ import numpy as np
 import pytest
 import torch
 
-from distill.data import Batch
-from distill.seq2seq import new_t5
+from distill.data.examples import Batch
+from distill.models.build import new_t5
 from students.calibration import ffn_errors, record
 from students.initialise import student_config
 from teachers.config import TeacherConfig

@@ -3,8 +3,8 @@ import pytest
 import torch
 from transformers.activations import ACT2FN
 
-from distill.data import Batch
-from distill.seq2seq import count_parameters
+from distill.data.examples import Batch
+from distill.models.build import count_parameters
 from students.calibration import Activations, ffn_errors, record
 from students.ffn_init import FFN, METHODS, WITHOUT_CALIBRATION, SwitchExperts
 from students.initialise import init_student, init_student_with_counts

@@ -4,7 +4,7 @@ from transformers import SwitchTransformersConfig, T5ForConditionalGeneration
 
 from distill.config import ModelConfig
 from distill.errors import UserError
-from distill.seq2seq import count_parameters, new_t5
+from distill.models.build import count_parameters, new_t5
 from students import init_student
 from students.initialise import init_student_with_counts, student_config
 from students.weight_map import Skip, student_name

@@ -9,13 +9,13 @@ from safetensors.torch import load_file, save_file
 from transformers import SwitchTransformersConfig, SwitchTransformersForConditionalGeneration, T5Config, T5Model
 
 from distill.errors import UserError
-from distill.t5 import hidden_states
-from distill.training import make_accelerator
+from distill.models.t5_forward import hidden_states
+from distill.training.loop import make_accelerator
 from teachers import load_teacher, save_teacher
 from teachers.config import TeacherConfig
 from teachers.model import build_teacher, switch_layers
-from teachers.objective import HardLabelsAndLoadBalance
 from teachers.routing import MeasuredRouting, measured_routing
+from teachers.train_module import HardLabelsAndLoadBalance
 
 NO_DROPPING = TeacherConfig(experts=[4], capacity_factor_eval=4.0)
 

@@ -11,9 +11,9 @@ import torch
 from safetensors.torch import load_file
 from transformers import AutoTokenizer
 
-from distill.data import Examples
+from distill.data.examples import Examples
 from distill.errors import UserError
-from distill.seq2seq import build_dense
+from distill.models.build import build_dense
 from students.export import check_format, write_export
 from students.export.student import MAX_NEW_TOKENS, load_student
 from students.runtime import Decoding

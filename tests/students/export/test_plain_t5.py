@@ -9,8 +9,8 @@ from tokenizers import Tokenizer
 from transformers import T5Config, T5ForConditionalGeneration
 from transformers.models.t5.modeling_t5 import T5Attention
 
-from distill.saving import save_t5
-from distill.seq2seq import new_t5
+from distill.models.build import new_t5
+from distill.models.save import save_t5
 from students.export import write_export
 from students.export.parity import ParityFailure, ask_plain_t5, check, make_examples, student_reference
 from students.export.plain_t5 import PlainT5, position_buckets

@@ -1,0 +1,241 @@
+"""Soft labels on disk: the teacher makes them once, students of any seed and setting read them.
+
+Example i of a training stream is a function of (seed, i), so its labels can be found by i. The arrays are
+memory-mapped and verified by their SHA-256; reading a batch touches its own rows alone.
+
+B examples, T target tokens, N = B x T, K words per token.
+"""
+
+import os
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from accelerate import Accelerator
+from numpy.lib.format import open_memmap
+from transformers import PreTrainedModel
+
+from distill.config import LabelsConfig
+from distill.data.examples import Examples
+from distill.data.soft_labels import equal_shares, sparse_labels
+from distill.errors import UserError
+from distill.io.disk import named_when_full, require_space
+from distill.io.files import check_digests, file_digest, read_record, write_json, write_record
+from distill.loss import SparseSoftLabels
+from distill.models.t5_forward import hidden_states
+
+_OFFSETS = 4  # stream of random numbers; 1 to 3 are those of distill.data
+_BATCHES_PER_SAVE = 16  # of each process
+
+
+class LabelledBatch(NamedTuple):
+    """A ``distill.data.examples.Batch`` with soft labels for its N target tokens, row by row."""
+
+    input_ids: torch.Tensor
+    labels: torch.Tensor
+    soft_labels: SparseSoftLabels
+
+    def to(self, device: torch.device) -> "LabelledBatch":
+        soft_labels = SparseSoftLabels(*(part.to(device, non_blocking=True) for part in self.soft_labels))
+        plain = (part.to(device, non_blocking=True) for part in (self.input_ids, self.labels))
+        return LabelledBatch(*plain, soft_labels)
+
+
+class CachedLabels:
+    """The labels that ``make_labels`` left in a directory, memory-mapped. ``facts`` is its labels.json."""
+
+    def __init__(self, directory: Path):
+        """Open the files, and read all of them once for their checksums.
+
+        Raises:
+            UserError: a file is missing or has other bytes than were written.
+        """
+        cure = f"copy it again, or delete {directory.parent} and make the labels again with: switch-distill label"
+        self.facts: dict[str, Any] = read_record(directory / "labels.json", cure)
+        try:
+            check_digests(directory, self.facts["sha256"], cure)
+            self._arrays = _open(directory, self.facts, "r")
+        except (ValueError, KeyError) as error:
+            raise UserError(f"the files in {directory} are no soft labels ({error}); {cure}") from error
+
+    def __len__(self) -> int:
+        """Examples."""
+        return self.facts["examples"]
+
+    @property
+    def bytes_per_token(self) -> int:
+        """2K + 2 for ``sampled``, 4K + 2 for ``top_k``; 2K more where the vocabulary exceeds 65,536 words."""
+        return sum(array.nbytes for array in self._arrays.values()) // self._arrays["entropy"].size
+
+    def means(self) -> dict[str, float]:
+        """Per token: ``entropy`` in nats, and ``mass`` of the words that are kept (1 for ``sampled``)."""
+        probs = self._arrays.get("probs")
+        mass = 1.0 if probs is None else float(probs.mean(dtype=np.float64)) * probs.shape[-1]
+        return {"entropy": float(self._arrays["entropy"].mean(dtype=np.float64)), "mass": mass}
+
+    def batch(self, indices: Sequence[int]) -> SparseSoftLabels:
+        """Labels of examples ``indices`` (each modulo the number of examples): words, probs [N, K], entropy [N]."""
+        rows = np.asarray(indices) % len(self)
+        read = {name: torch.from_numpy(array[rows]).flatten(0, 1) for name, array in self._arrays.items()}
+        words = read["words"].long()
+        probs = read["probs"].float() if "probs" in read else equal_shares(words)
+        return SparseSoftLabels(words, probs, read["entropy"].float())
+
+
+class LabelledExamples:
+    """Training examples with their cached labels. After the last one it begins again with the first."""
+
+    def __init__(self, examples: Examples, labels: CachedLabels):
+        """``examples`` must be those that the labels were made for: same data, settings and seed."""
+        self.examples, self.labels = examples, labels
+
+    def batch(self, indices: Sequence[int]) -> LabelledBatch:
+        """Like ``Examples.batch``, with soft labels."""
+        rows = [index % len(self.labels) for index in indices]
+        return LabelledBatch(*self.examples.batch(rows), self.labels.batch(rows))
+
+
+@torch.no_grad()
+def make_labels(
+    teacher: PreTrainedModel,
+    examples: Examples,
+    config: LabelsConfig,
+    directory: Path,
+    *,
+    count: int,
+    temperature: float,
+    batch_size: int,
+    accelerator: Accelerator,
+    origin: dict[str, str],
+    progress: Path,
+    on_batch: Callable[[int, int, dict[str, float]], None] = lambda done, count, metrics: None,
+) -> None:
+    """Label the first ``count`` training examples; a killed call goes on where it was and leaves the same bytes.
+
+    Leaves words.npy [count, T, K] (uint16; uint32 for more than 65,536 words), entropy.npy [count, T] (float16), for
+    ``top_k`` probs.npy [count, T, K] (float16), and labels.json, which says what they are and their SHA-256.
+
+    Batches are whole and aligned, the last one too, and processes share them by whole batches: a teacher's expert
+    capacity depends on the batch, so neither ``count`` nor the number of processes may change an example's labels.
+
+    Args:
+        teacher: a T5 or Switch model; it is put in eval mode.
+        directory: of the labels; made where it is missing. All processes must see it.
+        batch_size: examples of a forward pass.
+        origin: what labels.json should say about teacher and data. Labels of another origin are not gone on with.
+        progress: a JSON file that says how far it got.
+        on_batch: is told the examples done, their total, and this batch's ``entropy`` and ``tokens_per_second``.
+
+    Raises:
+        DiskFull: before the first label; nothing is left of them.
+    """
+    teacher.eval()
+    facts = {**config.model_dump(mode="json"), "examples": count, "temperature": temperature, **origin}
+    facts |= {"targets": examples.lengths.targets, "vocabulary": teacher.lm_head.weight.shape[0]}
+    done, batches = _batches_done(progress, directory, facts), -(-count // batch_size)
+    if accelerator.is_main_process and not done:
+        _create(directory, facts)
+    accelerator.wait_for_everyone()
+    arrays = _open(directory, facts, "r+")
+    while done < batches:
+        stop = min(done + _BATCHES_PER_SAVE * accelerator.num_processes, batches)
+        for number in range(done + accelerator.process_index, stop, accelerator.num_processes):
+            began, rows = time.perf_counter(), range(number * batch_size, (number + 1) * batch_size)
+            entropy, tokens = _label_batch(teacher, examples, config, rows, arrays, temperature, accelerator)
+            speed = tokens / (time.perf_counter() - began)
+            on_batch(min(rows.stop, count), count, {"entropy": entropy, "tokens_per_second": speed})
+        for array in arrays.values():
+            array.flush()
+        accelerator.wait_for_everyone()
+        done = stop
+        if accelerator.is_main_process:
+            progress.parent.mkdir(parents=True, exist_ok=True)
+            write_record(progress, {"batches": done, "of": facts})
+    if accelerator.is_main_process:
+        write_json(
+            directory / "labels.json",
+            {**facts, "sha256": {f"{name}.npy": file_digest(directory / f"{name}.npy") for name in sorted(arrays)}},
+        )
+    accelerator.wait_for_everyone()
+
+
+def _label_batch(
+    teacher: PreTrainedModel,
+    examples: Examples,
+    config: LabelsConfig,
+    rows: range,
+    arrays: dict[str, np.ndarray],
+    temperature: float,
+    accelerator: Accelerator,
+) -> tuple[float, int]:
+    """Write the labels of examples ``rows``; rows beyond the last fill the teacher's batch and are dropped."""
+    batch = examples.batch(rows).to(accelerator.device)
+    with accelerator.autocast():
+        hidden, head = hidden_states(teacher, batch.input_ids, batch.labels)
+    offsets = None
+    if config.form == "sampled":
+        per_example = [
+            np.random.default_rng((_OFFSETS, config.seed, row)).random(batch.labels.shape[1]) for row in rows
+        ]
+        offsets = torch.from_numpy(np.concatenate(per_example)).to(accelerator.device)
+    made = sparse_labels(hidden, head, words=config.words, temperature=temperature, offsets=offsets)
+    for name, array in arrays.items():
+        values = getattr(made, name).unflatten(0, batch.labels.shape).cpu().numpy()
+        array[rows.start : rows.stop] = values[: len(array) - rows.start]
+    return float(made.entropy.mean()), batch.input_ids.numel() + batch.labels.numel()
+
+
+def _layout(facts: dict[str, Any]) -> dict[str, tuple[type, tuple[int, ...]]]:
+    """Type and shape of each array."""
+    tokens = (facts["examples"], facts["targets"])
+    word = np.uint16 if facts["vocabulary"] <= 2**16 else np.uint32
+    layout = {"words": (word, (*tokens, facts["words"])), "entropy": (np.float16, tokens)}
+    return layout if facts["form"] == "sampled" else {**layout, "probs": (np.float16, (*tokens, facts["words"]))}
+
+
+def _create(directory: Path, facts: dict[str, Any]) -> None:
+    directory.mkdir(parents=True, exist_ok=True)
+    layout = _layout(facts)
+    for name in layout:
+        (directory / f"{name}.npy").unlink(missing_ok=True)
+    needed = labels_bytes(facts)
+    require_space(directory, needed, "storing soft labels", "lower distill.labels.words or distill.labels.examples")
+    try:
+        with named_when_full(directory, needed):
+            for name, (kind, shape) in layout.items():
+                open_memmap(directory / f"{name}.npy", "w+", kind, shape)
+                _reserve(directory / f"{name}.npy")
+    except BaseException:
+        for name in layout:
+            (directory / f"{name}.npy").unlink(missing_ok=True)
+        raise
+
+
+def labels_bytes(facts: dict[str, Any]) -> int:
+    """Size of the arrays; ``facts`` has examples, targets, words, vocabulary and form."""
+    return sum(np.dtype(kind).itemsize * int(np.prod(shape)) for kind, shape in _layout(facts).values())
+
+
+def _reserve(path: Path) -> None:
+    """Give a file all of its blocks: writing to the memory map of one that finds none left kills the process."""
+    if hasattr(os, "posix_fallocate"):
+        with open(path, "r+b") as file:
+            os.posix_fallocate(file.fileno(), 0, path.stat().st_size)
+
+
+def _open(directory: Path, facts: dict[str, Any], mode: str) -> dict[str, np.ndarray]:
+    return {name: np.load(directory / f"{name}.npy", mmap_mode=mode, allow_pickle=False) for name in _layout(facts)}
+
+
+def _batches_done(progress: Path, directory: Path, facts: dict[str, Any]) -> int:
+    """None where what there is belongs to other labels, or cannot be read."""
+    try:
+        known = read_record(progress, "the labels are made again")
+        whole = {name: (array.dtype, array.shape) for name, array in _open(directory, known["of"], "r").items()}
+    except (UserError, OSError, ValueError, KeyError):
+        return 0
+    expected = {name: (np.dtype(kind), shape) for name, (kind, shape) in _layout(facts).items()}
+    return known["batches"] if known["of"] == facts and whole == expected else 0

@@ -1,0 +1,84 @@
+"""Fixed-length examples and batches of them. Example i is a function of (seed, i) alone.
+
+B examples, S input tokens, T target tokens.
+"""
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import numpy as np
+import torch
+
+from distill.config import DataConfig
+from distill.data.prepared_data import PreparedData, example_lengths
+from distill.span_corruption import corrupt_spans
+
+IGNORE_INDEX = -100
+_TRAIN, _HELD_OUT, _ORDER = 1, 2, 3  # keep the streams of random numbers apart
+
+
+class Batch(NamedTuple):
+    """``input_ids`` [B, S] and ``labels`` [B, T], both int64; a label of -100 is not counted."""
+
+    input_ids: torch.Tensor
+    labels: torch.Tensor
+
+    def to(self, device: torch.device) -> "Batch":
+        return Batch(self.input_ids.to(device, non_blocking=True), self.labels.to(device, non_blocking=True))
+
+
+def checked_batch(values: Sequence[torch.Tensor]) -> Batch:
+    """``values`` as a Batch; ValueError where they are none."""
+    found = [f"{getattr(one, 'dtype', type(one).__name__)} {list(getattr(one, 'shape', []))}" for one in values]
+    if [text.partition(" [")[0] for text in found] == ["torch.int64"] * 2:
+        inputs, labels = values
+        if inputs.ndim == labels.ndim == 2 and len(inputs) == len(labels):
+            return Batch(inputs, labels)
+    raise ValueError(f"a batch is {found}; it must be input_ids [B, S] and labels [B, T], both torch.int64")
+
+
+class Examples:
+    """The examples of one split, made when asked for.
+
+    Training examples go through a new permutation of the segments each epoch, with new spans; evaluated examples are
+    chosen evenly from the documents of ``config.eval_split`` and are the same for every model, seed and stage.
+    """
+
+    def __init__(self, data: PreparedData, config: DataConfig, *, seed: int | None):
+        """``seed`` for training examples, None for the evaluated ones.
+
+        Raises:
+            UserError: see ``example_lengths``, and for evaluated ones ``PreparedData.layout``.
+        """
+        self.config, self.words, self.seed = config, data.words, seed
+        self.raw_length, self.lengths = example_lengths(data, config)
+        if seed is None:
+            self._segments = data.evaluated(config).tokens
+        else:
+            whole = data.parts["train"].tokens // self.raw_length
+            self._segments = data.tokens("train")[: whole * self.raw_length].reshape(whole, self.raw_length)
+        self.segments = len(self._segments)
+        self._epoch, self._order = -1, np.empty(0)
+
+    def batch(self, indices: Sequence[int]) -> Batch:
+        """Examples ``indices``, in that order. A training index may exceed one epoch."""
+        raw = self._segments[[self._segment(index) for index in indices]]
+        stream = (_HELD_OUT, 0) if self.seed is None else (_TRAIN, self.seed)
+        inputs, targets = corrupt_spans(
+            raw,
+            [np.random.default_rng((*stream, index)) for index in indices],
+            noise_density=self.config.noise_density,
+            mean_span_length=self.config.mean_span_length,
+            sentinel_start=self.words.sentinel_start,
+            eos=self.words.eos,
+        )
+        return Batch(torch.from_numpy(inputs), torch.from_numpy(targets))
+
+    def _segment(self, index: int) -> int:
+        if self.seed is None:
+            return index
+        epoch, position = divmod(index, self.segments)
+        if epoch != self._epoch:
+            self._order = np.random.default_rng((_ORDER, self.seed, epoch)).permutation(self.segments)
+            self._epoch = epoch
+        return self._order[position]

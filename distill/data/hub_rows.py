@@ -1,0 +1,74 @@
+"""Rows of a data set in the hub's format: a repository, or a directory that is laid out like one."""
+
+from collections.abc import Iterator
+from functools import partial
+from typing import TYPE_CHECKING
+
+from distill.data.rows import Reader, Row, csv_rows, json_rows, parquet_rows, read_rows, text_rows
+from distill.errors import UserError
+from distill.io.hub import split_revision
+from distill.io.hub_files import dataset_place
+
+if TYPE_CHECKING:
+    from datasets import DatasetBuilder
+
+# What every data set has, whatever its format; features says types that the columns are not cast to.
+_NAMES = {"name", "version", "data_dir", "data_files", "description", "features"}
+_ARCHIVES = (".zip", ".tar", ".tgz", ".bz2", ".xz", ".zst", ".7z", ".rar")
+
+
+def hub_dataset(corpus: str) -> tuple[str, str | None]:
+    """Name, without a pinned revision, and config of ``hf:NAME[@REVISION][:CONFIG]``."""
+    name, _, config = corpus.removeprefix("hf:").partition(":")
+    return split_revision(name).name, config or None
+
+
+def hub_rows(corpus: str, revision: str | None, columns: list[str]) -> Iterator[Row]:
+    """The rows of the split ``train``, in order.
+
+    datasets says which files those are; ``distill.data.rows`` reads them. Other formats are read by datasets itself.
+
+    Args:
+        columns: those that every row must have.
+
+    Raises:
+        UserError: there is no such data set, config or split, or a file of it cannot be read.
+    """
+    import datasets  # slow to import, and few corpora need it
+
+    datasets.logging.set_verbosity(datasets.logging.CRITICAL)  # it would print a traceback beside our sentence
+    name, config = hub_dataset(corpus)
+    place = dataset_place(f"{name}@{revision}" if revision else name, f"data.corpus {corpus!r}")
+    try:
+        builder = datasets.load_dataset_builder(place.name, config, revision=place.revision)
+        files = [str(path) for path in (builder.config.data_files or {}).get("train", [])]
+        if reader := _reader(builder, files):
+            for path in files:
+                yield from read_rows(path, reader, columns)
+            return
+        for number, values in enumerate(builder.as_streaming_dataset(split="train"), 1):
+            absent = [column for column in columns if column not in values]
+            problem = f"has no column {absent[0]!r} (columns: {', '.join(values)})" if absent else ""
+            yield Row(f"row {number} of {corpus}", values, problem)
+    except UserError:
+        raise
+    except Exception as error:  # datasets raises many kinds; each means that this corpus cannot be read
+        cause = str(error.__cause__ or error).strip().split("\n")[0]
+        raise UserError(f"data.corpus {corpus!r} cannot be read: {cause}") from error
+
+
+def _reader(builder: "DatasetBuilder", files: list[str]) -> Reader | None:
+    """None where datasets must read: other formats, archives, and options in the data set's card."""
+    from datasets.packaged_modules.csv.csv import Csv
+    from datasets.packaged_modules.json.json import Json
+    from datasets.packaged_modules.parquet.parquet import Parquet
+    from datasets.packaged_modules.text.text import Text
+
+    options, defaults = builder.config, builder.BUILDER_CONFIG_CLASS()
+    asked = {name for name in vars(options) if getattr(options, name) != getattr(defaults, name, None)} - _NAMES
+    if not files or any(path.endswith(_ARCHIVES) for path in files) or asked - {"sep", "delimiter"}:
+        return None
+    if isinstance(builder, Csv):
+        return partial(csv_rows, delimiter=options.delimiter or options.sep)
+    readers = {Json: json_rows, Parquet: parquet_rows, Text: text_rows}
+    return next((reader for kind, reader in readers.items() if isinstance(builder, kind)), None)

@@ -1,0 +1,43 @@
+"""Counts what a tokenizer loses of a text: unknown words, and characters that decoding does not give back."""
+
+from collections import Counter
+
+from transformers import PreTrainedTokenizerFast
+
+from distill.data.prepared_data import RoundTrip
+from distill.data.tokenizer import encode, unknown_id
+
+_CHARACTERS = 10_000  # of a sampled text
+
+
+class RoundTripCounter:
+    """Counts what is lost while a corpus is cut into tokens."""
+
+    def __init__(self, tokenizer: PreTrainedTokenizerFast):
+        self._tokenizer, self._unknown_id = tokenizer, unknown_id(tokenizer)
+        self._tokens = self._unknown = self._texts = self._restored = self._characters = 0
+        self._lost: Counter[str] = Counter()
+
+    def count(self, ids: list[int]) -> None:
+        """Count the unknown words among the tokens of a text."""
+        self._tokens += len(ids)
+        self._unknown += ids.count(self._unknown_id)
+
+    def sample(self, text: str) -> None:
+        """Encode and decode the beginning of ``text``."""
+        text = text[:_CHARACTERS]
+        decoded = self._tokenizer.backend_tokenizer.decode(encode(self._tokenizer, [text])[0])
+        self._texts += 1
+        self._restored += decoded == text
+        self._characters += len(text)
+        self._lost += Counter(text) - Counter(decoded)  # which is 0 for each character that is there as often
+
+    def result(self) -> RoundTrip:
+        """What was counted so far."""
+        return RoundTrip(
+            unknown_share=self._unknown / max(self._tokens, 1),
+            restored_share=self._restored / max(self._texts, 1),
+            lost_share=self._lost.total() / max(self._characters, 1),
+            most_lost=[character for character, _ in self._lost.most_common(5)],
+            sampled=self._texts,
+        )

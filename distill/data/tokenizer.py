@@ -1,0 +1,154 @@
+"""A trained or a loaded tokenizer, checked for what T5's objective needs."""
+
+import itertools
+import json
+from collections.abc import Iterable, Iterator
+from functools import lru_cache
+from pathlib import Path
+
+from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers, processors, trainers
+from transformers import AutoTokenizer, PreTrainedTokenizerFast, T5Tokenizer
+
+from distill.errors import UserError
+from distill.io.hub_files import TOKENIZER, local_files
+from distill.special_tokens import WordIds
+
+SENTINELS = 100
+TRAINING_CHARACTERS = 200_000_000  # enough for any vocabulary here, and bounded on a corpus like C4
+_NAMES_ITS_CLASS = {"tokenizer.json", "tokenizer_config.json", "config.json"}
+_HIDDEN = "\ufdd0"  # never a character of text, as Unicode has it
+
+
+def train_tokenizer(texts: Iterable[str], vocabulary: int) -> PreTrainedTokenizerFast:
+    """A byte-level BPE of ``vocabulary`` words, laid out like T5's: <pad> 0, </s> 1, <unk> 2, sentinels last.
+
+    Byte-level, so that decoding gives back every text exactly.
+    """
+    backend = Tokenizer(models.BPE())
+    backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    backend.decoder = decoders.ByteLevel()
+    trainer = trainers.BpeTrainer(
+        vocab_size=vocabulary - SENTINELS,
+        special_tokens=["<pad>", "</s>", "<unk>"],
+        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+        show_progress=False,
+    )
+    backend.train_from_iterator(_first_characters(texts, TRAINING_CHARACTERS), trainer)
+    sentinels = [f"<extra_id_{k}>" for k in reversed(range(SENTINELS))]
+    backend.add_tokens([AddedToken(word, special=True, normalized=False) for word in sentinels])
+    backend.post_processor = processors.TemplateProcessing(single="$A </s>", special_tokens=[("</s>", 1)])
+    return PreTrainedTokenizerFast(
+        tokenizer_object=backend,
+        pad_token="<pad>",
+        eos_token="</s>",
+        unk_token="<unk>",
+        extra_special_tokens=list(reversed(sentinels)),
+        model_max_length=10**6,
+    )
+
+
+def load_tokenizer(source: str | Path) -> PreTrainedTokenizerFast:
+    """Any tokenizer that transformers loads from a directory, or from the hub as ``NAME`` or ``NAME@REVISION``.
+
+    Of a ``tokenizer.json``, or of a ``spiece.model`` of SentencePiece, as many repositories of T5 have it.
+
+    Never runs code of the source.
+
+    Raises:
+        UserError: it cannot be loaded, or lacks something that ``word_ids`` needs.
+    """
+    directory = local_files(str(source), "model", f"tokenizer {str(source)!r}", TOKENIZER)
+    files = {path.name for path in directory.iterdir()}
+    # A directory with nothing beside SentencePiece's model does not say whose it is; only T5 calls it so.
+    kind = T5Tokenizer if "spiece.model" in files and not files & _NAMES_ITS_CLASS else AutoTokenizer
+    try:
+        tokenizer = kind.from_pretrained(directory, trust_remote_code=False)
+    except Exception as error:  # transformers raises many kinds; each means that this tokenizer cannot be used
+        cause = str(error).strip().split("\n")[0]
+        raise UserError(f"tokenizer {str(source)!r} cannot be loaded: {cause}") from error
+    if not tokenizer.is_fast:
+        raise UserError(f"tokenizer {str(source)!r} has no fast version (tokenizer.json); convert it first")
+    tokenizer.name_or_path = str(source)  # which messages name; of the hub it is a directory of the cache
+    word_ids(tokenizer)
+    return tokenizer
+
+
+def word_ids(tokenizer: PreTrainedTokenizerFast) -> WordIds:
+    """Find pad, eos and the sentinels <extra_id_0>, <extra_id_1>, ... that descend by one as in T5.
+
+    Raises:
+        UserError: one of them is missing, or the sentinels do not descend by one.
+    """
+    name = tokenizer.name_or_path or "trained"
+    for word in ("pad", "eos"):
+        if getattr(tokenizer, f"{word}_token_id") is None:
+            raise UserError(f"tokenizer {name!r} has no {word} token; use one made for T5, or data.tokenizer: train")
+    vocabulary = tokenizer.get_vocab()
+    ids = list(itertools.takewhile(lambda i: i is not None, (vocabulary.get(f"<extra_id_{k}>") for k in range(1000))))
+    if not ids:
+        raise UserError(
+            f"tokenizer {name!r} has no sentinels <extra_id_0>, <extra_id_1>, ...; "
+            "use one made for T5, or data.tokenizer: train"
+        )
+    if ids != list(range(ids[0], ids[0] - len(ids), -1)):
+        raise UserError(f"the sentinels of tokenizer {name!r} do not descend by one from <extra_id_0> as T5's do")
+    return WordIds(len(tokenizer), tokenizer.pad_token_id, tokenizer.eos_token_id, ids[0], len(ids))
+
+
+def encode(tokenizer: PreTrainedTokenizerFast, texts: list[str]) -> list[list[int]]:
+    """Token ids per text, without eos. No text gives the id of a special word: it is cut like any other text."""
+    backend, special, unknown = _text_backend(tokenizer)
+    rows = [encoding.ids for encoding in backend.encode_batch_fast(texts, add_special_tokens=False)]
+    # A text that holds a hidden name (see _text_backend) would still give an id.
+    return [ids if special.isdisjoint(ids) else _without(ids, special, unknown) for ids in rows]
+
+
+def unknown_id(tokenizer: PreTrainedTokenizerFast) -> int | None:
+    """The id that stands for what the tokenizer does not know, or None where it knows every text."""
+    if tokenizer.unk_token_id is not None:
+        return tokenizer.unk_token_id
+    word = getattr(tokenizer.backend_tokenizer.model, "unk_token", None)
+    return tokenizer.backend_tokenizer.token_to_id(word) if word else None
+
+
+def _without(ids: list[int], special: frozenset[int], unknown: int | None) -> list[int]:
+    replaced = (unknown if one in special else one for one in ids)
+    return [one for one in replaced if one is not None]
+
+
+@lru_cache(maxsize=8)  # a large vocabulary takes a tenth of a second
+def _text_backend(tokenizer: PreTrainedTokenizerFast) -> tuple[Tokenizer, frozenset[int], int | None]:
+    """A copy of the tokenizer in which no text spells a special word; the special ids; and the unknown word's.
+
+    ``encode_special_tokens`` alone does not do: it covers added tokens, but T5's special words also stand in the
+    vocabulary of the Unigram model, where they win over every other spelling. So the copy has other names for them.
+    """
+    unknown = unknown_id(tokenizer)
+    words = word_ids(tokenizer)
+    sentinels = range(words.sentinel_start - words.sentinels + 1, words.sentinel_start + 1)
+    special = {*tokenizer.all_special_ids, *sentinels}
+    hidden = {word: f"{_HIDDEN}{word}" for word, number in tokenizer.get_vocab().items() if number in special}
+    values = json.loads(tokenizer.backend_tokenizer.to_str())
+    values |= {"truncation": None, "padding": None, "post_processor": None}
+    for added in values["added_tokens"]:
+        added["content"] = hidden.get(added["content"], added["content"])
+    model = values["model"]
+    if isinstance(model["vocab"], dict):
+        model["vocab"] = {hidden.get(word, word): number for word, number in model["vocab"].items()}
+    else:  # Unigram, with a score for each word
+        model["vocab"] = [[hidden.get(word, word), score] for word, score in model["vocab"]]
+    if model.get("unk_token"):
+        model["unk_token"] = hidden.get(model["unk_token"], model["unk_token"])
+    if "merges" in model:
+        model["merges"] = [pair for pair in model["merges"] if hidden.keys().isdisjoint([*pair, "".join(pair)])]
+    backend = Tokenizer.from_str(json.dumps(values))
+    backend.encode_special_tokens = True
+    return backend, frozenset(special - {unknown}), unknown
+
+
+def _first_characters(texts: Iterable[str], limit: int) -> Iterator[str]:
+    for text in texts:
+        if limit <= 0:
+            return
+        yield text[:limit]
+        limit -= len(text)

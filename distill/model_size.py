@@ -1,0 +1,46 @@
+"""Parameters and floating-point operations of a model, counted from its shape. Needs no torch."""
+
+from typing import Any
+
+from distill.config import ModelConfig
+
+_BUCKETS = 32  # of T5's relative positions
+
+
+def forward_flops(shape: dict[str, Any], inputs: int, targets: int, *, experts: int = 1) -> float:
+    """Of one example's forward pass: two for each multiply-add of all products with weights, of attention and head.
+
+    A Switch layer counts as one FFN and its router: each token goes to one expert (section 2.1 of the paper), unless
+    told otherwise. Nothing element-wise is counted. A training step takes three times as many.
+
+    Args:
+        shape: the values of a ``config.json`` of T5 or Switch.
+        inputs, targets: tokens in the encoder and in the decoder.
+        experts: that each token goes to.
+    """
+    width, attended = shape["d_model"], shape["num_heads"] * shape["d_kv"]
+    ffn = (3 if shape.get("is_gated_act") else 2) * width * shape["d_ff"]
+    encoder = inputs * (4 * width * attended + ffn) + 2 * inputs * inputs * attended
+    decoder = targets * (6 * width * attended + ffn) + 2 * targets * (targets + inputs) * attended
+    decoder += inputs * 2 * width * attended  # keys and values of what the encoder wrote
+    routed = inputs * shape.get("num_sparse_encoder_layers", 0) + targets * shape.get("num_sparse_decoder_layers", 0)
+    sparse = routed * (width * shape.get("num_experts", 0) + (experts - 1) * ffn)
+    layers = shape["num_layers"] * encoder + shape["num_decoder_layers"] * decoder
+    return 2.0 * (layers + sparse + targets * width * shape["vocab_size"])
+
+
+def parameters(model: ModelConfig, words: int, experts: int = 0) -> int:
+    """The parameters of a dense T5 of this shape, or of a Switch teacher; tied ones count once.
+
+    Args:
+        words: rows of the embedding.
+        experts: in each sparse layer of a teacher; 0 for a dense model.
+    """
+    ffn = (3 if model.feed_forward == "gated-gelu" else 2) * model.d_model * model.d_ff
+    attention = 4 * model.d_model * model.num_heads * model.d_kv
+    norms = 2 + 5 * model.num_layers  # one before each of 2 + 3 sublayers, and one at each end
+    biases = 2 * _BUCKETS * model.num_heads
+    embeddings = (1 if model.tie_word_embeddings else 2) * words * model.d_model
+    dense = embeddings + biases + norms * model.d_model + model.num_layers * (3 * attention + 2 * ffn)
+    sparse = 2 * (model.num_layers // model.sparse_every) if experts else 0
+    return dense + sparse * (experts * (ffn + model.d_model) - ffn)

@@ -1,0 +1,79 @@
+"""A dense T5 from a shape, and what T5 and Switch models have in common."""
+
+import torch
+from torch import nn
+from transformers import PreTrainedModel, T5Config, T5ForConditionalGeneration
+
+from distill.config import ModelConfig
+from distill.models.save import say_whether_tied
+
+
+def build_dense(model: ModelConfig, vocab_size: int, *, pad: int, eos: int, seed: int) -> T5ForConditionalGeneration:
+    """A randomly initialised T5 of this shape: the baseline. Weights are a function of ``seed``."""
+    config = T5Config(
+        vocab_size=vocab_size,
+        d_model=model.d_model,
+        d_ff=model.d_ff,
+        d_kv=model.d_kv,
+        num_heads=model.num_heads,
+        num_layers=model.num_layers,
+        num_decoder_layers=model.num_layers,
+        feed_forward_proj=model.feed_forward,
+        dropout_rate=model.dropout,
+        tie_word_embeddings=model.tie_word_embeddings,
+        pad_token_id=pad,
+        eos_token_id=eos,
+        decoder_start_token_id=pad,
+    )
+    return new_t5(config, seed=seed)
+
+
+def new_t5(config: T5Config, *, seed: int) -> T5ForConditionalGeneration:
+    """A randomly initialised T5, with a head of its own where ``config`` does not scale the decoder's output.
+
+    transformers ties every T5 it builds and marks the untied ones by ``scale_decoder_outputs`` alone. The config of the
+    T5 says both, so that ``save_pretrained`` writes what every reader understands.
+    """
+    torch.manual_seed(seed)
+    t5 = T5ForConditionalGeneration(config)
+    if not config.scale_decoder_outputs:
+        t5.lm_head.weight = nn.Parameter(torch.randn(config.vocab_size, config.d_model) * config.d_model**-0.5)
+    say_whether_tied(config)  # not before: transformers would share no embedding at all
+    return t5
+
+
+def embeddings(model: PreTrainedModel) -> dict[str, nn.Module]:
+    """The modules whose weight is the shared embedding, or a weight of their own where the model is untied."""
+    return {
+        "encoder.embed_tokens": model.encoder.embed_tokens,
+        "decoder.embed_tokens": model.decoder.embed_tokens,
+        "lm_head": model.lm_head,
+    }
+
+
+def place(model: PreTrainedModel, device: torch.device) -> PreTrainedModel:
+    """Move to ``device``, with the attention that is fastest there.
+
+    T5's position bias keeps transformers' sdpa attention off the fused CPU kernel, and what it falls back to is
+    slower than the plain products.
+    """
+    if device.type == "cpu":
+        model.set_attn_implementation("eager")
+    return model.to(device)
+
+
+def freeze(model: PreTrainedModel, dtype: torch.dtype) -> PreTrainedModel:
+    """For inference alone: eval mode, no gradients, and the matrices of its products in ``dtype`` for good, in place.
+
+    What is read in float32 whatever the precision keeps its weights: embeddings, routers, norms, position biases.
+    """
+    for name, parameter in model.named_parameters():
+        parameter.requires_grad_(False)
+        if parameter.ndim > 1 and not any(kept in name for kept in ("shared", "embed", "router", "attention_bias")):
+            parameter.data = parameter.data.to(dtype)
+    return model.eval()
+
+
+def count_parameters(model: nn.Module) -> int:
+    """Parameters of a model, tied ones once."""
+    return sum(parameter.numel() for parameter in model.parameters())

@@ -1,0 +1,82 @@
+"""What the config of a T5 or Switch model says of the dense model that it is or gives, known before either is built.
+
+Two dense models are comparable where their shapes are equal: then their difference is that of their training. Needs no
+torch.
+"""
+
+from typing import Any, NamedTuple
+
+from distill.config import ModelConfig
+from distill.errors import UserError
+from distill.models.directory import dimension
+
+Shape = dict[str, int | str | bool]  # by the names of transformers' T5Config
+
+# Of T5's relative positions, where a config says nothing; and the words without which nothing can be generated.
+POSITIONS = {"relative_attention_num_buckets": 32, "relative_attention_max_distance": 128}
+_WORDS = {"pad": 0, "eos": 1, "decoder_start": None}
+_SIZES = ("vocab_size", "d_model", "d_ff", "d_kv", "num_heads", "num_layers", *POSITIONS)
+
+
+class Header(NamedTuple):
+    """Of a dense T5, or of the student that a Switch model gives."""
+
+    shape: Shape
+    pad: int  # ids of words
+    eos: int
+    experts: int | None = None  # of the Switch model
+
+
+def read_header(
+    config: dict[str, Any],
+    defaults: dict[str, int],
+    what: str,
+    *,
+    feed_forward: str,
+    tied: bool,
+    scaled: bool,
+    experts: int | None = None,
+) -> Header:
+    """The header of a model whose config has these ``defaults`` for what it leaves out.
+
+    Args:
+        what: names the model in messages.
+        feed_forward: activation of its FFNs, ``gated-`` before it where they are gated.
+        tied: whether its head is the embedding.
+        scaled: whether its last hidden states are scaled by d_model**-0.5.
+
+    Raises:
+        UserError: a size, an id or a rate in its config is none.
+    """
+    shape: Shape = {name: dimension(config, name, defaults[name], what) for name in _SIZES}
+    shape["num_decoder_layers"] = dimension(config, "num_decoder_layers", shape["num_layers"], what)
+    shape |= {"feed_forward_proj": feed_forward, "tie_word_embeddings": tied, "scale_decoder_outputs": scaled}
+    for name in ("dropout_rate", "layer_norm_epsilon"):
+        value = config.get(name, 0.0)
+        if type(value) not in (int, float) or not 0 <= value < 1:  # NaN is not
+            raise UserError(f"{what} has {name} {value!r:.40} in its config.json; it must be a number from 0 to 1")
+    pad, eos, _ = (_word_id(config, name, shape["vocab_size"], what) for name in _WORDS)
+    return Header(shape, pad, eos, experts)
+
+
+def shape_of(model: ModelConfig, vocab_size: int | None) -> Shape:
+    """The shape of a dense model that is built here; without its words, where they are not known yet."""
+    shape: Shape = model.model_dump(include={"d_model", "d_ff", "d_kv", "num_heads", "num_layers"})
+    shape |= {"num_decoder_layers": model.num_layers, "feed_forward_proj": model.feed_forward, **POSITIONS}
+    shape |= dict.fromkeys(("tie_word_embeddings", "scale_decoder_outputs"), model.tie_word_embeddings)
+    return shape if vocab_size is None else {"vocab_size": vocab_size, **shape}
+
+
+def differences(one: Shape, other: Shape) -> list[str]:
+    """``d_ff 64 and 128`` for every entry that both have and that differs."""
+    common = [name for name in one if name in other]
+    return [f"{name} {one[name]} and {other[name]}" for name in common if one[name] != other[name]]
+
+
+def _word_id(config: dict[str, Any], name: str, words: int, what: str) -> int:
+    value = config.get(f"{name}_token_id", _WORDS[name])
+    if type(value) is not int or not 0 <= value < words:
+        raise UserError(
+            f"{what} has {name}_token_id {value!r:.40} in its config.json; it must be the id of one of {words} words"
+        )
+    return value

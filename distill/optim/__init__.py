@@ -1,0 +1,1 @@
+"""Adafactor and Muon, as torch has them in other forms or not at all."""

@@ -1,0 +1,75 @@
+"""Muon for the matrices inside the blocks, and Adafactor for everything else.
+
+Muon (Jordan et al. 2024, kellerjordan.github.io/posts/muon) moves a matrix by the nearest orthogonal one to its
+momentum, so that all directions move at one rate. Here as ``torch.optim.Muon`` computes it, with the step sizes of
+Liu et al. 2025 (arXiv:2502.16982); matrices of one shape, such as a layer's experts, are updated together.
+"""
+
+from collections.abc import Callable, Iterable
+from functools import partial
+from typing import Any
+
+import torch
+from torch.distributed.tensor import DTensor, distribute_tensor
+
+from distill.optim.adafactor import Adafactor, stack
+
+_MOMENTUM = 0.95
+_ITERATIONS = 5
+# A polynomial whose powers bring all but the smallest singular values to between 0.7 and 1.2.
+_A, _B, _C = 3.4445, -4.7750, 2.0315
+
+
+class Muon(Adafactor):
+    """Groups with ``orthogonal`` true are of matrices, [..., M, N], that Muon updates; others are Adafactor's.
+
+    Args:
+        params: groups of parameters.
+        lr: at least 0; a step of Muon has a root mean square of about 0.2 times it, one of Adafactor ``lr`` times the
+            tensor's own.
+        weight_decay: times ``lr``, decoupled.
+        dtype: of the products; bfloat16 is precise enough, but what is rounded depends on how gradients were summed.
+    """
+
+    def __init__(
+        self, params: Iterable[Any], lr: float, *, weight_decay: float = 0.0, dtype: torch.dtype = torch.bfloat16
+    ):
+        groups = [{"orthogonal": False, **group} for group in params]
+        super().__init__(groups, lr, weight_decay=weight_decay)
+        self.dtype = dtype
+        for group in self.param_groups:
+            for parameter in group["params"] if group["orthogonal"] else ():
+                self.state[parameter] = {"step": torch.tensor(0.0), "momentum_buffer": torch.zeros_like(parameter)}
+
+    def _update(self, parameters: list[torch.Tensor], group: dict[str, Any], step: int) -> None:
+        if not group["orthogonal"]:
+            super()._update(parameters, group, step)
+            return
+        values = stack(parameters)
+        gradients = stack([parameter.grad for parameter in parameters])
+        momentum = self._moment("momentum_buffer", parameters, gradients, 1 - _MOMENTUM)
+        direction = _whole(partial(orthogonal, dtype=self.dtype), gradients.lerp(momentum, _MOMENTUM))
+        values.mul_(1 - group["lr"] * group["weight_decay"])
+        values.sub_(direction.to(values.dtype), alpha=group["lr"] * 0.2 * max(values.shape[-2:]) ** 0.5)
+        self._keep(parameters, values, step)
+
+
+def orthogonal(matrices: torch.Tensor, dtype: torch.dtype = torch.bfloat16) -> torch.Tensor:
+    """[..., M, N] -> the same in ``dtype``: of each matrix ``U S V^T`` about ``U V^T``, by Newton-Schulz iterations."""
+    wide = matrices.shape[-2] <= matrices.shape[-1]
+    x = (matrices if wide else matrices.mT).to(dtype)
+    folded, x = x.shape, x.reshape(-1, *x.shape[-2:])
+    x = x / x.flatten(1).norm(dim=1).clamp(min=1e-7)[:, None, None]
+    for _ in range(_ITERATIONS):
+        gram = x @ x.mT
+        x = torch.baddbmm(x, torch.baddbmm(gram, gram, gram, beta=_B, alpha=_C), x, beta=_A)
+    x = x.reshape(folded)
+    return x if wide else x.mT
+
+
+def _whole(function: Callable[[torch.Tensor], torch.Tensor], value: torch.Tensor) -> torch.Tensor:
+    """``function`` of a tensor of which each process may have a part; every one computes all of it."""
+    if not isinstance(value, DTensor):
+        return function(value)
+    whole = function(value.full_tensor())
+    return distribute_tensor(whole, value.device_mesh, value.placements, src_data_rank=None)

@@ -1,0 +1,299 @@
+"""The one training loop, for teacher, baseline and student.
+
+Every random number of a forward pass is a function of (seed, step, number of the pass in its step), and so is the data:
+a run that is killed and resumed takes the same steps as one that is not, and so do any processes that share the passes.
+"""
+
+import math
+import os
+import time
+from collections.abc import Callable, Iterator
+from contextlib import nullcontext
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Literal
+
+import torch
+from accelerate import Accelerator
+from accelerate.utils import broadcast_object_list, patch_environment
+from torch import nn
+
+from distill.config import TrainingConfig
+from distill.data.examples import IGNORE_INDEX, Batch, Examples
+from distill.io.disk import require_space
+from distill.optim.adafactor import Adafactor
+from distill.optim.muon import Muon
+from distill.training.checkpoint import (
+    KEPT,
+    Progress,
+    load_checkpoint,
+    mark_restart,
+    newest_checkpoint,
+    remove_unfinished,
+    restart_point,
+    save_checkpoint,
+)
+from distill.training.divergence import RESTARTS, NormWatch, TrainingDiverged
+from distill.training.machine import keep_freed_memory
+from distill.training.precision import resolve_precision
+from distill.training.sharding import asked_for, make_whole, shard, whole, whole_states
+from distill.training.step import Window, one_ahead, seed_pass, split_batch
+
+
+@dataclass(frozen=True)
+class Hooks:
+    """What the caller wants to hear: each step (for a progress bar), the metrics of every few steps, and sentences.
+
+    ``evaluate`` may raise ``TrainingDiverged``. ``on_course`` hears how often training has gone back and begun another
+    course, at its start and each time that it does: the metrics of earlier ones no longer hold from here on.
+    """
+
+    on_step: Callable[[int, int, dict[str, float]], None] = lambda step, total, metrics: None
+    on_metrics: Callable[[int, dict[str, float]], None] = lambda step, metrics: None
+    evaluate: Callable[[int], None] = lambda step: None
+    on_course: Callable[[int], None] = lambda number: None
+    say: Callable[[str], None] = lambda text: None
+
+
+def make_accelerator(precision: Literal["auto", "bfloat16", "float32"]) -> Accelerator:
+    """Devices and processes, with bfloat16 autocast or without.
+
+    Gradient accumulation stays 1 whatever the environment says: the loop divides by its own count of tokens.
+    """
+    os.environ.pop("ACCELERATE_GRADIENT_ACCUMULATION_STEPS", None)
+    os.environ["FSDP_CPU_RAM_EFFICIENT_LOADING"] = "false"  # transformers would load weights in one process alone
+    keep_freed_memory()
+    # Without a GPU, each of several processes would believe that it is alone.
+    cpu = int(os.environ.get("WORLD_SIZE", "1")) > 1 and not torch.accelerator.is_available()
+    mixed_precision = "bf16" if resolve_precision(precision) == "bfloat16" else "no"
+    with patch_environment(accelerate_use_fsdp="false"):  # which it does on GPUs alone; we do it ourselves
+        return Accelerator(mixed_precision=mixed_precision, gradient_accumulation_steps=1, cpu=cpu)
+
+
+def learning_rate(config: TrainingConfig, step: int, steps: int) -> float:
+    """The rate of optimizer step ``step`` (from 0) in a run of ``steps``.
+
+    Linear warm-up, then ``inverse_sqrt``: lr * sqrt(warmup / step), as T5 was trained, with a last part
+    (``cooldown``) that falls linearly to zero; or ``cosine``: half a period down to zero.
+    """
+    warmup = config.warmup_steps
+    if step < warmup:
+        return config.learning_rate * (step + 1) / warmup
+    if config.schedule == "cosine":
+        return config.learning_rate * 0.5 * (1 + math.cos(math.pi * (step - warmup) / (steps - warmup)))
+    trunk = trunk_steps(config, steps)
+    rate = config.learning_rate * math.sqrt(max(warmup, 1) / max(min(step, trunk), warmup, 1))
+    return rate * (steps - step) / (steps - trunk + 1) if step >= trunk and steps > trunk else rate
+
+
+def trunk_steps(config: TrainingConfig, steps: int) -> int:
+    """How many of the first steps do not depend on ``steps``: runs of any longer length share them."""
+    if config.schedule == "cosine":
+        return min(config.warmup_steps, steps)
+    return max(steps - round(config.cooldown * steps), min(config.warmup_steps, steps))
+
+
+def train(
+    objective: nn.Module,
+    examples: Examples,
+    config: TrainingConfig,
+    *,
+    accelerator: Accelerator,
+    directory: Path,
+    seed: int,
+    steps: int | None = None,
+    stop: int | None = None,
+    start: Path | None = None,
+    hooks: Hooks | None = None,
+) -> None:
+    """Train ``objective.model`` in place, from the newest whole checkpoint in ``directory`` if there is one.
+
+    Args:
+        objective: gives the loss summed over target tokens, see ``distill.training.train_modules``.
+        steps: length that the schedule is for; ``config.steps`` unless told otherwise.
+        stop: the step to stop at, where the caller goes on later with another length; ``steps`` otherwise.
+        start: a checkpoint to begin from where ``directory`` has none.
+
+    Raises:
+        TrainingDiverged: loss or gradient is not what training can go on from, and ``config.on_divergence`` says to
+            stop or has restarted often enough; the last checkpoint is untouched.
+        DiskFull: there is no space for the checkpoints; those that there are are whole.
+        UserError: the batch cannot be shared among the processes.
+    """
+    hooks = hooks or Hooks()
+    steps = steps or config.steps
+    stop = steps if stop is None else stop
+    micro_batches = split_batch(config, accelerator)
+    found = newest_checkpoint(directory, hooks.say) if accelerator.is_main_process else None
+    [found] = broadcast_object_list([found])
+    course, progress = _Course(objective, config, accelerator, directory, hooks), Progress()
+    if found or start:
+        progress = load_checkpoint(found or start, objective.model, course.optimizer)
+    if accelerator.is_main_process:
+        remove_unfinished(directory)
+        if progress.step < stop:
+            _check_space(directory, objective, config)
+    if not found and (config.on_divergence == "restart" or progress.step == stop):
+        course.save(progress)  # what the first restart goes back to; or a trunk of no steps, where branches begin
+    while progress.step < stop:
+        hooks.on_course(progress.restarts)
+        batches = one_ahead(examples, micro_batches, range(progress.step, stop))
+        try:
+            progress = course.take_steps(progress, batches, seed, steps, stop)
+        except TrainingDiverged as error:
+            progress = course.go_back(error)
+    accelerator.wait_for_everyone()
+    accelerator.unwrap_model(course.objective, keep_fp32_wrapper=False)
+    make_whole(objective)
+    accelerator.free_memory()
+
+
+class _Course:
+    """What a run's steps have in common, and where it is."""
+
+    def __init__(
+        self, objective: nn.Module, config: TrainingConfig, accelerator: Accelerator, directory: Path, hooks: Hooks
+    ):
+        self.config, self.accelerator, self.directory, self.hooks = config, accelerator, directory, hooks
+        self.bare = self.objective = objective.to(accelerator.device).train()
+        sharded = accelerator.num_processes > 1 and asked_for()
+        if sharded:
+            shard(objective, accelerator.device)
+        self.optimizer = make_optimizer(objective, config, accelerator.mixed_precision)
+        if not sharded:  # accelerate may wrap them
+            self.objective, self.optimizer = accelerator.prepare(objective, self.optimizer)
+        self.step, self.restarts = 0, 0
+
+    def save(self, progress: Progress) -> None:
+        """A checkpoint, by the main process; all others must call it too."""
+        main = self.accelerator.is_main_process
+        states = whole_states(self.optimizer, keep=main)
+        with whole(self.bare):
+            if main:
+                save_checkpoint(self.directory, progress, self.bare.model, states)
+
+    def take_steps(
+        self, progress: Progress, batches_of_steps: Iterator[list[Batch]], seed: int, steps: int, stop: int
+    ) -> Progress:
+        """From where ``progress`` is to ``stop``, with checkpoints on the way; returns where that is."""
+        config, accelerator, hooks = self.config, self.accelerator, self.hooks
+        self.restarts, window = progress.restarts, Window()
+        watch = NormWatch(progress.norms, config.gradient_clip)
+        for step in range(progress.step, stop):
+            began, done = time.perf_counter(), step + 1
+            self.step = done
+            for group in self.optimizer.param_groups:
+                group["lr"] = learning_rate(config, step, steps) * 0.5**self.restarts
+            batches = [batch.to(accelerator.device) for batch in next(batches_of_steps)]
+            self.bare.step = step
+            reseed = partial(seed_pass, seed, step)
+            sums, tokens = optimizer_step(self.objective, self.optimizer, batches, config, accelerator, watch, reseed)
+            processed = sum(batch.input_ids.numel() + batch.labels.numel() for batch in batches)
+            metrics = window.add(sums, tokens, processed, began)
+            hooks.on_step(done, steps, metrics)
+
+            if done % config.log_every == 0 or done == stop:
+                restarts = {"restarts": self.restarts} if self.restarts else {}
+                hooks.on_metrics(done, {**metrics, **restarts, "learning_rate": self.optimizer.param_groups[0]["lr"]})
+                window = Window()
+            # What the caller would find after the last step, it could not go back from.
+            last = done == stop and config.on_divergence == "restart"
+            if last or (config.evaluate_every and done % config.evaluate_every == 0):
+                with whole(self.bare):
+                    hooks.evaluate(done)
+            if done % config.checkpoint_every == 0 or done == stop:
+                progress = Progress(done, self.restarts, norms=tuple(watch.norms))
+                self.save(progress)
+        return progress
+
+    def go_back(self, error: TrainingDiverged) -> Progress:
+        """Load the last good checkpoint, to go on from it with half the learning rate; or stop, as the config says.
+
+        Raises:
+            TrainingDiverged: the run stops, and the message says why.
+        """
+        path = restart_point(self.directory) if self.config.on_divergence == "restart" else None
+        if path is None or self.restarts == RESTARTS:
+            after = f" after {self.restarts} restarts" if self.restarts else ""
+            other = "" if self.config.on_divergence == "restart" else ", or set on_divergence to restart"
+            raise TrainingDiverged(
+                f"training stopped at step {self.step}{after}: {error}; the last checkpoint is kept. "
+                f"Lower learning_rate or raise warmup_steps{other}"
+            ) from error
+        self.accelerator.wait_for_everyone()
+        if self.accelerator.is_main_process:
+            mark_restart(path, self.restarts + 1)
+        self.accelerator.wait_for_everyone()
+        self.optimizer.zero_grad()
+        progress = load_checkpoint(path, self.bare.model, self.optimizer)
+        self.hooks.say(
+            f"Diverged at step {self.step}: {error}; going on from step {progress.step} with 1/{2**progress.restarts} "
+            "of the learning rate"
+        )
+        return progress
+
+
+def optimizer_step(
+    objective: nn.Module,
+    optimizer: torch.optim.Optimizer,
+    batches: list[Batch],
+    config: TrainingConfig,
+    accelerator: Accelerator,
+    watch: NormWatch,
+    reseed: Callable[[int], None] = lambda number: None,
+) -> tuple[dict[str, torch.Tensor], torch.Tensor]:
+    """One update from all micro-batches of all processes, with one denominator: the target tokens of the step.
+
+    Args:
+        reseed: is called before each forward pass with its number, counted over all processes.
+
+    Raises:
+        TrainingDiverged: ``watch`` finds loss or gradient at fault; there was no update.
+    """
+    tokens = torch.stack([(batch.labels != IGNORE_INDEX).sum() for batch in batches]).sum()
+    tokens = accelerator.reduce(tokens, "sum")
+    sums: dict[str, torch.Tensor] = {}
+    for number, batch in enumerate(batches):
+        reseed(number * accelerator.num_processes + accelerator.process_index)
+        with accelerator.no_sync(objective) if number + 1 < len(batches) else nullcontext():
+            with accelerator.autocast():  # which a sharded objective does not bring with it
+                loss, metrics = objective(*batch)
+            # Processes average their gradients; times their number, that is the sum that we divide.
+            accelerator.backward(loss * (accelerator.num_processes / tokens))
+        for name, value in metrics.items():
+            sums[name] = sums.get(name, 0) + value.float()
+    norm = accelerator.clip_grad_norm_(objective.parameters(), config.gradient_clip)
+    sums = accelerator.reduce(sums, "sum")
+    watch.check(float(sums["loss"] / tokens), float(norm))
+    optimizer.step()
+    optimizer.zero_grad()
+    return sums, tokens
+
+
+def _check_space(directory: Path, objective: nn.Module, config: TrainingConfig) -> None:
+    """One checkpoint is written while those before it are still there."""
+    parameters = sum(parameter.numel() for parameter in objective.parameters())
+    there = sum(file.stat().st_size for file in directory.rglob("*") if file.is_file())
+    needed = (KEPT + 1) * config.checkpoint_bytes(parameters) - there
+    require_space(directory, needed, f"training (checkpoints of {parameters:,} parameters)")
+
+
+def make_optimizer(objective: nn.Module, config: TrainingConfig, precision: str = "no") -> torch.optim.Optimizer:
+    """AdamW, Adafactor, or Muon for the blocks' matrices and Adafactor else; norms and position biases do not decay."""
+    decayed, plain, in_blocks = [], [], []
+    for name, parameter in objective.named_parameters():
+        if parameter.ndim < 2 or "relative_attention_bias" in name:
+            plain.append(parameter)
+        elif config.optimizer == "muon" and ".block." in name and "router" not in name:
+            in_blocks.append(parameter)
+        else:
+            decayed.append(parameter)
+    groups = [{"params": decayed, "weight_decay": config.weight_decay}, {"params": plain, "weight_decay": 0.0}]
+    if config.optimizer == "adafactor":
+        return Adafactor(groups, lr=config.learning_rate)
+    if config.optimizer == "muon":
+        matrices = {"params": in_blocks, "weight_decay": config.weight_decay, "orthogonal": True}
+        dtype = torch.bfloat16 if precision == "bf16" else torch.float32
+        return Muon([*groups, matrices], lr=config.learning_rate, dtype=dtype)
+    return torch.optim.AdamW(groups, lr=config.learning_rate, fused=True)

@@ -1,0 +1,108 @@
+"""A model and its loss as one module, so that the training loop need not know which of them it trains.
+
+``forward(input_ids [B, S], labels [B, T], ...)``, with all that a batch holds, returns the loss summed over the target
+tokens, and what to log, each value summed over the target tokens too: divided by their count, both become means.
+The loop sets the attribute ``step`` (from 0) before each optimizer step; what has a schedule reads it.
+"""
+
+import torch
+from torch import nn
+from transformers import PreTrainedModel
+
+from distill.data.examples import IGNORE_INDEX
+from distill.loss import SoftLabels, sum_of_losses
+from distill.models.t5_forward import BlockStates, hidden_states
+from distill.training.matching import Matching
+
+LossAndMetrics = tuple[torch.Tensor, dict[str, torch.Tensor]]
+
+
+class HardLabels(nn.Module):
+    """Cross-entropy with the text: the baseline, and a student without soft labels."""
+
+    def __init__(self, model: PreTrainedModel):
+        super().__init__()
+        self.model = model
+
+    def forward(self, input_ids: torch.Tensor, labels: torch.Tensor) -> LossAndMetrics:
+        hidden, head = hidden_states(self.model, input_ids, labels)
+        loss = sum_of_losses(hidden, head, labels.flatten(), None, hard_fraction=1.0).loss
+        return loss, {"loss": loss.detach()}
+
+
+class HardAndCachedLabels(nn.Module):
+    """The mixed loss of section 4.2, with soft labels that come with the batch.
+
+    Before step ``soft_start`` the loss is that of the hard labels alone, as in the reference code.
+    """
+
+    def __init__(self, model: PreTrainedModel, *, hard_fraction: float, temperature: float, soft_start: int = 0):
+        super().__init__()
+        self.model = model
+        self.hard_fraction, self.temperature, self.soft_start = hard_fraction, temperature, soft_start
+        self.step = 0
+
+    @property
+    def reads_soft_labels(self) -> bool:
+        """Whether soft labels are a part of the loss at this step."""
+        return self.hard_fraction < 1 and self.step >= self.soft_start
+
+    def forward(
+        self,
+        input_ids: torch.Tensor,
+        labels: torch.Tensor,
+        soft_labels: SoftLabels | None,
+        states: list[BlockStates] | None = None,
+    ) -> LossAndMetrics:
+        """``states``, where a list is given, is filled as by ``distill.models.t5_forward.hidden_states``."""
+        hidden, head = hidden_states(self.model, input_ids, labels, states)
+        mixed = self.reads_soft_labels
+        sums = sum_of_losses(
+            hidden,
+            head,
+            labels.flatten(),
+            soft_labels if mixed else None,
+            hard_fraction=self.hard_fraction if mixed else 1.0,
+            temperature=self.temperature,
+        )
+        metrics = {"loss": sums.loss.detach(), "hard_loss": sums.hard}
+        if mixed:
+            metrics |= {"soft_loss": sums.soft, "kl": sums.soft - sums.entropy}
+        return sums.loss, metrics
+
+
+class HardAndSoftLabels(HardAndCachedLabels):
+    """The same loss, with the soft labels that a teacher (``distill.models.build.freeze``) gives at each step.
+
+    With ``matching``, also the error of the student's states, with a weight and a schedule of their own: they do not
+    wait for ``soft_start``. At a step that needs neither soft labels nor states, the teacher does not run.
+    """
+
+    def __init__(
+        self,
+        model: PreTrainedModel,
+        teacher: PreTrainedModel,
+        *,
+        hard_fraction: float,
+        temperature: float,
+        soft_start: int = 0,
+        matching: Matching | None = None,
+    ):
+        super().__init__(model, hard_fraction=hard_fraction, temperature=temperature, soft_start=soft_start)
+        self.matching = matching
+        self._teacher = [teacher.eval().requires_grad_(False)]  # in a list: not a part of what is trained
+
+    def forward(self, input_ids: torch.Tensor, labels: torch.Tensor) -> LossAndMetrics:
+        weight = self.matching.weight_at(self.step) if self.matching else 0
+        mine, theirs = ([], []) if weight else (None, None)
+        soft_labels = None
+        if weight or self.reads_soft_labels:
+            with torch.no_grad():
+                soft_labels = hidden_states(self._teacher[0], input_ids, labels, theirs)
+        loss, metrics = super().forward(input_ids, labels, soft_labels, mine)
+        if weight:
+            # Its mean counts once for every target token, so that the weight does not depend on the batch.
+            match = self.matching.loss(mine, theirs, labels) * (labels != IGNORE_INDEX).sum()
+            loss = loss + weight * match
+            metrics |= {"loss": loss.detach(), "match_loss": match.detach()}
+        return loss, metrics

@@ -1,0 +1,282 @@
+"""The commands. Each imports what it needs, so that --help and wrong input are answered at once."""
+
+import errno
+import json
+import os
+import signal
+import sys
+import traceback
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from distill.errors import ExpectedError, UserError
+from distill.io.disk import is_full
+from pipelines.cli import serving as cli_serving
+from pipelines.cli.options import Json, Workdir
+from pipelines.runner.parent import end_with_parent
+from pipelines.tracking.store_uri import without_credentials
+from pipelines.workdir.commands import WORK
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+    from pipelines.runner.runner import Runner
+    from pipelines.workdir.stage import Stage
+
+app = typer.Typer(
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    help="Distil a sparse Switch Transformer into a small dense T5 that you can serve.",
+)
+app.add_typer(cli_serving.commands)
+
+# What the parser raises, which typer does not export: its own, or click's in versions that use click.
+_WrongUsage = typer.BadParameter.__base__
+
+Config = Annotated[str, typer.Argument(metavar="CONFIG", help="A preset's name or a YAML file.")]
+Ratio = Annotated[str | None, typer.Option(help="One teacher size, for example e8; all of them if not given.")]
+Set = Annotated[list[str] | None, typer.Option("--set", metavar="a.b=c", help="Override one value; repeatable.")]
+Seed = Annotated[int | None, typer.Option(min=0, max=2**31 - 1, help="Run with this seed alone.")]
+
+
+@app.command()
+def run(
+    config: Config,
+    ratio: Ratio = None,
+    set_: Set = None,
+    workdir: Workdir = WORK,
+    seed: Seed = None,
+    json_: Json = False,
+) -> None:
+    """All four stages, every ratio; with --ratio, those of one, without the report. Finished stages are reused."""
+    runner = _runner(config, set_, workdir, seed, ratio)
+    if ratio:
+        _execute([stage for stage in runner.workspace.stages if stage.ratio == ratio], runner, json_)
+        return
+    stages = runner.workspace.stages
+    if runner.workspace.config.jobs > 1 and os.environ.get("WORLD_SIZE", "1") == "1":
+        from pipelines.runner.side_by_side import run_side_by_side
+
+        if run_side_by_side(runner, _options(set_, workdir, seed)):
+            stages = stages[-1:]
+    _show_report(runner, stages, json_)
+
+
+@app.command()
+def baseline(config: Config, set_: Set = None, workdir: Workdir = WORK, seed: Seed = None, json_: Json = False) -> None:
+    """The dense model that gains are measured against, at both lengths."""
+    _one_kind("baseline", config, None, set_, workdir, seed, json_)
+
+
+@app.command()
+def teacher(
+    config: Config,
+    ratio: Ratio = None,
+    set_: Set = None,
+    workdir: Workdir = WORK,
+    seed: Seed = None,
+    json_: Json = False,
+) -> None:
+    """Stage 1: train or load a Switch teacher."""
+    _one_kind("teacher", config, ratio, set_, workdir, seed, json_)
+
+
+@app.command()
+def init(
+    config: Config,
+    ratio: Ratio = None,
+    set_: Set = None,
+    workdir: Workdir = WORK,
+    seed: Seed = None,
+    json_: Json = False,
+) -> None:
+    """Stage 2: a dense student from the teacher's non-expert weights."""
+    _one_kind("init", config, ratio, set_, workdir, seed, json_)
+
+
+@app.command()
+def label(
+    config: Config,
+    ratio: Ratio = None,
+    set_: Set = None,
+    workdir: Workdir = WORK,
+    seed: Seed = None,
+    json_: Json = False,
+) -> None:
+    """Soft labels, made once by the teacher and stored, for students with distill.soft_labels=cached."""
+    overrides = [*(set_ or []), "distill.soft_labels=cached"]
+    _one_kind("label", config, ratio, overrides, workdir, seed, json_)
+
+
+@app.command()
+def distill(
+    config: Config,
+    ratio: Ratio = None,
+    set_: Set = None,
+    workdir: Workdir = WORK,
+    seed: Seed = None,
+    json_: Json = False,
+) -> None:
+    """Stage 3: train the student on hard and soft labels."""
+    _one_kind("distill", config, ratio, set_, workdir, seed, json_)
+
+
+@app.command()
+def report(config: Config, set_: Set = None, workdir: Workdir = WORK, seed: Seed = None, json_: Json = False) -> None:
+    """Stage 4: the fraction of each teacher's gain that its student keeps."""
+    runner = _runner(config, set_, workdir, seed, kind="report")
+    _show_report(runner, runner.workspace.select("report"), json_)
+
+
+@app.command()
+def lineage(
+    model: Annotated[str, typer.Argument(metavar="MODEL", help="A run id, models:/NAME/VERSION, or a directory.")],
+    workdir: Workdir = WORK,
+    json_: Json = False,
+) -> None:
+    """From a model back to the bytes of its data, read from MLflow."""
+    from rich.console import Console
+
+    from pipelines.tracking.lineage import draw, read_export_lineage, read_lineage
+    from pipelines.tracking.store import existing_store
+
+    tree = read_export_lineage(model) or read_lineage(existing_store(workdir), model)
+    if json_:
+        print(json.dumps(tree, indent=2))
+    else:
+        Console(width=200).print(draw(tree), highlight=False)  # digests are not to be cut
+
+
+@app.command()
+def ui(
+    workdir: Workdir = WORK,
+    port: Annotated[int, typer.Option(min=1, max=65535)] = 5000,
+    host: Annotated[str, typer.Option()] = "127.0.0.1",
+) -> None:
+    """The MLflow UI on this work directory's store."""
+    from pipelines.tracking.store import existing_store
+    from pipelines.tracking.view import serve
+
+    serve(existing_store(workdir), workdir, host, port, _stderr())
+
+
+@app.command()
+def presets(json_: Json = False) -> None:
+    """List the presets."""
+    from pipelines.config.presets import PRESETS
+
+    listed = {name: (preset.__doc__ or name).strip().splitlines()[0] for name, preset in PRESETS.items()}
+    print(json.dumps(listed, indent=2) if json_ else "\n".join(f"{name:<12} {text}" for name, text in listed.items()))
+
+
+@app.command("config")
+def show_config(config: Config, set_: Set = None, seed: Seed = None, json_: Json = False) -> None:
+    """Print the resolved config; what it prints is a CONFIG too."""
+    import yaml
+
+    from pipelines.config.run_config import load_config
+
+    values = load_config(config, set_ or [], seed).model_dump(mode="json")
+    print(json.dumps(values, indent=2) if json_ else yaml.safe_dump(values, sort_keys=False), end="\n" if json_ else "")
+
+
+def main() -> None:
+    """The entry point: exit codes 0 done, 1 internal failure, 2 wrong input, 130 interrupted."""
+    sys.exit(_main())
+
+
+def _main() -> int:
+    _quiet_libraries()
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # so that stages end their runs
+    end_with_parent()
+    try:
+        code = app(standalone_mode=False)
+        if sharding := sys.modules.get("distill.training.sharding"):
+            sharding.leave_processes()
+    except _WrongUsage as error:
+        return _complain(f"{error.format_message()} (see --help)", 2) if error.format_message() else 2
+    except ExpectedError as error:
+        return _complain(str(error), 1 if is_full(error) else error.exit_code)
+    except Exception as error:
+        if is_full(error):
+            cause = str(error).strip().split("\n")[0]
+            return _complain(f"the disk is full ({cause}); free some space and give the same command again", 1)
+        if isinstance(error, OSError) and error.errno == errno.ENAMETOOLONG:
+            return _complain(f"{str(error.filename)[:200]}… is longer than a path can be; choose a shorter one", 2)
+        print(without_credentials(traceback.format_exc()), file=sys.stderr, end="")
+        return 1
+    if code == 130:
+        _complain("interrupted; the same command goes on from the last checkpoint", 130)
+    return code if isinstance(code, int) else 0
+
+
+def _complain(message: str, code: int) -> int:
+    print(f"switch-distill: {without_credentials(message)}", file=sys.stderr)
+    return code
+
+
+def _quiet_libraries() -> None:
+    """Progress is ours to show; what libraries print of their own would hide it."""
+    os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
+    os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
+    os.environ.setdefault("HF_HUB_VERBOSITY", "critical")  # its attempts to reach the hub
+    os.environ.setdefault("HF_DATASETS_DISABLE_PROGRESS_BARS", "1")
+    os.environ.setdefault("TOKENIZERS_PARALLELISM", "true")
+
+
+def _stderr() -> "Console":
+    from rich.console import Console
+
+    return Console(stderr=True, quiet=os.environ.get("RANK", "0") != "0")
+
+
+def _runner(
+    config: str,
+    overrides: list[str] | None,
+    workdir: Path,
+    seed: int | None,
+    ratio: str | None = None,
+    kind: str | None = None,
+) -> "Runner":
+    from pipelines.config.run_config import load_config
+
+    resolved = load_config(config, overrides or [], seed)
+    if ratio is not None and ratio not in resolved.teacher.ratios:
+        raise UserError(f"--ratio is {ratio!r}; {config} has {', '.join(resolved.teacher.ratios)}")
+    from pipelines.runner.runner import Runner
+
+    return Runner(resolved, config, workdir, _stderr(), kind=kind)
+
+
+def _one_kind(
+    kind: str,
+    config: str,
+    ratio: str | None,
+    overrides: list[str] | None,
+    workdir: Path,
+    seed: int | None,
+    json_: bool,
+) -> None:
+    runner = _runner(config, overrides, workdir, seed, ratio, kind)
+    _execute(runner.workspace.select(kind, ratio), runner, json_)
+
+
+def _execute(stages: list["Stage"], runner: "Runner", json_: bool) -> None:
+    from pipelines.cli.results import show_stages
+
+    show_stages(runner, runner.execute_all(stages), json_)
+
+
+def _show_report(runner: "Runner", stages: list["Stage"], json_: bool) -> None:
+    from pipelines.cli.results import show_report
+
+    show_report(runner, runner.execute_all(stages), json_)
+
+
+def _options(overrides: list[str] | None, workdir: Path, seed: int | None) -> list[str]:
+    """The options of a command, for another one on the same config."""
+    options = ["--workdir", str(workdir), *(f"--set={override}" for override in overrides or [])]
+    return options if seed is None else [*options, "--seed", str(seed)]

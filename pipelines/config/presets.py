@@ -1,0 +1,254 @@
+"""Named configs, as plain values that ``pipelines.config.run_config`` checks; the smallest comes first."""
+
+from collections.abc import Callable
+from typing import Any
+
+# How students are made and trained, with the learning rates that suit the presets of tiny models below.
+RECIPES: dict[str, dict[str, Any]] = {
+    "paper": {
+        "student": {"ffn_init": "random"},
+        "distill": {"hard_fraction": 0.75, "training": {"optimizer": "adafactor", "learning_rate": 0.02}},
+    },
+    "best": {
+        "student": {"ffn_init": "regress", "calibration_examples": 4096},
+        "distill": {"hard_fraction": 0.5, "training": {"optimizer": "muon", "learning_rate": 0.01}},
+    },
+}
+CONTROL: dict[str, Any] = {"distill": {"hard_fraction": 1.0}}  # the paper's: initialisation alone
+
+
+def smoke() -> dict[str, Any]:
+    """All four stages in well under a minute: it shows that everything works, and nothing about quality."""
+    training = {
+        "batch_size": 8,
+        "learning_rate": 5e-3,
+        "warmup_steps": 2,
+        "cooldown": 0.25,
+        "log_every": 2,
+        "checkpoint_every": 8,
+    }
+    return {
+        "name": "smoke",
+        "data": {
+            "corpus": "stdlib",
+            "vocabulary": 512,
+            "input_length": 32,
+            "train_tokens": 100_000,
+            "test_fraction": 0.3,
+            "test_examples": 32,
+        },
+        "model": {"d_model": 32, "d_ff": 64, "d_kv": 16, "num_heads": 2, "num_layers": 2},
+        "teacher": {"experts": [2, 4], "training": {**training, "steps": 16}},
+        "distill": {"training": {**training, "steps": 8}},
+        "report": {"resamples": 1000},
+    }
+
+
+def demo() -> dict[str, Any]:
+    """Baseline, three teachers and their students on the standard library's text, in minutes on two cores."""
+    training = {
+        "batch_size": 16,
+        "optimizer": "adafactor",
+        "learning_rate": 0.06,
+        "warmup_steps": 100,
+        "cooldown": 0.2,
+        "log_every": 20,
+        "evaluate_every": 400,
+        "checkpoint_every": 200,
+    }
+    return {
+        "name": "demo",
+        "jobs": 2,
+        "data": {
+            "corpus": "stdlib",
+            "vocabulary": 1024,
+            "input_length": 128,
+            "test_fraction": 0.15,
+            "test_examples": 512,
+        },
+        "model": {"d_model": 64, "d_ff": 256, "d_kv": 32, "num_heads": 2, "num_layers": 2},
+        "teacher": {"experts": [4, 8, 16], "training": {**training, "steps": 2200}},
+        "distill": {
+            "training": {**training, "steps": 200, "learning_rate": 0.01, "warmup_steps": 20, "evaluate_every": 50}
+        },
+    }
+
+
+def _laptop() -> dict[str, Any]:
+    """The comparison that two cores can afford: tiny models whose FFNs are narrow, so that experts are worth something.
+
+    Teachers and baseline start from scratch and take the same steps, students a sixth of them. Evaluation batches are
+    large, because experts drop tokens where a batch is small. A quarter of the documents is held out, so that intervals
+    are of about 90 documents.
+    """
+    training = {
+        "batch_size": 128,
+        "optimizer": "adafactor",
+        "learning_rate": 0.06,
+        "warmup_steps": 200,
+        "cooldown": 0.5,
+        "log_every": 100,
+        "evaluate_every": 1000,
+        "checkpoint_every": 1000,
+    }
+    return {
+        "jobs": 2,
+        "seeds": [0, 1, 2],
+        "data": {
+            "corpus": "stdlib",
+            "vocabulary": 1024,
+            "input_length": 32,
+            "test_fraction": 0.15,
+            "test_examples": 4096,
+            "validation_fraction": 0.1,
+        },
+        "model": {"d_model": 64, "d_ff": 16, "d_kv": 16, "num_heads": 4, "num_layers": 2, "sparse_every": 1},
+        "teacher": {
+            "experts": [2, 4, 8, 16, 32],
+            "capacity_factor_train": 2.0,
+            "evaluation_batch_size": 512,
+            "training": {**training, "steps": 6000},
+        },
+        "baseline": {"steps": 6000},
+        "distill": {
+            "training": {
+                **training,
+                "steps": 1000,
+                "learning_rate": 0.02,
+                "warmup_steps": 50,
+                "cooldown": 1.0,
+                "log_every": 25,
+                "evaluate_every": 250,
+                "checkpoint_every": 250,
+            }
+        },
+    }
+
+
+def table6() -> dict[str, Any]:
+    """The ladder of the paper's table 6: soft labels alone, then initialisation, then hard labels in the mix.
+
+    A student that starts from scratch is trained as the baseline is.
+    """
+    teacher = {**_laptop()["teacher"], "experts": [16]}
+    return {
+        **_laptop(),
+        "name": "table6",
+        "teacher": teacher,
+        "variants": {
+            "soft-labels": {
+                "student": {"non_expert_init": "random"},
+                "distill": {"hard_fraction": 0.0, "training": teacher["training"]},
+            },
+            "initialised": {"distill": {"hard_fraction": 0.0}},
+            "hard-and-soft": {},
+            "hard-labels": CONTROL,
+        },
+    }
+
+
+def table7() -> dict[str, Any]:
+    """The paper's table 7: its recipe with teachers of 2 to 32 experts, and its control beside it."""
+    return {**_laptop(), "name": "table7", "variants": {"paper": {}, "hard-labels": CONTROL}}
+
+
+def best() -> dict[str, Any]:
+    """The recipe that kept most, beside the paper's, on the teachers of table 7; and how far hard labels alone get."""
+    base, recipe, paper = _laptop(), RECIPES["best"], RECIPES["paper"]
+    training = {**base["distill"]["training"], **recipe["distill"]["training"]}
+    return {
+        **base,
+        "name": "best",
+        "student": recipe["student"],
+        "distill": {**recipe["distill"], "training": training},
+        "variants": {
+            "best": {},
+            "best-hard-labels": CONTROL,
+            "paper": paper,
+            "hard-labels": {**paper, "distill": {**paper["distill"], **CONTROL["distill"]}},
+        },
+    }
+
+
+def study() -> dict[str, Any]:
+    """What a student can learn beyond the paper's recipe, one at a time and then together, on validation.
+
+    All students take the same steps on the same examples. The variant "paper" is what each other one differs from.
+    """
+    regress = RECIPES["best"]["student"]
+    muon = {"training": RECIPES["best"]["distill"]["training"]}
+    best = {"student": regress, "distill": RECIPES["best"]["distill"]}
+    variants: dict[str, dict[str, Any]] = {
+        "paper": {},
+        "hard-labels": CONTROL,
+        **{f"ffn-{name}": {"student": {"ffn_init": name}} for name in ("mean", "usage", "best", "svd", "aligned")},
+        **{f"ffn-{name}": {"student": {**regress, "ffn_init": name}} for name in ("select", "fit", "regress")},
+        "mixture": {"distill": {"teacher_routing": "mixture"}},
+        "two-draws": {"distill": {"teacher_routing": "sampled", "draws": 2}},
+        "match-hidden": {"distill": {"match": ["hidden"]}},
+        "match-ffn": {"distill": {"match": ["ffn"]}},
+        "match-ffn-fading": {"distill": {"match": ["ffn"], "match_steps": 500}},
+        "half-soft": {"distill": {"hard_fraction": 0.5}},
+        "soft-only": {"distill": {"hard_fraction": 0.0}},
+        "temperature-2": {"distill": {"temperature": 2.0}},
+        "soft-from-half": {"distill": {"soft_start": 500}},
+        "gentle": {"distill": {"training": {"learning_rate": 0.01}}},
+        "muon": {"distill": muon},
+        "muon-hard-labels": {"distill": {**muon, "hard_fraction": 1.0}},
+        "muon-half-soft": {"distill": {**muon, "hard_fraction": 0.5}},
+        "regress-muon": {"student": regress, "distill": muon},
+        "regress-half-soft": {"student": regress, "distill": {"hard_fraction": 0.5}},
+        "all-three": best,
+        "all-three-hard-labels": {**best, "distill": {**best["distill"], **CONTROL["distill"]}},
+        "all-three-soft-only": {**best, "distill": {**best["distill"], "hard_fraction": 0.0}},
+        "all-three-mixture": {**best, "distill": {**best["distill"], "teacher_routing": "mixture"}},
+        "all-three-match-hidden": {**best, "distill": {**best["distill"], "match": ["hidden"], "match_weight": 0.3}},
+    }
+    base = _laptop()
+    return {
+        **base,
+        "name": "study",
+        "data": {**base["data"], "eval_split": "validation"},
+        "teacher": {**base["teacher"], "experts": [16]},
+        "variants": variants,
+    }
+
+
+def switch_base() -> dict[str, Any]:
+    """The public Switch-Base checkpoints on C4, as in section 4.2; made for a node with GPUs."""
+    return {
+        "name": "switch-base",
+        "data": {
+            "corpus": "hf:allenai/c4:en",
+            "tokenizer": "google/switch-base-8",
+            "input_length": 512,
+            "test_fraction": 0.003,
+            "test_examples": 2048,
+            "train_tokens": 1_000_000_000,
+        },
+        "teacher": {"checkpoints": {f"e{n}": f"google/switch-base-{n}" for n in (8, 16, 32, 64, 128)}},
+        "baseline": {"checkpoint": "google-t5/t5-base"},
+        "distill": {
+            "training": {
+                "steps": 10_000,
+                "batch_size": 128,
+                "micro_batch_size": 16,
+                "optimizer": "adafactor",
+                "learning_rate": 1e-3,
+                "warmup_steps": 1000,
+                "checkpoint_every": 1000,
+                "evaluate_every": 1000,
+            }
+        },
+    }
+
+
+PRESETS: dict[str, Callable[[], dict[str, Any]]] = {
+    "smoke": smoke,
+    "demo": demo,
+    "table6": table6,
+    "table7": table7,
+    "best": best,
+    "study": study,
+    "switch-base": switch_base,
+}

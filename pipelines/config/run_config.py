@@ -1,0 +1,218 @@
+"""A run's config: presets, YAML files, overrides; whatever is wrong with it is said in one sentence."""
+
+import difflib
+import os
+import re
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, Field, ValidationError, model_validator
+
+from distill.config import DataConfig, DistillConfig, ModelConfig, Positive, Section, Source
+from distill.errors import UserError
+from pipelines.config.presets import PRESETS, RECIPES
+from pipelines.config.safe_yaml import parse_yaml, read_yaml
+from students.config import StudentConfig
+from teachers.config import TeacherConfig
+
+
+class BaselineConfig(Section):
+    """The dense model that gains are measured against.
+
+    It is trained as the teachers are (teacher.training), which start from scratch too, for ``steps`` and for as many
+    as teacher and student take together; where all teachers are loaded, as the student is (distill.training.loop).
+    """
+
+    steps: Positive | None = Field(
+        None, description="of the baseline, at most as many as teacher and student take; null: as many as the student"
+    )
+    checkpoint: Source | None = Field(None, description="a T5 to start from, such as a public one; null: from scratch")
+
+
+class ReportConfig(Section):
+    """The bootstrap of the report."""
+
+    resamples: Annotated[int, Field(ge=100, le=50_000)] = 10_000
+
+
+class RunConfig(Section):
+    """Everything that a run depends on."""
+
+    name: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_-]{0,63}$")] = "run"
+    seeds: Annotated[list[Annotated[int, Field(ge=0, lt=2**31)]], Field(min_length=1, max_length=1000)] = [0]
+    precision: Literal["auto", "bfloat16", "float32"] = Field(
+        "auto",
+        description="of training and evaluation; auto: bfloat16 autocast where the machine is built for it",
+    )
+    jobs: Annotated[int, Field(ge=1, le=256)] = Field(
+        1, description="baseline and ratios that run computes at a time, each with its share of the cores"
+    )
+    data: DataConfig = DataConfig()
+    model: ModelConfig = ModelConfig()
+    teacher: TeacherConfig
+    student: StudentConfig = StudentConfig()
+    distill: DistillConfig = DistillConfig()
+    baseline: BaselineConfig = BaselineConfig()
+    report: ReportConfig = ReportConfig()
+    variants: dict[Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9_-]{0,39}$")], dict[str, Any]] = Field(
+        {}, description="several students of each teacher: name -> what differs in the sections student and distill"
+    )
+
+    @property
+    def students(self) -> list["RunConfig"]:
+        """The config of each student of a teacher: of every variant, or of the one without a name."""
+        return [self.of_variant(name) for name in self.variants or [None]]
+
+    def of_variant(self, name: str | None) -> "RunConfig":
+        """The config of one of ``variants``, which has none itself; of None, this one.
+
+        Raises:
+            ValidationError: what differs is not a config.
+        """
+        if name is None:
+            return self
+        values = self.model_dump(exclude={"variants"})
+        return RunConfig.model_validate(_merge(values, self.variants[name]))
+
+    @model_validator(mode="after")
+    def _variants_are_students(self) -> "RunConfig":
+        for name, changes in self.variants.items():
+            if others := sorted(set(changes) - {"student", "distill"}):
+                raise ValueError(
+                    f"variants.{name} changes {others[0]}; variants share data, teachers and baseline, "
+                    "so only student and distill may differ"
+                )
+            try:
+                self.of_variant(name)
+            except ValidationError as error:
+                raise ValueError(f"in variants.{name}, {_sentence(error)}") from None
+        return self
+
+    @model_validator(mode="after")
+    def _fits_together(self) -> "RunConfig":
+        if len(set(self.seeds)) < len(self.seeds):
+            raise ValueError(f"seeds {self.seeds} names one twice")
+        if self.teacher.checkpoints and self.data.tokenizer == "train":
+            raise ValueError(
+                "teacher.checkpoints are loaded models, so data.tokenizer must name their tokenizer instead of train"
+            )
+        taught = self.teacher.training.steps if self.teacher.experts else 0
+        if (self.baseline.steps or 0) > (most := taught + self.distill.training.steps):
+            raise ValueError(
+                f"baseline.steps is {self.baseline.steps}, but even the long baseline takes only {most}, as many as "
+                "teacher and student together; make it at most that"
+            )
+        return self
+
+
+def load_config(source: str, overrides: list[str] | tuple[str, ...] = (), seed: int | None = None) -> RunConfig:
+    """A preset by name, or a YAML file; then ``a.b=value`` overrides, then ``seed`` for all seeds.
+
+    A YAML file may start from a preset, ``preset: demo``, and from a recipe, ``recipe: best``: what it says itself goes
+    before both. The override ``recipe=best`` goes before what the file says, and other overrides before that.
+
+    Raises:
+        UserError: one sentence that names the key, the value and what is allowed.
+    """
+    values = _read(source)
+    for override in sorted(overrides, key=lambda override: not override.startswith("recipe=")):
+        _override(values, override)
+    if seed is not None:
+        values["seeds"] = [seed]
+    try:
+        return RunConfig.model_validate(values)
+    except ValidationError as error:
+        raise UserError(f"{source}: {_sentence(error)}") from None
+
+
+def _read(source: str) -> dict[str, Any]:
+    if source in PRESETS:
+        return PRESETS[source]()
+    path = Path(source)
+    if not os.path.isfile(path):  # Path.is_file raises where the name is too long for one
+        close = difflib.get_close_matches(source, PRESETS, n=1)
+        hint = f" (did you mean {close[0]}?)" if close else ""
+        raise UserError(f"CONFIG {source!r:.200} is neither a preset ({', '.join(PRESETS)}) nor a file{hint}")
+    try:
+        values = read_yaml(path)
+    except ValueError as error:
+        raise UserError(f"{source} is not readable YAML: {error}") from None
+    if not isinstance(values, dict):
+        raise UserError(f"{source} must hold keys and values at its top, such as 'teacher:'")
+    preset, recipe = values.pop("preset", None), values.pop("recipe", None)
+    values = {"name": re.sub(r"[^A-Za-z0-9_-]", "-", path.stem) or "run", **values}
+    base: dict[str, Any] = {}
+    if preset is not None:
+        base = _named("preset", preset, PRESETS, source)()
+    if recipe is not None:
+        base = _merge(base, _named("recipe", recipe, RECIPES, source))
+    return _merge(base, values)
+
+
+def _named(kind: str, name: Any, known: dict[str, Any], source: str) -> Any:
+    if not isinstance(name, str) or name not in known:
+        raise UserError(f"{source}: {kind} is {_shown(name)}; use one of {', '.join(known)}")
+    return known[name]
+
+
+def _merge(base: Any, changes: Any) -> Any:
+    """Sections are merged key by key; values, and the checkpoints as one value, are replaced."""
+    if not (isinstance(base, dict) and isinstance(changes, dict)):
+        return changes
+    merged = {key: value if key == "checkpoints" else _merge(base.get(key), value) for key, value in changes.items()}
+    return base | merged
+
+
+def _override(values: dict[str, Any], override: str) -> None:
+    key, equals, text = override.partition("=")
+    if not equals or not all(key.split(".")):
+        raise UserError(f"--set {override!r} must look like a.b=value")
+    try:
+        value = parse_yaml(text)
+    except ValueError as error:
+        raise UserError(f"--set {key}: {text!r:.80} is not a YAML value: {error}") from None
+    if key == "recipe":
+        values |= _merge(values, _named("recipe", value, RECIPES, "--set"))
+        return
+    *sections, last = key.split(".")
+    for section in sections:
+        inner = values.get(section, {})
+        if not isinstance(inner, dict):
+            raise UserError(f"--set {key}: {section} is a value, not a section")
+        values[section] = values = dict(inner)  # a section of its own, where a YAML alias shares it with others
+    values[last] = value
+
+
+def _sentence(error: ValidationError) -> str:
+    """The first problem in one sentence, and how many more there are."""
+    problems = error.errors()
+    first = problems[0]
+    key = ".".join(str(part) for part in first["loc"] if part != "[key]")
+    more = f" (and {len(problems) - 1} more)" if len(problems) > 1 else ""
+    if first["type"] == "extra_forbidden":
+        allowed = list(_fields_at(first["loc"][:-1]))
+        close = difflib.get_close_matches(str(first["loc"][-1]), allowed, n=1)
+        hint = f"did you mean {close[0]}?" if close else f"allowed are {', '.join(allowed)}"
+        return f"there is no key {key}; {hint}{more}"
+    if first["type"] == "missing":
+        return f"{key} is missing; add it, or start from a preset (preset: demo){more}"
+    message = first["msg"].removeprefix("Value error, ")
+    if first["type"] == "value_error":
+        return f"{key}: {message}{more}".removeprefix(": ")
+    if first["type"] == "model_type":
+        return f"{key} is {_shown(first['input'])}; it must be a section with keys of its own{more}"
+    return f"{key} is {_shown(first['input'])}; {message[0].lower()}{message[1:]}{more}"
+
+
+def _shown(value: Any) -> str:
+    try:
+        return f"{value!r:.80}"
+    except ValueError:  # Python writes no integer of more than 4,300 digits
+        return "a number of thousands of digits"
+
+
+def _fields_at(location: tuple) -> dict[str, Any]:
+    model: Any = RunConfig
+    for part in location:
+        model = model.model_fields[part].annotation
+    return model.model_fields if isinstance(model, type) and issubclass(model, BaseModel) else {}

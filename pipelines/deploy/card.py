@@ -1,0 +1,136 @@
+"""``model_card.md`` of an export: what it was made of, how good it is, and how to load it."""
+
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from pipelines.reporting.table import sample
+from pipelines.tracking.lineage import nodes
+from pipelines.tracking.store import Store
+
+if TYPE_CHECKING:
+    from students.export.parity import Parity
+
+# What a reader pastes into Python in the export's directory.
+_LOAD = {
+    "hf": """from transformers import AutoModelForSeq2SeqLM, AutoTokenizer
+
+tokenizer = AutoTokenizer.from_pretrained(".")
+model = AutoModelForSeq2SeqLM.from_pretrained(".")
+inputs = tokenizer(["The quick <extra_id_0> jumps over the lazy dog."], return_tensors="pt")
+print(tokenizer.batch_decode(model.generate(inputs.input_ids, attention_mask=inputs.attention_mask)))""",
+    "onnx": """from students.runtime import decode, encode, load_runner  # needs onnxruntime and tokenizers, not torch
+
+runner = load_runner(".")
+ids = encode(runner.tokenizer, "The quick <extra_id_0> jumps over the lazy dog.")
+print(decode(runner.tokenizer, runner.generate([ids], [64])[0]))""",
+    "ctranslate2": """from ctranslate2 import Translator
+from tokenizers import Tokenizer
+
+tokenizer, translator = Tokenizer.from_file("tokenizer.json"), Translator(".")
+words = tokenizer.encode("The quick <extra_id_0> jumps over the lazy dog.").tokens
+answer = translator.translate_batch([words], beam_size=1, min_decoding_length=0, max_input_length=0)[0].hypotheses[0]
+print(tokenizer.decode([tokenizer.token_to_id(word) for word in answer], skip_special_tokens=False))""",
+    "mlflow": """import mlflow, pandas
+
+model = mlflow.pyfunc.load_model(".")
+frame = pandas.DataFrame({"text": ["The quick <extra_id_0> jumps over the lazy dog."]})
+print(model.predict(frame, params={"max_tokens": 64}))""",
+}
+
+
+def report_row(store: Store, lineage: dict[str, Any]) -> dict[str, Any] | None:
+    """The newest comparison that the exported student is part of: its row of report.json, with baselines and data."""
+    student = lineage["inputs"][0]
+    experiment = store.client.get_run(student["run_id"]).info.experiment_id
+    for run in store.client.search_runs([experiment], "tags.stage = 'report'", order_by=["attributes.start_time DESC"]):
+        inputs = {value for key, value in run.data.tags.items() if key.startswith("input.")}
+        if student["model_id"] not in inputs or run.info.status != "FINISHED":
+            continue
+        report = json.loads(Path(store.client.download_artifacts(run.info.run_id, "report.json")).read_text())
+        for row in report["ratios"]:
+            if (row["ratio"], row["variant"]) == (student["ratio"], student["variant"]):
+                return {**row, **{key: report[key] for key in ("baseline", "long_baseline", "data")}}
+    return None
+
+
+def model_card(
+    lineage: dict[str, Any],
+    row: dict[str, Any] | None,
+    format: str,
+    precision: str,
+    parity: "Parity",
+    plain: "Parity | None",
+    versions: dict[str, str],
+) -> str:
+    """Markdown. What is not known of a model, it does not say.
+
+    Args:
+        row: of ``report_row``.
+        parity, plain: of the export's own runtime, and for ``hf`` of a reader without transformers.
+        versions: of what the runtime imported.
+    """
+    student = lineage["inputs"][0]
+    lines = [f"# {student['model']}", "", f"A dense T5, exported as {format} in {precision}.", ""]
+    facts = {**_origin(student), **_comparison(row), "parity": _parity(parity), "tried with": _tried(versions, plain)}
+    lines += [f"- **{name}**: {text}" for name, text in facts.items() if text]
+    lines += ["", "Load it from this directory:", "", "```python", _LOAD[format], "```", ""]
+    lines += ["Where it comes from, run by run: `lineage.json`, or `switch-distill lineage` on this directory.", ""]
+    return "\n".join(lines)
+
+
+def _origin(student: dict[str, Any]) -> dict[str, str | None]:
+    quality = student["metrics"].get("quality")
+    teacher = next((node for node in nodes(student) if node["stage"] == "teacher"), None)
+    made = f"run `{student['run_id']}`, model `{student['model_id']}`, " if student["run_id"] else ""
+    data = [f"{entry['name']} ({entry['context']}), digest `{entry['digest']}`" for entry in student["datasets"]]
+    known = teacher["metrics"].get("quality") if teacher else None
+    return {
+        "student": f"{made}weights `{student['sha256']}`",
+        "distilled from": teacher
+        and f"{teacher['model']}, run `{teacher['run_id']}`" + (f", quality {known:.4f}" if known is not None else ""),
+        "data": "; ".join(data),
+        "quality": quality is not None
+        and f"{quality:.4f} (negative log perplexity on held-out text, nats per token; higher is better)",
+    }
+
+
+def _comparison(row: dict[str, Any] | None) -> dict[str, str | None]:
+    if row is None:
+        return {}
+    short, long = row["baseline"], row["long_baseline"]
+    return {
+        "baselines": f"{short['quality']:.4f} after {short['steps']:,} steps; "
+        f"{long['quality']:.4f} after {long['steps']:,}",
+        "fraction of the teacher's gain kept": f"{_fraction(row, '')}; "
+        f"against the long baseline {_fraction(row, '_long')}",
+        "compression": f"{row['compression']:.1%} fewer parameters than the teacher: "
+        f"{row['student_parameters']:,} of {row['teacher_parameters']:,}",
+    }
+
+
+def _fraction(row: dict[str, Any], suffix: str) -> str:
+    if row[f"fraction_kept{suffix}"] is None:
+        return f"undefined, because {row[f'fraction{suffix}_undefined']}"
+    low, high = row[f"fraction{suffix}_interval"]
+    of = sample(row["data"], row["seeds"])
+    return f"{row[f'fraction_kept{suffix}']:.1%} (95 % interval of {of}: [{low:.1%}, {high:.1%}])"
+
+
+def _parity(parity: "Parity") -> str:
+    return (
+        f"on {parity.tokens:,} tokens of held-out text its runtime differs from the student by "
+        f"{parity.quality_difference:+.2g} nats of quality, by {parity.log_probability_difference_max:.2g} nats at "
+        f"most for a token of the student's own answers; {parity.greedy_agreement:.0%} of greedy answers are equal"
+    )
+
+
+def _tried(versions: dict[str, str], plain: "Parity | None") -> str:
+    """What has read this export: other versions may read it too, but nothing here has tried them."""
+    tried = ", ".join(f"{name} {version}" for name, version in versions.items())
+    if plain is None:
+        return tried
+    return (
+        f"{tried}; and with a reader of config.json and model.safetensors that uses no transformers "
+        f"(it differs by {plain.log_probability_difference_max:.2g} nats at most)"
+    )

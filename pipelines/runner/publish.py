@@ -1,0 +1,187 @@
+"""From a stage's directory to MLflow.
+
+All that a stage makes is on disk first. What an unreachable store does not take, a later stage publishes, or the end of
+the command, or the same command given again.
+"""
+
+import contextlib
+import json
+from collections.abc import Iterator
+from dataclasses import asdict, replace
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from distill.errors import ExpectedError
+from distill.io.disk import is_full
+from pipelines.reporting.registry import log_comparison
+from pipelines.tracking.data_source import mlflow_source
+from pipelines.tracking.run import COLOURS, TrackedRun, describe_run
+from pipelines.tracking.store import Store
+from pipelines.tracking.store_uri import StoreError, cause_of, label
+from pipelines.tracking.view import publish_view
+from pipelines.workdir.stage import Finished, Stage
+from pipelines.workdir.workspace import Workspace
+
+if TYPE_CHECKING:
+    from accelerate import Accelerator
+
+# Files that are artifacts of the stage's run, and directories that are a model: MLflow follows lineage through models
+# alone, so soft labels count as one there.
+_ARTIFACTS = ("*losses.json", "routing.png", "labels/labels.json", "report.*", "documents.json", "fraction_kept.png")
+_MODELS = ("model", "labels")
+_REVISIONS = ("revision", "tokenizer_revision")  # commits of what comes from the hub
+
+
+class Unpublished(ExpectedError, RuntimeError):
+    """Stages are finished, but MLflow has not got them. The message says which, why, and what publishes them."""
+
+
+class Publisher:
+    """Brings the stages of a workspace to MLflow."""
+
+    def __init__(self, workspace: Workspace, accelerator: "Accelerator"):
+        self.workspace, self.accelerator = workspace, accelerator
+        self.unreachable: str | None = None  # why the store did not take something, if that is still so
+
+    @cached_property
+    def store(self) -> Store:
+        return Store(self.workspace.directory, self.workspace.config.name)
+
+    @contextlib.contextmanager
+    def going_on(self) -> Iterator[None]:
+        """Go on after the block where the store took no more; ``unreachable`` is why."""
+        try:
+            yield
+        except StoreError as error:
+            if is_full(error):
+                raise
+            if not self.unreachable:
+                self.workspace.say(f"MLflow takes nothing at present, what is computed waits on disk: {error.cause}")
+            self.unreachable = error.cause
+
+    def check_published(self, command: str) -> None:
+        """Whether MLflow has got every finished stage of the workspace.
+
+        Raises:
+            Unpublished: it has not. ``command`` makes up for it.
+        """
+        known = [found for stage in self.workspace.stages if (found := self.workspace.find(stage))]
+        if titles := ", ".join(one.title for one in known if not one.is_tracked):
+            raise Unpublished(
+                f"MLflow ({label()}) has not got {titles}: {self.unreachable}; weights, losses and curves are kept in "
+                f"{self.workspace.directory / 'stages'}. When it is back, this publishes them and trains nothing "
+                f"again: {command}"
+            )
+
+    def begin(self, stage: Stage) -> TrackedRun:
+        """Start or go on with the MLflow run of ``stage``, once the stages that it reads are published.
+
+        Raises:
+            StoreError: the store is unreachable; the description of the run is kept in the stage's directory.
+        """
+        if not self.workspace.find(stage):  # one that is finished was not computed here
+            describe_run(stage.directory(self.workspace.directory), self._tags(stage))
+        for upstream in self.workspace.upstream(stage):
+            if not self.workspace.finished(upstream).is_tracked:
+                with self.workspace.lock(upstream):
+                    if not self.workspace.finished(upstream).is_tracked:  # whoever was waited for did it
+                        self._send(upstream, self._start(upstream), late=True)
+        return self._start(stage)
+
+    def publish(self, stage: Stage, tracked: TrackedRun | None = None) -> None:
+        """Publish the finished ``stage``, by the process that holds its lock.
+
+        Args:
+            tracked: its run, if that has begun.
+
+        Raises:
+            StoreError: the store is unreachable.
+        """
+        self._send(stage, tracked or self.begin(stage), late=tracked is None)
+
+    def _start(self, stage: Stage) -> TrackedRun:
+        config, data, tags = self.workspace.config, self.workspace.data, self._tags(stage)
+        directory = stage.directory(self.workspace.directory)
+        tracked = TrackedRun(self.store, directory, stage.title)
+        tracked.log_params({**{key: tags[key] for key in ("ratio", "variant") if key in tags}, **stage.settings})
+        tracked.log_file(directory / "config.yaml")
+        source = mlflow_source(data.name, data.revision, Path(data.directory))
+        if stage.kind not in ("init", "report") or (stage.kind == "init" and config.student.is_calibrated):
+            profile = {**asdict(data.parts["train"]), **data.lost, "most_lost": data.round_trip.most_lost}
+            tracked.log_data(data.name, data.digest, "train", source, profile)
+        if stage.kind not in ("init", "label"):
+            split = config.data.eval_split
+            held_out = data.parts[split]
+            tracked.log_data(f"{data.name}-{split}", held_out.digest, split, source, asdict(held_out))
+        models = {role: self.workspace.finished(upstream).model_id for role, upstream in stage.inputs.items()}
+        tracked.log_model_inputs({role: model_id for role, model_id in models.items() if model_id})
+        return tracked
+
+    def _send(self, stage: Stage, tracked: TrackedRun, *, late: bool) -> None:
+        """Artifacts, model and figures; with ``late``, the stage was not computed just now."""
+        found = self.workspace.finished(stage)
+        for path in sorted(path for pattern in _ARTIFACTS for path in found.directory.glob(pattern)):
+            tracked.log_file(path)
+        if model := next((one for name in _MODELS if (one := found.directory / name).is_dir()), None):
+            if late:  # else it was written just now
+                found.read(model.name)
+            found = self._send_model(stage, model, found, tracked)
+        own = {name: value for name, value in found.metrics.items() if name not in found.not_of_model}
+        tracked.log_results(own, model_id=found.model_id)
+        tracked.log_results({name: found.metrics[name] for name in found.not_of_model})
+        if stage.kind == "label":
+            tracked.log_params({"sha256": found.facts["sha256"]})
+        if stage.kind == "report":
+            self._send_report(stage, found, tracked)
+        tracked.close("FINISHED")
+        replace(found, run_id=tracked.run_id).save()  # from now on MLflow has all of it
+        self.unreachable = None
+        if late:
+            self.workspace.say(f"{stage.title:<16} published to MLflow  (run {tracked.run_id[:8]})")
+
+    def _send_model(self, stage: Stage, directory: Path, found: Finished, tracked: TrackedRun) -> Finished:
+        """Log the model in ``directory``, upload and register a student; return ``found`` with its id and URI."""
+        made = {"distill": "student", "label": "labels"}.get(stage.kind, stage.kind)
+        name = "-".join(filter(None, (made, stage.ratio, stage.variant)))
+        facts = {"ratio": stage.ratio, "seed": stage.seed, "fingerprint": stage.fingerprint}
+        student, form = made == "student", "soft-labels" if made == "labels" else "seq2seq"
+        model_id, uri = tracked.log_model_output(name, directory, facts, upload=student, form=form)
+        if student:
+            registered = f"{self.workspace.config.name}-{name}"
+            uri = f"models:/{registered}/{tracked.register(model_id, registered, facts)}"
+        return replace(found, model_id=model_id, model_uri=uri)
+
+    def _send_report(self, stage: Stage, found: Finished, tracked: TrackedRun) -> None:
+        inputs = {role: self.workspace.finished(upstream) for role, upstream in stage.inputs.items()}
+        report = json.loads(found.read("report.json").read_text())
+        log_comparison(tracked, report, stage, inputs)
+        config = self.workspace.config
+        differing = {"variant": config.variants, "ratio": config.teacher.ratios, "seed": config.seeds}
+        coordinates = [name for name, values in differing.items() if len(values) > 1]
+        try:
+            publish_view(self.store, config.name, stage.fingerprint[:12], coordinates)
+        except Exception as error:  # the view is in the UI's own format, which a server may refuse
+            self.workspace.say(f"The comparison could not be saved as a view of the MLflow UI: {cause_of(error)}")
+
+    def _tags(self, stage: Stage) -> dict[str, str]:
+        from distill.training.machine import machine_facts  # with torch, which is there where a stage is computed
+
+        config, data = self.workspace.config, self.workspace.data
+        tags = {
+            "pipeline": config.name,
+            "stage": stage.kind,
+            "fingerprint": stage.fingerprint,
+            "data.digest": data.digest,
+            **{
+                f"data.{name}": commit for name in ("revision", "tokenizer_revision") if (commit := getattr(data, name))
+            },
+            "mlflow.source.name": f"switch-distill {stage.kind} {config.name}",
+            **machine_facts(self.accelerator),
+        }
+        if stage.ratio:
+            number = list(config.teacher.ratios).index(stage.ratio)
+            tags |= {"ratio": stage.ratio, "mlflow.runColor": COLOURS[number % len(COLOURS)]}
+        return tags | {
+            key: str(value) for key, value in vars(stage).items() if key in ("seed", "variant") and value is not None
+        }

@@ -1,0 +1,57 @@
+"""Stage 3: train the student on 0.75 hard and 0.25 soft labels (section 4.2 of the paper), or as configured."""
+
+from torch import nn
+from transformers import T5ForConditionalGeneration
+
+from distill.data.cached_labels import CachedLabels, LabelledExamples
+from distill.data.examples import Examples
+from distill.evaluation import evaluate
+from distill.models.build import count_parameters, place
+from distill.training.loop import train
+from distill.training.matching import Matching
+from distill.training.train_modules import HardAndCachedLabels, HardAndSoftLabels, HardLabels
+from pipelines.runner.stage_run import Outcome, StageRun
+from pipelines.stages.teacher import frozen_teacher
+
+
+def compute(run: StageRun) -> Outcome:
+    """The distilled student, and the loss of every test example."""
+    config, settings = run.config, run.config.distill
+    held_out = Examples(run.data, config.data, seed=None)
+    student = T5ForConditionalGeneration.from_pretrained(run.inputs["init"].read("model"), use_safetensors=True)
+    place(student, run.accelerator.device)
+
+    def measure():
+        return evaluate(student, held_out, batch_size=config.teacher.evaluation_batch_size, accelerator=run.accelerator)
+
+    train(
+        *_objective_and_examples(run, student),
+        settings.training,
+        accelerator=run.accelerator,
+        directory=run.directory / "checkpoints",
+        seed=run.stage.seed,
+        hooks=run.hooks(lambda: {"eval/quality": measure()[0]}),
+    )
+    quality, losses = measure()
+    run.save_losses(losses)
+    parameters = count_parameters(student)
+    facts = {"parameters": parameters, "steps": settings.training.steps}
+    run.save_model(student)
+    return Outcome({"quality": quality, "parameters": parameters}, facts)
+
+
+def _objective_and_examples(
+    run: StageRun, student: T5ForConditionalGeneration
+) -> tuple[nn.Module, Examples | LabelledExamples]:
+    """Where neither soft labels nor states are asked of it, or soft labels are cached, no teacher is even loaded."""
+    config, settings = run.config, run.config.distill
+    examples = Examples(run.data, config.data, seed=run.stage.seed)
+    mix = settings.model_dump(include={"hard_fraction", "temperature", "soft_start"})
+    if settings.reads_cached_labels:
+        labels = CachedLabels(run.inputs["label"].read("labels/labels.json").parent)
+        labelled = LabelledExamples(Examples(run.data, config.data, seed=settings.labels.seed), labels)
+        return HardAndCachedLabels(student, **mix), labelled
+    if not settings.runs_teacher:
+        return HardLabels(student), examples
+    matching = Matching(settings.match, settings.match_weight, settings.match_steps) if settings.match else None
+    return HardAndSoftLabels(student, frozen_teacher(run), **mix, matching=matching), examples

@@ -1,0 +1,260 @@
+"""Stage 4: the fraction of each teacher's gain that its student keeps (section 4.2, tables 6 and 7)."""
+
+import json
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from distill.config import TrainingConfig
+from distill.data.prepared_data import LOST, example_lengths
+from distill.errors import UserError
+from distill.io.files import write_bytes, write_json, write_text
+from distill.model_size import forward_flops
+from distill.models.header import Shape
+from pipelines.reporting.bootstrap import (
+    FEWEST_DOCUMENTS,
+    average_kept,
+    difference,
+    effective_documents,
+    fraction_kept,
+    gain,
+)
+from pipelines.reporting.plot import plot_report
+from pipelines.reporting.table import comma_separated, markdown
+from pipelines.reporting.verdict import AGAINST, why_undefined
+from pipelines.runner.stage_run import Outcome, StageRun
+from pipelines.workdir.loaded_models import check_same_shape
+from pipelines.workdir.plan import baseline_training
+from pipelines.workdir.stage import Finished, of_kind, read_losses
+from students.check import check_dense
+
+FILES = ("report.json", "report.md", "report.csv", "fraction_kept.png")
+
+
+class Losses(NamedTuple):
+    """What the stages measured, [seeds, examples] each, read once; nats per target token."""
+
+    baselines: dict[str, np.ndarray]  # by suffix
+    teachers: dict[str, np.ndarray]  # by ratio; a loaded one is the same for every seed
+    students: dict[tuple[str, str | None], np.ndarray]  # by ratio and variant
+    documents: np.ndarray  # [examples]
+
+
+def compute(run: StageRun) -> Outcome:
+    """Write the report's files.
+
+    Raises:
+        UserError: a student and the baseline differ in shape, so that their difference is not the teacher's doing.
+    """
+    _check_same_shape(run)
+    losses = _read_losses(run)
+    report = build_report(run, losses)
+    if run.is_main_process:
+        write_json(run.directory / "documents.json", losses.documents.tolist())
+        write_json(run.directory / "report.json", report)
+        write_text(run.directory / "report.md", markdown(report))
+        write_text(run.directory / "report.csv", comma_separated(report))
+        plot_report(report, run.directory / "fraction_kept.png")
+    for row in report["ratios"]:
+        if row["fraction_kept"] is not None:
+            name = "_".join(filter(None, ("kept_by_experts", row["variant"])))
+            run.log_curve(row["experts"], {name: row["fraction_kept"]})
+    kept = {
+        "_".join(filter(None, ("fraction_kept", row["ratio"], row["variant"]))): row["fraction_kept"]
+        for row in report["ratios"]
+    }
+    for average in report["averages"]:
+        name = "_".join(filter(None, ("fraction_kept_mean", average["variant"])))
+        low, high = average["fraction_interval"] or (None, None)
+        kept |= {name: average["fraction_kept"], f"{name}_low": low, f"{name}_high": high}
+    kept |= {key: report["data"][key] for key in ("test_documents", "overlap", *LOST)}
+    return Outcome({name: value for name, value in kept.items() if value is not None}, {})
+
+
+def _check_same_shape(run: StageRun) -> None:
+    """What was compared before anything was trained (pipelines.workdir.loaded_models), once more of what was."""
+
+    def shape(finished: Finished) -> Shape:
+        return check_dense(str(finished.read("model/config.json").parent), finished.title, finite=False).shape
+
+    baseline, first = shape(_of_kind(run, "baseline")[0]), next(iter(run.config.variants), None)
+    for ratio in run.config.teacher.ratios:
+        check_same_shape(ratio, shape(_of_kind(run, "distill", ratio, first)[0]), baseline)
+
+
+def publish(finished: Finished, workdir: Path) -> dict[str, Any]:
+    """Copy a finished report to the top of the work directory; return report.json."""
+    for name in FILES:
+        write_bytes(workdir / name, finished.read(name).read_bytes())
+    return json.loads((workdir / "report.json").read_text())
+
+
+def build_report(run: StageRun, losses: Losses) -> dict[str, Any]:
+    """report.json: both baselines, a row per ratio and variant, and the data."""
+    config = run.config
+    baseline, training = _of_kind(run, "baseline")[0], baseline_training(config)
+    facts = baseline.facts
+    variants = config.variants or [None]
+    rows = [_row(run, losses, ratio, variant) for ratio in config.teacher.ratios for variant in variants]
+    return {
+        "baseline": {
+            "quality": -float(losses.baselines[""].mean()),
+            "parameters": facts["parameters"],
+            "steps": facts["steps"],
+            **_spent(run, baseline, training, facts["steps"]),
+        },
+        "long_baseline": {
+            "quality": -float(losses.baselines["_long"].mean()),
+            "steps": facts["long_steps"],
+            **_spent(run, baseline, training, facts["long_steps"]),
+        },
+        "ratios": rows,
+        "averages": [_average(run, losses, variant) for variant in variants],
+        "differences": _differences(rows, list(config.variants)),
+        "data": _data(run, losses.documents),
+        "fingerprint": run.stage.fingerprint,
+    }
+
+
+def _read_losses(run: StageRun) -> Losses:
+    baselines, seeds = _of_kind(run, "baseline"), len(run.config.seeds)
+    teachers, students = {}, {}
+    for ratio in run.config.teacher.ratios:
+        found = _losses(_of_kind(run, "teacher", ratio))
+        teachers[ratio] = np.broadcast_to(found, (seeds, found.shape[1]))
+        for variant in run.config.variants or [None]:
+            students[ratio, variant] = _losses(_of_kind(run, "distill", ratio, variant))
+    return Losses(
+        {"": _losses(baselines, "baseline_losses"), "_long": _losses(baselines, "long_baseline_losses")},
+        teachers,
+        students,
+        run.data.evaluated(run.config.data).documents,
+    )
+
+
+def _data(run: StageRun, documents: np.ndarray) -> dict[str, Any]:
+    """What the figures are of."""
+    split, counts = run.config.data.eval_split, np.unique(documents, return_counts=True)[1]
+    return {
+        "name": run.data.name,
+        "revision": run.data.revision,
+        "digest": run.data.digest,
+        "train_tokens": run.data.parts["train"].tokens,
+        "eval_split": split,
+        "test_examples": len(documents),
+        "test_documents": len(counts),
+        "effective_documents": effective_documents(counts),
+        "too_few_documents": effective_documents(counts) < FEWEST_DOCUMENTS,
+        "largest_document": float(counts.max() / counts.sum()),
+        "overlap": run.data.parts[split].overlap,
+        **run.data.lost,
+    }
+
+
+def _row(run: StageRun, losses: Losses, ratio: str, variant: str | None) -> dict[str, Any]:
+    teachers, students = _of_kind(run, "teacher", ratio), _of_kind(run, "distill", ratio, variant)
+    teacher, student = losses.teachers[ratio], losses.students[ratio, variant]
+    options = {"documents": losses.documents, "resamples": run.config.report.resamples}
+    row: dict[str, Any] = {
+        "ratio": ratio,
+        "variant": variant,
+        "experts": run.config.teacher.ratios[ratio],
+        "teacher_parameters": teachers[0].facts["parameters"],
+        "student_parameters": students[0].facts["parameters"],
+        "compression": 1 - students[0].facts["parameters"] / teachers[0].facts["parameters"],
+        "teacher_quality": -float(teacher.mean()),
+        "student_quality": -float(student.mean()),
+        **_seen(run, ratio, variant),
+        "seeds": run.config.seeds,
+        "teacher_run_id": teachers[0].run_id or None,  # MLflow has not got it yet
+        "student_run_id": students[0].run_id or None,
+        "student_model_uri": students[0].model_uri,
+    }
+    for suffix, baseline in losses.baselines.items():
+        value, interval = gain(baseline, teacher, **options)
+        fraction, bounds = fraction_kept(baseline, teacher, student, **options)
+        row |= {f"gain{suffix}": value, f"gain{suffix}_interval": list(interval)}
+        row |= {f"fraction_kept{suffix}": fraction, f"fraction{suffix}_interval": list(bounds) if bounds else None}
+        if fraction is None:
+            row[f"fraction{suffix}_undefined"] = why_undefined(value, interval, AGAINST[suffix])
+        by_seed = [fraction_kept(*one, **options)[0] for one in zip(baseline, teacher, student, strict=True)]
+        row[f"fraction_kept{suffix}_by_seed"] = None if None in by_seed else by_seed
+    return row
+
+
+def _average(run: StageRun, losses: Losses, variant: str | None) -> dict[str, Any]:
+    """What the students of one variant keep, over all ratios."""
+    students = [losses.students[ratio, variant] for ratio in run.config.teacher.ratios]
+    options = {"documents": losses.documents, "resamples": run.config.report.resamples}
+    average: dict[str, Any] = {"variant": variant}
+    for suffix, baseline in losses.baselines.items():
+        kept, bounds = average_kept(baseline, list(losses.teachers.values()), students, **options)
+        average |= {f"fraction_kept{suffix}": kept, f"fraction{suffix}_interval": list(bounds) if bounds else None}
+    return average
+
+
+def _differences(rows: list[dict[str, Any]], variants: list[str]) -> list[dict[str, Any]]:
+    """What each variant keeps more than "paper", or than the first: by seed, the mean over the ratios where every seed
+    has a fraction of its own; none for a seed alone."""
+    undefined = {row["ratio"] for row in rows if row["fraction_kept_by_seed"] is None}
+    defined = [row for row in rows if row["ratio"] not in undefined]
+    if not variants or not defined or len(defined[0]["seeds"]) == 1:
+        return []
+    kept = {
+        name: np.mean([row["fraction_kept_by_seed"] for row in defined if row["variant"] == name], axis=0)
+        for name in variants
+    }
+    other = "paper" if "paper" in kept else variants[0]
+    found = []
+    for name in (name for name in variants if name != other):
+        mean, interval = difference(kept[name], kept[other])
+        by_seed = (kept[name] - kept[other]).tolist()
+        found.append({"variant": name, "to": other, "difference": mean, "interval": list(interval), "by_seed": by_seed})
+    return found
+
+
+def _seen(run: StageRun, ratio: str, variant: str | None) -> dict[str, Any]:
+    """Tokens and operations of each model's training; for a student those of its own steps, its teacher's part too."""
+    teacher, student = _of_kind(run, "teacher", ratio)[0], _of_kind(run, "distill", ratio, variant)[0]
+    settings = run.config.of_variant(variant).distill
+    taught, learnt = run.config.teacher.training, settings.training
+    trained_here = ratio not in run.config.teacher.checkpoints
+    spent = _spent(run, teacher, taught) if trained_here else {"tokens": None, "flops": None}
+    own = _spent(run, student, learnt)
+    experts = {"top_1": 1, "mixture": run.config.teacher.ratios[ratio], "sampled": settings.draws}
+    lessons = settings.taught_examples * _forward(run, teacher, experts=experts[settings.teacher_routing])
+    return {
+        "teacher_steps": taught.steps if trained_here else None,
+        "teacher_tokens": spent["tokens"],
+        "teacher_flops": spent["flops"],
+        "student_steps": learnt.steps,
+        "student_tokens": own["tokens"],
+        "student_flops": own["flops"] + lessons,
+    }
+
+
+def _spent(run: StageRun, model: Finished, training: TrainingConfig, steps: int | None = None) -> dict[str, float]:
+    """Tokens, inputs and targets, and floating-point operations of a model's training."""
+    lengths = example_lengths(run.data, run.config.data)[1]
+    examples = (steps or training.steps) * training.batch_size
+    return {"tokens": examples * (lengths.inputs + lengths.targets), "flops": 3 * examples * _forward(run, model)}
+
+
+def _forward(run: StageRun, model: Finished, *, experts: int = 1) -> float:
+    """Operations of a forward pass for one example."""
+    lengths = example_lengths(run.data, run.config.data)[1]
+    shape = json.loads(model.read("model/config.json").read_text())
+    return forward_flops(shape, lengths.inputs, lengths.targets, experts=experts)
+
+
+def _of_kind(run: StageRun, kind: str, ratio: str | None = None, variant: str | None = None) -> list[Finished]:
+    return of_kind(run.stage, run.inputs, kind, ratio, variant)
+
+
+def _losses(finished: list[Finished], name: str = "losses") -> np.ndarray:
+    losses = np.array([read_losses(one, name) for one in finished])
+    if not np.isfinite(losses).all():
+        one = finished[int(np.argmin(np.isfinite(losses).all(axis=1)))]
+        raise UserError(f"{one.title} has a loss that is no number in {one.directory / name}.json; make it again")
+    return losses

@@ -1,0 +1,231 @@
+"""One MLflow run per stage: params, data sets, curves, models, final figures.
+
+Runs are flat: nested ones are hidden from the charts of the UI. Everything goes through MlflowClient with explicit
+ids, never through MLflow's idea of an active run.
+"""
+
+import contextlib
+import json
+import logging
+import math
+import platform
+import subprocess
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+from uuid import uuid4
+
+from distill.io.files import directory_digest, directory_uri, read_record, write_json
+from pipelines.tracking.metric_log import deliver
+from pipelines.tracking.store import Store
+from pipelines.tracking.store_uri import StoreError, cause_of
+
+_LIBRARIES = ("torch", "transformers", "accelerate", "datasets", "tokenizers", "numpy", "mlflow")
+_PROJECT = "switch-distill"  # as pyproject.toml names it
+_TOKEN = "stage_token"  # tells the run of a directory before its id is written there
+_CURE = "delete it, and the stage gets a new MLflow run"
+# One per ratio, from the smallest on; the same in the UI and in the plot.
+COLOURS = ("#1b6ca8", "#2a9d8f", "#e9a23b", "#c8553d", "#7b5ea7", "#5b8e3e", "#b0457b", "#4f6d7a")
+
+
+def describe_run(directory: Path, tags: dict[str, str]) -> None:
+    """Keep what the MLflow run of a stage will say of where it is computed; of one that is continued, ``2, then 1``."""
+    path = directory / "run.json"
+    record = read_record(path, _CURE) if path.exists() else {"run_id": "", "tags": {_TOKEN: uuid4().hex}}
+    known = record.get("tags", {})
+    for key, value in {**tags, **_environment()}.items():
+        before = known[key].split(", then ") if key in known else []
+        known[key] = ", then ".join(before if value in before else [*before, value])
+    write_json(path, {**record, "tags": known})
+
+
+class TrackedRun:
+    """One MLflow run, for one stage; continued if the stage was interrupted.
+
+    Its methods raise StoreError where the store does not take something.
+    """
+
+    def __init__(self, store: Store, directory: Path, name: str):
+        """Start the run that ``describe_run`` has described, or go on with it."""
+        self.store, self.client, self.directory = store, store.client, directory
+        record = read_record(directory / "run.json", _CURE)
+        self.run_id, tags = record["run_id"] or self._started(record), record.get("tags", {})
+        if self.run_id:
+            self.client.update_run(self.run_id, status="RUNNING")
+            known = self.client.get_run(self.run_id).data.tags
+            self.set_tags({key: value for key, value in tags.items() if known.get(key) != value})
+        else:
+            self.run_id = self.client.create_run(store.experiment, run_name=name, tags=tags).info.run_id
+        if self.run_id != record["run_id"]:
+            write_json(directory / "run.json", {**record, "run_id": self.run_id})
+
+    def _started(self, record: dict[str, Any]) -> str:
+        """The run that a process started for this directory which was killed before it could write down its id."""
+        if token := record.get("tags", {}).get(_TOKEN):
+            for run in self.client.search_runs([self.store.experiment], f"tags.{_TOKEN} = '{token}'", max_results=1):
+                return run.info.run_id
+        return ""
+
+    def log_params(self, params: dict[str, Any]) -> None:
+        """``params``, the keys of nested ones with dots between; a value that MLflow finds too long ends with ``…``."""
+        from mlflow.entities import Param
+        from mlflow.utils.validation import MAX_PARAM_VAL_LENGTH
+
+        flat = {key: str(value) for key, value in _flatten(params)}
+        for key, text in flat.items():
+            if len(text) > MAX_PARAM_VAL_LENGTH:
+                flat[key] = f"{text[: MAX_PARAM_VAL_LENGTH - 1]}…"
+        self.client.log_batch(self.run_id, params=[Param(key, text) for key, text in flat.items()])
+
+    def log_data(self, name: str, digest: str, context: str, source: tuple[str, str], profile: dict[str, Any]) -> None:
+        """A data set as input, with a source of ``pipelines.tracking.data_source``.
+
+        MLflow's own digest reads only the first 10,000 rows; ours is of all bytes.
+        """
+        from mlflow.entities import Dataset, DatasetInput, InputTag
+
+        dataset = Dataset(name, digest, *source, profile=json.dumps(profile))
+        tags = [InputTag("mlflow.data.context", context)]
+        self.client.log_inputs(self.run_id, datasets=[DatasetInput(dataset, tags)])
+
+    def log_model_inputs(self, models: dict[str, str]) -> None:
+        """Role -> model id. Also as tags, because runs cannot be searched by their model inputs."""
+        from mlflow.entities import LoggedModelInput
+
+        for role, model_id in models.items():
+            model = self.client.get_logged_model(model_id)  # MLflow itself accepts ids that do not exist
+            if model.status != "READY":
+                raise RuntimeError(f"{role} model {model_id} is {model.status}")
+            self.client.set_tag(self.run_id, f"input.{role}"[:250], model_id)
+        known = {model.model_id for model in self.client.get_run(self.run_id).inputs.model_inputs}
+        new = [LoggedModelInput(model_id) for model_id in models.values() if model_id not in known]
+        if new:
+            self.client.log_inputs(self.run_id, models=new)
+
+    def log_model_output(
+        self, name: str, directory: Path, params: dict[str, Any], *, upload: bool, form: str = "seq2seq"
+    ) -> tuple[str, str]:
+        """Record ``directory`` as a model that this run made; with ``upload``, its files go to the store too.
+
+        Returns:
+            The model's id, and a URI: ``models:/<id>`` where the files are in the store, else the directory's.
+        """
+        from mlflow.entities import LoggedModelOutput
+
+        tags = {"directory": str(directory), "sha256": directory_digest(directory)}
+        outputs = self.client.get_run(self.run_id).outputs.model_outputs
+        made = [self.client.get_logged_model(output.model_id) for output in outputs]
+        # One that was interrupted is gone on with. For that the run must know of it before it is ready.
+        model = next((model for model in made if model.tags.get("sha256") == tags["sha256"]), None)
+        if model is None:
+            model = self.client.create_logged_model(
+                self.store.experiment,
+                name=name,
+                source_run_id=self.run_id,
+                tags=tags,
+                params={key: str(value) for key, value in params.items()},
+                model_type=form,
+            )
+            self.client.log_outputs(self.run_id, [LoggedModelOutput(model.model_id, step=0)])
+        if model.status != "READY":
+            if upload:
+                self.client.log_model_artifacts(model.model_id, str(directory))
+            self.client.finalize_logged_model(model.model_id, "READY")
+        return model.model_id, _uri(model.model_id, directory, upload)
+
+    def register(self, model_id: str, name: str, tags: dict[str, Any]) -> str:
+        """Register an uploaded model; returns its version. The id is a tag too: versions do not keep it."""
+        try:
+            self.client.create_registered_model(name)
+        except StoreError as error:
+            if error.code != "RESOURCE_ALREADY_EXISTS":
+                raise
+        for version in self.client.search_model_versions(f"name = '{name}'"):
+            if version.tags.get("model_id") == model_id:
+                return version.version
+        text = {key: str(value) for key, value in {**tags, "model_id": model_id}.items()}
+        source = f"models:/{model_id}"
+        return self.client.create_model_version(name, source, run_id=self.run_id, tags=text, model_id=model_id).version
+
+    def send(self, points: list[Any]) -> None:
+        """Points of curves, as MLflow's Metrics."""
+        self.client.log_batch(self.run_id, metrics=points)
+
+    def log_results(self, metrics: dict[str, float], *, run_id: str | None = None, model_id: str | None = None) -> None:
+        """Final figures, at step 0 so that the UI draws bars, on this run or another, and on its model.
+
+        A figure that stands there already is not repeated.
+        """
+        from mlflow.entities import Metric
+
+        run_id, now = run_id or self.run_id, int(time.time() * 1000)
+        there = self.client.get_run(run_id).data.metrics
+        known = {key: round(value, 6) for key, value in metrics.items() if math.isfinite(value)}
+        rows = [Metric(k, value, now, 0, model_id=model_id) for k, value in known.items() if there.get(k) != value]
+        if rows:
+            self.client.log_batch(run_id, metrics=rows)
+
+    def set_tags(self, tags: dict[str, Any], run_id: str | None = None) -> None:
+        for key, value in tags.items():
+            self.client.set_tag(run_id or self.run_id, key, value)
+
+    def log_file(self, path: Path) -> None:
+        self.client.log_artifact(self.run_id, str(path))
+
+    def close(self, status: str) -> None:
+        """Deliver what is left of the curves and end the run as FINISHED, FAILED or KILLED.
+
+        Only a finished run insists: while another error is on its way, a store that is away must not hide it.
+        """
+        try:
+            deliver(self.directory / "metrics.jsonl", self.send)
+            self.client.set_terminated(self.run_id, status)
+        except Exception as error:
+            if status == "FINISHED":
+                raise
+            logging.getLogger(__name__).warning(
+                "the MLflow run %s could not be ended: %s", self.run_id, cause_of(error)
+            )
+
+
+def _uri(model_id: str, directory: Path, uploaded: bool) -> str:
+    return f"models:/{model_id}" if uploaded else directory_uri(directory)
+
+
+def _flatten(values: dict[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+    for key, value in values.items():
+        if isinstance(value, dict):
+            yield from _flatten(value, f"{prefix}{key}.")
+        else:
+            yield f"{prefix}{key}", value
+
+
+def _environment() -> dict[str, str]:
+    """Versions, host and git commit: what a result depends on besides its config."""
+    from importlib.metadata import PackageNotFoundError, version
+
+    tags = {"version.python": platform.python_version(), "host": platform.node()}
+    tags |= {f"version.{name}": version(name) for name in _LIBRARIES}
+    with contextlib.suppress(PackageNotFoundError):  # a clone that is not installed; it has a commit
+        tags[f"version.{_PROJECT}"] = version(_PROJECT)
+    return tags | _commit(Path(__file__).parents[2])
+
+
+def _commit(root: Path) -> dict[str, str]:
+    """The git commit of ``root``, the directory of this project's packages, and whether nothing there has changed.
+
+    Empty where ``root`` is no clone of this project. A repository that has it somewhere inside, for example in a
+    virtual environment, is somebody else's, and its commit says nothing of this code.
+    """
+    with contextlib.suppress(OSError, subprocess.CalledProcessError):
+        ours = f'name = "{_PROJECT}"'.encode() in (root / "pyproject.toml").read_bytes()
+        if ours and Path(_git(root, "rev-parse", "--show-toplevel")).resolve() == root.resolve():
+            clean = not _git(root, "status", "--porcelain")
+            return {"mlflow.source.git.commit": _git(root, "rev-parse", "HEAD"), "git.clean": str(clean).lower()}
+    return {}
+
+
+def _git(root: Path, *arguments: str) -> str:
+    command = ["git", "-C", str(root), *arguments]
+    return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()

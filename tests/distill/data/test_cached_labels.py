@@ -1,0 +1,226 @@
+import json
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+import torch
+
+from distill.config import LabelsConfig, TrainingConfig
+from distill.data.cached_labels import CachedLabels, LabelledExamples, make_labels
+from distill.data.examples import Examples
+from distill.errors import DiskFull, UserError
+from distill.models.build import build_dense
+from distill.training.loop import Hooks, make_accelerator, train
+from distill.training.train_modules import HardAndCachedLabels, HardAndSoftLabels
+
+FILES = {"top_k": ["entropy.npy", "probs.npy", "words.npy"], "sampled": ["entropy.npy", "words.npy"]}
+
+
+@pytest.fixture(scope="module")
+def accelerator():
+    return make_accelerator("float32")
+
+
+@pytest.fixture
+def teacher(shape, data):
+    return build_dense(shape.model_copy(update={"dropout": 0.5}), data.vocab_size, pad=0, eos=1, seed=3).train()
+
+
+@pytest.fixture
+def examples(data, data_config):
+    return Examples(data, data_config, seed=5)
+
+
+@pytest.fixture
+def label(teacher, examples, accelerator, tmp_path):
+    """Make labels in a directory of this name; further arguments are those of make_labels and LabelsConfig."""
+
+    def make(name="labels", *, form="top_k", words=4, count=11, model=teacher, temperature=1.0, **arguments):
+        make_labels(
+            model,
+            examples,
+            LabelsConfig(form=form, words=words, seed=5),
+            tmp_path / name,
+            count=count,
+            temperature=temperature,
+            batch_size=4,
+            accelerator=accelerator,
+            progress=tmp_path / f"{name}.progress.json",
+            **{"origin": {"teacher": "t", "data": "d"}, **arguments},
+        )
+        return tmp_path / name
+
+    return make
+
+
+def bytes_of(directory):
+    return {path.name: path.read_bytes() for path in directory.iterdir()}
+
+
+def test_top_k_labels_are_those_of_the_teachers_logits_example_by_example(label, teacher, examples):
+    labels = CachedLabels(label(temperature=2.0))
+    assert len(labels) == 11
+    for index in (10, 0, 13):  # the last one goes round: it is example 2
+        batch = examples.batch([index % 11])
+        with torch.no_grad():
+            logits = teacher.eval()(**batch._asdict()).logits[0]
+        probs, words = (logits / 2.0).softmax(-1).topk(4)
+        read = labels.batch([index])
+        assert torch.equal(read.words, words) and read.words.dtype == torch.int64
+        torch.testing.assert_close(read.probs, probs, rtol=1e-3, atol=1e-5)
+        classes = torch.cat([probs, 1 - probs.sum(-1, keepdim=True)], -1)
+        torch.testing.assert_close(read.entropy, -(classes * classes.log()).sum(-1), rtol=2e-3, atol=2e-3)
+    together = labels.batch([10, 0, 13])
+    assert torch.equal(together.words, torch.cat([labels.batch([i]).words for i in (10, 0, 2)]))
+
+
+def test_sampled_labels_are_draws_from_the_teacher(label, teacher, examples):
+    """Any form of one teacher: a word of probability 1/K or more is among the draws, in other places each time."""
+    labels = CachedLabels(label(form="sampled", words=64))
+    with torch.no_grad():
+        probs = teacher.eval()(**examples.batch(range(11))._asdict()).logits.flatten(0, 1).softmax(-1)
+    read = labels.batch(range(11))
+    drawn = torch.stack([torch.bincount(row, minlength=probs.shape[-1]) for row in read.words])
+    assert ((drawn - 64 * probs).abs() < 1 + 1e-3).all()
+    error = (drawn / 64 - probs).sum(0)  # of all tokens together; it would grow with a common offset
+    assert error.abs().max() < 4 * (len(probs) / 4) ** 0.5 / 64
+    torch.testing.assert_close(read.entropy, -(probs * probs.log()).sum(-1), rtol=2e-3, atol=2e-3)
+
+
+@pytest.mark.parametrize("form,size", [("top_k", 4 * 4 + 2), ("sampled", 2 * 4 + 2)])
+def test_files_say_what_they_are(label, form, size, examples):
+    directory = label(form=form)
+    labels = CachedLabels(directory)
+    assert sorted(path.name for path in directory.iterdir()) == sorted([*FILES[form], "labels.json"])
+    tokens = 11 * examples.lengths.targets
+    sizes = [(directory / name).stat().st_size for name in FILES[form]]
+    assert labels.bytes_per_token == size and sum(sizes) == pytest.approx(size * tokens, abs=128 * len(sizes))
+    facts = json.loads((directory / "labels.json").read_text())
+    assert facts == labels.facts and sorted(facts["sha256"]) == FILES[form]
+    assert (facts["form"], facts["words"], facts["seed"], facts["teacher"], facts["data"]) == (form, 4, 5, "t", "d")
+    means = labels.means()
+    whole = labels.batch(range(11))
+    assert means["entropy"] == pytest.approx(float(whole.entropy.mean()), rel=1e-5)
+    assert means["mass"] == pytest.approx(float(whole.probs.sum(-1).mean()), rel=1e-5)
+
+
+def test_a_large_vocabulary_gets_wider_words(label, shape):
+    large = build_dense(shape, 70_016, pad=0, eos=1, seed=0)
+    assert CachedLabels(label("large", model=large, form="sampled", count=2)).bytes_per_token == 4 * 4 + 2
+    assert np.load(label("large", model=large, form="sampled", count=2) / "words.npy").dtype == np.uint32
+
+
+@pytest.mark.parametrize("form", FILES)
+@pytest.mark.parametrize("kill_at", [4, 24, 44])
+def test_killed_labelling_goes_on_and_leaves_the_same_bytes(label, monkeypatch, form, kill_at):
+    monkeypatch.setattr("distill.data.cached_labels._BATCHES_PER_SAVE", 2)
+    straight = bytes_of(label("straight", form=form, count=47))
+
+    class Killed(Exception):
+        pass
+
+    def die(done, count, metrics):
+        if done == kill_at:
+            raise Killed
+
+    with pytest.raises(Killed):
+        label("killed", form=form, count=47, on_batch=die)
+    seen = []
+    resumed = label("killed", form=form, count=47, on_batch=lambda done, count, metrics: seen.append(done))
+    assert bytes_of(resumed) == straight
+    saved = (kill_at - 4) // 8 * 8  # two batches of four examples at a time
+    assert seen == [*range(saved + 4, 47, 4), 47]
+
+
+def test_other_labels_are_not_gone_on_with(label):
+    first = bytes_of(label(origin={"teacher": "t"}))
+    again = []
+    second = label(origin={"teacher": "another"}, on_batch=lambda *facts: again.append(facts))
+    assert len(again) == 3 and bytes_of(second)["words.npy"] == first["words.npy"]
+
+
+def test_the_number_of_examples_changes_no_label(label):
+    few, many = (CachedLabels(label(str(count), form="sampled", count=count)).batch(range(5)) for count in (5, 12))
+    assert all(torch.equal(a, b) for a, b in zip(few, many, strict=True))
+
+
+def test_changed_or_missing_files_are_named_with_the_cure(label):
+    directory = label()
+    whole = (directory / "probs.npy").read_bytes()
+    for broken in (whole[:-1] + bytes([whole[-1] ^ 1]), whole[:-8]):
+        (directory / "probs.npy").write_bytes(broken)
+        with pytest.raises(UserError, match=r"probs.npy is damaged: .* as written; .*switch-distill label"):
+            CachedLabels(directory)
+    for name in ("words.npy", "labels.json"):
+        (directory / "probs.npy").write_bytes(whole)
+        (directory / name).unlink()
+        with pytest.raises(UserError, match=f"{name} is missing.*switch-distill label"):
+            CachedLabels(directory)
+    (directory / "labels.json").write_text('{"form": ')
+    with pytest.raises(UserError, match="labels.json is damaged.*switch-distill label"):
+        CachedLabels(directory)
+
+
+def test_labels_that_do_not_fit_the_disk_are_refused(label, monkeypatch, tmp_path):
+    monkeypatch.setattr("shutil.disk_usage", lambda path: SimpleNamespace(free=100))
+    with pytest.raises(DiskFull, match="storing soft labels needs about .* lower distill.labels.words"):
+        label()
+    assert not list((tmp_path / "labels").iterdir())
+
+
+def test_a_disk_that_fills_up_beside_the_labels_is_found_before_the_first_one(label, monkeypatch, small_disk):
+    disk = small_disk(40_000)
+    monkeypatch.setattr("shutil.disk_usage", lambda path: SimpleNamespace(free=10**9))  # as it was a moment ago
+    seen = []
+    with pytest.raises(DiskFull, match=r"labels cannot be written, the disk is full: it needs \d+"):
+        label(disk / "labels", count=2000, on_batch=lambda *facts: seen.append(facts))
+    assert not seen and not list((disk / "labels").iterdir())
+    assert len(CachedLabels(label(disk / "labels", count=11))) == 11
+
+
+@pytest.mark.parametrize("broken", ["words.npy", "progress"])
+def test_half_made_labels_that_are_damaged_are_made_again(label, monkeypatch, tmp_path, broken):
+    monkeypatch.setattr("distill.data.cached_labels._BATCHES_PER_SAVE", 2)
+    straight = bytes_of(label("straight", count=47))
+
+    def die(done, count, metrics):
+        if done == 24:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        label("killed", count=47, on_batch=die)
+    path = tmp_path / ("killed.progress.json" if broken == "progress" else f"killed/{broken}")
+    path.write_bytes(path.read_bytes()[:-10])
+    assert bytes_of(label("killed", count=47)) == straight
+
+
+def test_labelled_examples_are_the_examples_and_go_round(label, examples):
+    labels = CachedLabels(label())
+    batch = LabelledExamples(examples, labels).batch([9, 10, 11, 12]).to(torch.device("cpu"))
+    plain = examples.batch([9, 10, 0, 1])
+    assert torch.equal(batch.input_ids, plain.input_ids) and torch.equal(batch.labels, plain.labels)
+    assert torch.equal(batch.soft_labels.words, labels.batch([9, 10, 0, 1]).words)
+
+
+def test_a_student_learns_from_the_disk_what_it_learns_from_the_teacher(
+    label, teacher, shape, data, examples, accelerator, tmp_path
+):
+    """With all words kept, cached labels are the online ones but for float16."""
+    config = TrainingConfig(steps=3, batch_size=4, learning_rate=1e-2, warmup_steps=1, log_every=1)
+    mix = {"hard_fraction": 0.5, "temperature": 1.5}
+    labelled = LabelledExamples(examples, CachedLabels(label(words=data.vocab_size, count=12, temperature=1.5)))
+    curves = []
+    for name in ("online", "cached"):
+        student, seen = build_dense(shape, data.vocab_size, pad=0, eos=1, seed=1), []
+        cached = HardAndCachedLabels(student, **mix)
+        train(
+            HardAndSoftLabels(student, teacher, **mix) if name == "online" else cached,
+            examples if name == "online" else labelled,
+            config,
+            accelerator=accelerator,
+            directory=tmp_path / name,
+            seed=0,
+            hooks=Hooks(on_metrics=lambda step, metrics, seen=seen: seen.append(metrics)),
+        )
+        curves.append([[step[key] for key in ("loss", "hard_loss", "soft_loss", "kl")] for step in seen])
+    np.testing.assert_allclose(*curves, rtol=2e-3, atol=5e-3)

@@ -1,0 +1,176 @@
+"""The parts of the loss and their schedules, in the training loop and out of it."""
+
+import numpy as np
+import pytest
+import torch
+
+from distill.config import DistillConfig, TrainingConfig
+from distill.data.examples import Batch, Examples
+from distill.models.build import build_dense
+from distill.training.checkpoint import checkpoints
+from distill.training.loop import Hooks, make_accelerator, train
+from distill.training.matching import Matching
+from distill.training.train_modules import HardAndSoftLabels, HardLabels
+from teachers.config import SwitchConfig
+from teachers.model import build_teacher, switch_layers
+
+CONFIG = TrainingConfig(steps=6, batch_size=8, learning_rate=1e-2, warmup_steps=2, log_every=1, checkpoint_every=2)
+BOTH = ("hidden", "ffn")
+MIX = {"hard_fraction": 0.75, "temperature": 1.0}
+
+
+@pytest.fixture(scope="module")
+def accelerator():
+    return make_accelerator("float32")
+
+
+@pytest.fixture
+def teacher(shape, data):
+    return build_teacher(shape, SwitchConfig(), data.vocab_size, 4, pad=0, eos=1, seed=1)
+
+
+@pytest.fixture
+def student(shape, data):
+    return build_dense(shape.model_copy(update={"dropout": 0.1}), data.vocab_size, pad=0, eos=1, seed=0)
+
+
+@pytest.fixture
+def examples(data, data_config):
+    return Examples(data, data_config, seed=0)
+
+
+def weights(model):
+    return torch.cat([parameter.detach().flatten() for parameter in model.parameters()])
+
+
+def fit(objective, examples, directory, accelerator, config=CONFIG, on_step=lambda *_: None):
+    """The metrics of every logged step."""
+    seen = {}
+    hooks = Hooks(on_step=on_step, on_metrics=lambda step, metrics: seen.update({step: metrics}))
+    train(objective, examples, config, accelerator=accelerator, directory=directory, seed=0, hooks=hooks)
+    return seen
+
+
+def test_the_parts_add_up_and_are_logged(student, teacher, examples, tmp_path, accelerator):
+    objective = HardAndSoftLabels(student, teacher, **MIX, matching=Matching(BOTH, 0.5, steps=4))
+    for step, metrics in fit(objective, examples, tmp_path, accelerator).items():
+        expected = 0.75 * metrics["hard_loss"] + 0.25 * metrics["soft_loss"]
+        if step <= 4:  # step 1 is optimizer step 0, with the whole weight
+            expected += 0.5 * (1 - (step - 1) / 4) * metrics["match_loss"]
+        assert metrics["loss"] == pytest.approx(expected, rel=1e-5)
+        assert ("match_loss" in metrics) == (step <= 4)
+
+
+def test_soft_labels_start_at_their_step(student, teacher, examples, tmp_path, accelerator):
+    objective = HardAndSoftLabels(student, teacher, **MIX, soft_start=2)
+    seen = fit(objective, examples, tmp_path, accelerator)
+    assert [step for step in seen if "soft_loss" in seen[step]] == [3, 4, 5, 6]
+    for step in (1, 2):
+        assert seen[step]["loss"] == pytest.approx(seen[step]["hard_loss"]) and "kl" not in seen[step]
+    for step in (3, 6):
+        mixed = 0.75 * seen[step]["hard_loss"] + 0.25 * seen[step]["soft_loss"]
+        assert seen[step]["loss"] == pytest.approx(mixed, rel=1e-5)
+
+
+def test_the_steps_before_are_those_of_hard_labels_alone(shape, data, teacher, examples, tmp_path, accelerator):
+    config, ends = CONFIG.model_copy(update={"steps": 3}), []
+    for name in ("hard", "soft"):
+        model = build_dense(shape, data.vocab_size, pad=0, eos=1, seed=0)
+        objective = HardLabels(model) if name == "hard" else HardAndSoftLabels(model, teacher, **MIX, soft_start=3)
+        fit(objective, examples, tmp_path / name, accelerator, config)
+        ends.append(weights(model))
+    assert torch.equal(*ends)
+
+
+def test_the_teacher_runs_only_when_it_is_read(student, teacher, examples):
+    calls = []
+    for _, layer in switch_layers(teacher):
+        layer.mlp.register_forward_hook(lambda *_: calls.append(1))
+    alone = {"hard_fraction": 1.0, "temperature": 1.0}
+    objective = HardAndSoftLabels(student, teacher, **alone, matching=Matching(BOTH, 1.0, steps=3))
+    ran = []
+    for objective.step in range(5):
+        calls.clear()
+        _, metrics = objective(*examples.batch(range(4)))
+        ran.append(bool(calls))
+        assert "soft_loss" not in metrics
+    assert ran == [True, True, True, False, False]
+    settings = {"training": TrainingConfig(steps=5, batch_size=4, warmup_steps=1)}
+    assert DistillConfig(hard_fraction=1.0, match=["ffn"], match_steps=3, **settings).taught_examples == 4 * sum(ran)
+    objective = HardAndSoftLabels(student, teacher, **MIX, soft_start=2)
+    ran = []
+    for objective.step in range(3):
+        calls.clear()
+        objective(*examples.batch(range(4)))
+        ran.append(bool(calls))
+    assert ran == [False, False, True]
+    settings = {"training": TrainingConfig(steps=3, batch_size=4, warmup_steps=1)}
+    assert DistillConfig(soft_start=2, **settings).taught_examples == 4
+    assert DistillConfig(soft_start=2, match=["ffn"], match_steps=1, **settings).taught_examples == 8
+    assert DistillConfig(hard_fraction=1.0, **settings).taught_examples == 0
+    assert DistillConfig(soft_labels="cached", **settings).taught_examples == 12
+
+
+@pytest.mark.parametrize("stop", [3, 5])
+def test_an_interrupted_run_repeats_its_draws_and_schedules(
+    shape, data, teacher, examples, tmp_path, accelerator, stop
+):
+    """Experts drawn at random, soft labels from step 3 on, a matching weight that falls over 5 steps."""
+    for _, layer in switch_layers(teacher):
+        layer.mlp.routing, layer.mlp.draws = "sampled", 2
+
+    class Killed(Exception):
+        pass
+
+    def die(step, total, metrics):
+        if step == stop:
+            raise Killed
+
+    def new():
+        model = build_dense(shape.model_copy(update={"dropout": 0.1}), data.vocab_size, pad=0, eos=1, seed=0)
+        return HardAndSoftLabels(model, teacher, **MIX, soft_start=3, matching=Matching(BOTH, 1.0, steps=5))
+
+    config = CONFIG.model_copy(update={"micro_batch_size": 4})
+    straight = new()
+    curves = fit(straight, examples, tmp_path / "a", accelerator, config)
+    with pytest.raises(Killed):
+        fit(new(), examples, tmp_path / "b", accelerator, config, on_step=die)
+    assert len(checkpoints(tmp_path / "b")) == (stop - 1) // 2
+    resumed = new()
+    again = fit(resumed, examples, tmp_path / "b", accelerator, config)
+    assert torch.equal(weights(straight.model), weights(resumed.model))
+    for step in again:
+        for name in curves[step].keys() - {"tokens_per_second"}:
+            assert again[step][name] == curves[step][name]
+
+
+def test_a_part_that_begins_within_a_logged_window_is_averaged_over_its_own_steps(
+    shape, data, teacher, examples, tmp_path, accelerator
+):
+    curves = []
+    for log_every in (1, 4):
+        model = build_dense(shape, data.vocab_size, pad=0, eos=1, seed=0)
+        objective = HardAndSoftLabels(model, teacher, **MIX, soft_start=2, matching=Matching(BOTH, 1.0, steps=3))
+        config = CONFIG.model_copy(update={"log_every": log_every, "steps": 4})
+        curves.append(fit(objective, examples, tmp_path / str(log_every), accelerator, config))
+    each, window = curves[0], curves[1][4]
+    assert window["soft_loss"] == pytest.approx(np.mean([each[step]["soft_loss"] for step in (3, 4)]), rel=1e-5)
+    assert window["match_loss"] == pytest.approx(np.mean([each[step]["match_loss"] for step in (1, 2, 3)]), rel=1e-5)
+    assert window["loss"] == pytest.approx(np.mean([each[step]["loss"] for step in (1, 2, 3, 4)]), rel=1e-5)
+
+
+def test_padding_changes_neither_loss_nor_gradient(student, teacher, examples):
+    for _, layer in switch_layers(teacher):
+        layer.mlp.routing = "mixture"  # with a capacity, padding would take the place of other tokens
+    objective = HardAndSoftLabels(student.eval(), teacher, **MIX, matching=Matching(BOTH, 1.0))
+    inputs, labels = examples.batch(range(4))
+    found = []
+    for padding in (0, 7):
+        student.zero_grad()
+        batch = Batch(inputs, torch.cat([labels, torch.full((4, padding), -100)], dim=1))
+        loss, metrics = objective(*batch)
+        loss.backward()
+        gradient = torch.cat([parameter.grad.flatten() for parameter in student.parameters()])
+        found.append((gradient, torch.stack([metrics[name] for name in sorted(metrics)])))
+    torch.testing.assert_close(found[0][1], found[1][1], rtol=1e-5, atol=1e-4)
+    assert (found[0][0] - found[1][0]).norm() < 1e-5 * found[0][0].norm()

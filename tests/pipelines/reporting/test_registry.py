@@ -1,0 +1,77 @@
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+
+from pipelines.reporting.registry import tag_students
+from pipelines.workdir.stage import Finished
+
+
+class Client:
+    """A registry in memory, with the calls of MlflowClient that are used."""
+
+    def __init__(self):
+        self.tags, self.aliases = {}, {}
+
+    def set_model_version_tag(self, name, version, key, value):
+        self.tags.setdefault((name, version), {})[key] = value
+
+    def get_registered_model(self, name):
+        return SimpleNamespace(aliases=self.aliases.get(name, {}))
+
+    def set_registered_model_alias(self, name, alias, version):
+        self.aliases.setdefault(name, {})[alias] = version
+
+    def delete_registered_model_alias(self, name, alias):
+        del self.aliases[name][alias]
+
+
+def student(name: str, version: int, quality: float) -> Finished:
+    return Finished("distill", "f", "run", "model", f"models:/{name}/{version}", {"quality": quality}, {}, Path())
+
+
+def rows(fraction=0.5, baseline=-4.0, means=(-2.75, -2.7)):
+    interval = None if fraction is None else [0.4, 0.6]
+    row = {"fraction_kept": fraction, "fraction_interval": interval, "compression": 0.75, "seeds": [0, 1]}
+    ratios = [{**row, "student_quality": quality} for quality in means]
+    return {"ratios": ratios, "data": {"test_documents": 89}, "baseline": {"quality": baseline}}
+
+
+def test_every_version_is_tagged_and_the_best_of_all_seeds_is_the_champion():
+    client = Client()
+    students = [[student("s-e2", 1, -3.0), student("s-e2", 2, -2.5)], [student("s-e4", 1, -2.7)]]
+    tag_students(SimpleNamespace(client=client), rows(), students)
+    assert client.tags["s-e2", "1"] == {
+        "fraction_kept": "0.5000",
+        "fraction_interval": "[0.4000, 0.6000] of 89 documents and 2 seeds",
+        "compression": "0.7500",
+        "quality": "-3.0000",
+    }
+    assert len(client.tags) == 3 and client.aliases == {"s-e2": {"champion": "2"}}
+
+
+def test_the_next_comparison_has_one_champion_too_and_an_undefined_fraction_says_so():
+    client = Client()
+    client.aliases = {"s-e2": {"champion": "1", "mine": "1"}}
+    students = [[student("s-e2", 1, -3.0)], [student("s-e4", 7, -2.7)]]
+    tag_students(SimpleNamespace(client=client), rows(None), students)
+    assert client.aliases == {"s-e2": {"mine": "1"}, "s-e4": {"champion": "7"}}
+    assert client.tags["s-e4", "7"]["fraction_kept"] == "undefined"
+
+
+@pytest.mark.parametrize("baseline", [-2.6, -2.7])  # the best is worse, or as good
+def test_where_no_student_is_better_than_the_baseline_none_is_the_champion(baseline):
+    """An alias that an earlier report gave is taken away, whatever version has it."""
+    client = Client()
+    client.aliases = {"s-e2": {"champion": "1"}, "s-e4": {"champion": "6", "mine": "7"}, "other": {"champion": "1"}}
+    students = [[student("s-e2", 1, -3.0), student("s-e2", 2, -2.5)], [student("s-e4", 7, -2.7)]]
+    tag_students(SimpleNamespace(client=client), rows(baseline=baseline), students)
+    assert client.aliases == {"s-e2": {}, "s-e4": {"mine": "7"}, "other": {"champion": "1"}}
+    assert client.tags["s-e4", "7"]["quality"] == "-2.7000"
+
+
+def test_a_lucky_seed_of_a_student_that_is_worse_in_the_mean_is_no_champion():
+    client = Client()
+    students = [[student("s-e2", 1, -3.0), student("s-e2", 2, -2.5)], [student("s-e4", 7, -2.7)]]
+    tag_students(SimpleNamespace(client=client), rows(baseline=-2.72), students)
+    assert client.aliases == {"s-e4": {"champion": "7"}}

@@ -1,0 +1,115 @@
+"""A name on the hub stands for one commit in all processes of a run, also where it moves on in between."""
+
+import json
+import os
+import socket
+import subprocess
+import sys
+from pathlib import Path
+from threading import Thread
+from types import SimpleNamespace as Values
+
+from pipelines.config.run_config import load_config
+from pipelines.runner import side_by_side
+from pipelines.workdir.hub_names import names_on_hub
+from tests.hub import ROOT, python
+
+_ASK = "from distill.io.hub import resolve_revision\nprint(resolve_revision('some/model', 'model', 'it'))"
+_HAND_DOWN = f"{_ASK}\nimport json\nfrom distill.io.hub import handed_down\nprint(json.dumps(handed_down()))"
+_SHARE = """
+import json, sys
+from accelerate import Accelerator
+from distill.errors import ExpectedError
+from distill.io.hub import known_commits
+from pipelines.workdir.hub_names import share_commits
+try:
+    share_commits([(source, "model", source) for source in sys.argv[1:]], Accelerator(cpu=True))
+    print(json.dumps(known_commits()))
+except ExpectedError as error:
+    sys.exit(f"{type(error).__name__}: {error}")
+"""
+
+
+def test_the_names_of_a_config(tmp_path):
+    overrides = [
+        "data.corpus=hf:some/texts@v1:en",
+        "data.tokenizer=some/words",
+        "teacher.experts=[2]",
+        f"teacher.checkpoints={{e4: some/switch, e8: {tmp_path}}}",
+        "baseline.checkpoint=some/t5@v2",
+    ]
+    names = names_on_hub(load_config("smoke", overrides))
+    assert [(source, kind) for source, kind, _ in names] == [
+        ("some/texts@v1", "dataset"),
+        ("some/words", "model"),
+        ("some/t5@v2", "model"),
+        ("some/switch", "model"),
+    ]
+    assert names[2][2] == "baseline.checkpoint 'some/t5@v2'"
+    assert names_on_hub(load_config("smoke", [])) == []
+
+
+def test_a_child_takes_the_commit_of_its_parent(hub):
+    first = hub.model("some/model").commit({"config.json": "{}"})
+    printed, variables = python(_HAND_DOWN, **hub.environment).splitlines()
+    assert printed == first
+    second = hub.model("some/model").commit({"config.json": "[]"})
+    hub.requests.clear()
+    assert python(_ASK, **hub.environment, **json.loads(variables)).strip() == first
+    assert not hub.requests
+    assert python(_ASK, **hub.environment).strip() == second
+
+
+def test_chains_side_by_side_are_given_the_commits(monkeypatch, tmp_path):
+    given = []
+
+    def start(command, environment, pipeline):
+        given.append(environment)
+        child = subprocess.Popen([sys.executable, "-c", ""])
+        relay = Thread(target=child.wait)
+        relay.start()
+        return child, relay
+
+    monkeypatch.setattr("distill.io.hub._known", {"model some/model main": "1" * 40})
+    monkeypatch.setattr(side_by_side, "_commands", lambda pipeline: [["baseline"], ["run"]])
+    monkeypatch.setattr(side_by_side, "check_space", lambda *_: None)
+    monkeypatch.setattr(side_by_side, "_start", start)
+    pipeline = Values(config=Values(jobs=2), store=Values(experiment="1"), stages=[], workdir=tmp_path)
+    assert side_by_side.run_side_by_side(pipeline, [])
+    variables = [json.loads(environment["SWITCH_DISTILL_COMMITS"]) for environment in given]
+    assert variables == [{"model some/model main": "1" * 40}] * 2
+
+
+def ranks(hub, *names: str, other: Path) -> list[subprocess.Popen]:
+    """Two processes; the second has a hub that nobody answers at, and an empty cache."""
+    with socket.create_server(("127.0.0.1", 0)) as free:
+        port = free.getsockname()[1]
+    common = {**os.environ, **hub.environment, "OMP_NUM_THREADS": "1", "WORLD_SIZE": "2"}
+    common |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
+    away = {"HF_ENDPOINT": f"http://127.0.0.1:{port + 1}", "HF_HOME": str(other)}
+    return [
+        subprocess.Popen(
+            [sys.executable, "-c", _SHARE, *names],
+            cwd=ROOT,
+            env={**common, "RANK": str(rank), "LOCAL_RANK": str(rank), **(away if rank else {})},
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        for rank in range(2)
+    ]
+
+
+def test_ranks_take_the_commits_of_the_main_process(hub, tmp_path):
+    commit = hub.model("some/model").commit({"config.json": "{}"}, "main", "v1")
+    started = ranks(hub, "some/model", "some/model@v1", other=tmp_path / "other")
+    printed = [process.communicate(timeout=120) for process in started]
+    known = {"model some/model main": commit, "model some/model v1": commit}
+    assert [json.loads(out) for out, _ in printed] == [known, known], printed
+
+
+def test_ranks_end_where_the_main_process_finds_no_such_name(hub, tmp_path):
+    started = ranks(hub, "nobody/nothing", other=tmp_path / "other")
+    first, second = (process.communicate(timeout=120)[1] for process in started)
+    assert first.splitlines()[-1].startswith("UserError: nobody/nothing is no directory, and the hub has no model of")
+    assert second.splitlines()[-1].startswith("LostProcess: another process of this run has ended")

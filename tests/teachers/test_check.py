@@ -1,0 +1,71 @@
+"""The check before loading accepts every directory that transformers or ``save_teacher`` writes. See also
+``tests/pipelines/wrong_inputs.txt`` for those that it refuses."""
+
+import json
+
+import pytest
+import torch
+from safetensors.torch import load_file
+from transformers import SwitchTransformersConfig, SwitchTransformersForConditionalGeneration
+
+from distill.errors import UserError
+from distill.models.header import shape_of
+from teachers import load_teacher, save_teacher
+from teachers.check import check_teacher, teacher_shapes
+from teachers.config import TeacherConfig
+from teachers.model import build_teacher
+
+SIZES = {"vocab_size": 64, "d_model": 16, "d_kv": 4, "d_ff": 24, "num_heads": 2, "num_experts": 3}
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {},
+        {"tie_word_embeddings": False},
+        {"num_layers": 3, "num_decoder_layers": 2, "num_sparse_encoder_layers": 3, "num_sparse_decoder_layers": 1},
+        {"num_layers": 4, "num_decoder_layers": None, "num_sparse_encoder_layers": 2, "num_sparse_decoder_layers": 0},
+        {"num_layers": 5, "num_decoder_layers": 1, "num_sparse_encoder_layers": 2, "num_sparse_decoder_layers": 2},
+    ],
+)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
+def test_what_transformers_saves_is_accepted(tmp_path, changes, dtype):
+    layers = {"num_layers": 2, "num_decoder_layers": 2, "num_sparse_encoder_layers": 1, "num_sparse_decoder_layers": 1}
+    config = SwitchTransformersConfig(**SIZES, **{**layers, **changes})
+    SwitchTransformersForConditionalGeneration(config).to(dtype).save_pretrained(tmp_path, max_shard_size="20kB")
+    assert (tmp_path / "model.safetensors.index.json").exists()
+    header = check_teacher(str(tmp_path))
+    assert (header.experts, header.pad, header.eos) == (3, 0, 1)
+    assert (
+        header.shape.items() >= {"vocab_size": 64, "d_ff": 24, "num_decoder_layers": config.num_decoder_layers}.items()
+    )
+
+
+@pytest.mark.parametrize("tied", [True, False])
+@pytest.mark.parametrize("feed_forward", ["relu", "gated-gelu"])
+def test_what_we_save_is_accepted_with_exactly_the_expected_tensors(tmp_path, shape, feed_forward, tied):
+    shape = shape.model_copy(update={"feed_forward": feed_forward, "tie_word_embeddings": tied})
+    save_teacher(build_teacher(shape, TeacherConfig(experts=[2]), 64, 2, pad=0, eos=1, seed=0), tmp_path)
+    header = check_teacher(str(tmp_path))
+    assert header.shape == shape_of(shape, 64) and header.experts == 2
+    config = json.loads((tmp_path / "config.json").read_text())
+    saved = {name: tuple(tensor.shape) for name, tensor in load_file(tmp_path / "model.safetensors").items()}
+    free = {"lm_head.weight", "encoder.embed_tokens.weight", "decoder.embed_tokens.weight"}
+    assert teacher_shapes(config, "it") == {name: size for name, size in saved.items() if name not in free}
+
+
+def test_a_loaded_teacher_is_finite(tmp_path, shape):
+    teacher = build_teacher(shape, TeacherConfig(experts=[2]), 64, 2, pad=0, eos=1, seed=0)
+    torch.nn.init.constant_(teacher.shared.weight, float("nan"))
+    save_teacher(teacher, tmp_path)
+    with pytest.raises(UserError, match="weights in shared.weight that are NaN or infinite"):
+        load_teacher(tmp_path)
+
+
+def test_values_are_read_where_they_are_asked_for(tmp_path, shape):
+    teacher = build_teacher(shape, TeacherConfig(experts=[2]), 64, 2, pad=0, eos=1, seed=0)
+    torch.nn.init.constant_(teacher.shared.weight, float("inf"))
+    save_teacher(teacher, tmp_path)
+    assert check_teacher(str(tmp_path), finite=False).experts == 2
+    with pytest.raises(UserError, match="NaN or infinite"):
+        check_teacher(str(tmp_path))

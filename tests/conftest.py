@@ -95,7 +95,8 @@ def interrupted_switch_distill(arguments: list[str], step: int, kind: signal.Sig
     code = (
         "import os, signal\n"
         "signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background job ignores it\n"
-        "from pipelines.cli import main as cli; from pipelines.runner import progress\n"
+        "from pipelines.cli import app as cli\n"
+        "from pipelines.runner import progress\n"
         "update = progress.Bar.update\n"
         "def die(bar, step, *rest):\n"
         "    update(bar, step, *rest)\n"

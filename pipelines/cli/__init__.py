@@ -1,5 +1,5 @@
 """The command line: ``switch-distill``, or ``python -m pipelines.cli``."""
 
-from pipelines.cli.main import main
+from pipelines.cli.app import main
 
 __all__ = ["main"]

@@ -1,4 +1,4 @@
-from pipelines.cli.main import main
+from pipelines.cli.app import main
 
 if __name__ == "__main__":
     main()

@@ -20,7 +20,7 @@ class BaselineConfig(Section):
     """The dense model that gains are measured against.
 
     It is trained as the teachers are (teacher.training), which start from scratch too, for ``steps`` and for as many
-    as teacher and student take together; where all teachers are loaded, as the student is (distill.training.loop).
+    as teacher and student take together; where all teachers are loaded, as the student is (distill.training).
     """
 
     steps: Positive | None = Field(

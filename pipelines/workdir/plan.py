@@ -115,7 +115,7 @@ def _distill_settings(distill: DistillConfig) -> dict[str, Any]:
     off = {name for name in _OPTIONS if getattr(distill, name) == DistillConfig.model_fields[name].default}
     unread = set() if distill.reads_cached_labels else {"soft_labels", "labels"}
     settings = distill.model_dump(mode="json", exclude=off | unread)
-    return settings | {"training": _training_settings(distill.training.loop)}
+    return settings | {"training": _training_settings(distill.training)}
 
 
 def _training_settings(training: TrainingConfig) -> dict[str, Any]:

@@ -119,7 +119,7 @@ def patched_cli() -> Iterator[Callable[..., subprocess.Popen]]:
     def start(code: str, *arguments: str, **environment: str) -> subprocess.Popen:
         whole = (
             "import os, pathlib, signal, sys, time\n"
-            "from pipelines.cli import main as cli\n"
+            "from pipelines.cli import app as cli\n"
             "from pipelines.tracking import metric_log as feed\n"
             "from pipelines.runner import progress, runner as run\n"
             "at = lambda title, step: None\n"

@@ -93,7 +93,7 @@ def filled(left, disk, *arguments, at=None):
     """The command line on a disk that something else fills but for ``left`` bytes: at a training step, or at once."""
     code = f"""
 import os, sys
-from pipelines.cli import main as cli
+from pipelines.cli import app as cli
 from pipelines.runner import progress
 from pipelines.runner import runner as run
 def fill():

@@ -16,7 +16,7 @@ import mlflow
 import pytest
 
 from distill.errors import ExpectedError, UserError
-from pipelines.cli import main as cli
+from pipelines.cli import app as cli
 from pipelines.tracking import store_uri
 from pipelines.tracking.store import Store
 from pipelines.tracking.store_uri import StoreError

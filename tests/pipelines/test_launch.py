@@ -7,7 +7,7 @@ import pytest
 from mlflow import MlflowClient
 
 from distill.errors import UserError
-from pipelines.cli import main as cli_module
+from pipelines.cli import app as cli_module
 from pipelines.tracking import store_uri
 from pipelines.workdir.preflight import check_launch
 

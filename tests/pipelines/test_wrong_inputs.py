@@ -25,7 +25,7 @@ import pytest
 from pydantic import BaseModel
 
 from distill.errors import UserError
-from pipelines.cli import main as cli
+from pipelines.cli import app as cli
 from pipelines.config.run_config import RunConfig
 from pipelines.stages import baseline
 from pipelines.tracking import store_uri

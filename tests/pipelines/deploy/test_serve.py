@@ -27,7 +27,7 @@ PROMPTS = ["def <extra_id_0>(self):", "import os <extra_id_0> sys", "x", "the te
 COMMAND = """
 import atexit, sys
 atexit.register(lambda: print("imported", "torch" in sys.modules, "transformers" in sys.modules, flush=True))
-from pipelines.cli.main import main
+from pipelines.cli.app import main
 main()
 """
 

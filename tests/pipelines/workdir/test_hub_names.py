@@ -63,7 +63,7 @@ def test_a_child_takes_the_commit_of_its_parent(hub):
 def test_chains_side_by_side_are_given_the_commits(monkeypatch, tmp_path):
     given = []
 
-    def start(command, environment, pipeline):
+    def start(command, environment, workspace):
         given.append(environment)
         child = subprocess.Popen([sys.executable, "-c", ""])
         relay = Thread(target=child.wait)
@@ -71,11 +71,12 @@ def test_chains_side_by_side_are_given_the_commits(monkeypatch, tmp_path):
         return child, relay
 
     monkeypatch.setattr("distill.io.hub._known", {"model some/model main": "1" * 40})
-    monkeypatch.setattr(side_by_side, "_commands", lambda pipeline: [["baseline"], ["run"]])
+    monkeypatch.setattr(side_by_side, "_commands", lambda workspace: [["baseline"], ["run"]])
     monkeypatch.setattr(side_by_side, "check_space", lambda *_: None)
     monkeypatch.setattr(side_by_side, "_start", start)
-    pipeline = Values(config=Values(jobs=2), store=Values(experiment="1"), stages=[], workdir=tmp_path)
-    assert side_by_side.run_side_by_side(pipeline, [])
+    workspace = Values(config=Values(jobs=2), stages=[], directory=tmp_path)
+    runner = Values(workspace=workspace, publisher=Values(store=Values(experiment="1")))
+    assert side_by_side.run_side_by_side(runner, [])
     variables = [json.loads(environment["SWITCH_DISTILL_COMMITS"]) for environment in given]
     assert variables == [{"model some/model main": "1" * 40}] * 2
 

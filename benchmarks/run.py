@@ -1,4 +1,4 @@
-"""Every speed that the README states: ``make bench``. Leave the machine alone while it runs.
+"""Every speed that docs/performance.md states: ``make bench``. Leave the machine alone while it runs.
 
 A factor is the median over rounds in which the arms take turns, with its range; each arm runs in a process of its own.
 """

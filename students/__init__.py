@@ -1,7 +1,7 @@
 """The dense side: a T5 student from a teacher's weights. Imports distill, and teachers to read a teacher.
 
 config      what a run may set about its students
-checkpoint  what is wrong with a dense T5's directory, before it is loaded
+check       faults of a dense T5's directory, found before it is loaded
 weight_map  the name of every teacher tensor in the student, or the reason why it has none
 calibration what passes through the Switch layers on some text
 ffn_init    one dense FFN from the experts of a Switch layer

@@ -1,11 +1,11 @@
 """The sparse side: a Switch teacher to build, load, save and train. Imports distill alone.
 
 config        what a run may set about its teachers
-checkpoint    what is wrong with a teacher's directory, before it is loaded
+check         faults of a teacher's directory, found before it is loaded
 switch_layer  the Switch feed-forward layer and its routing statistics
 model         build, load and save a transformers Switch model whose sparse layers are SwitchLayers
 routing       load, dropped tokens and entropy on held-out text
-objective     hard labels plus the load-balancing loss of every Switch layer
+train_module  hard labels plus the load-balancing loss of every Switch layer
 """
 
 __all__ = ["load_teacher", "save_teacher"]

@@ -186,19 +186,19 @@ def save_teacher(
     require_teacher("model", model)
     require("directory", directory, "a directory", lambda given: isinstance(given, str | Path) and str(given))
     require("tokenizer", tokenizer, "a tokenizer", lambda given: given is None or hasattr(given, "save_pretrained"))
-    with new_directory(Path(directory).resolve()) as beside:
+    with new_directory(Path(directory).resolve()) as tmp_dir:
         state = plain_state_dict(model)
         if not model.config.tie_word_embeddings:
             # Plain transformers then shares nothing, and would draw at random what it does not find.
             state |= {f"{name}.weight": module.weight.clone() for name, module in embeddings(model).items()}
-        model.save_pretrained(beside, state_dict=state)
+        model.save_pretrained(tmp_dir, state_dict=state)
         if model.config.is_gated_act:
             # Of the function's own name, plain transformers would build FFNs without gates and draw them at random.
-            config = read_json(beside / "config.json", "save the teacher again")
+            config = read_json(tmp_dir / "config.json", "save the teacher again")
             config["dense_act_fn"] = f"gated-{model.config.dense_act_fn.replace('gelu_new', 'gelu')}"
-            write_json(beside / "config.json", config)
+            write_json(tmp_dir / "config.json", config)
         if tokenizer is not None:
-            save_tokenizer(tokenizer, beside)
+            save_tokenizer(tokenizer, tmp_dir)
 
 
 def require_teacher(name: str, model: object) -> None:

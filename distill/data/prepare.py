@@ -65,10 +65,10 @@ def prepare_data(
             say(f"Preparing {config.corpus}: splitting documents by hash and cutting them into tokens")
             for left in root.glob(f".{directory.name}.[0-9]*"):  # by a process that was killed
                 shutil.rmtree(left)
-            with new_directory(directory) as beside:
-                facts = _prepare(config, beside)
-                write_record(beside / "data.json", {**facts, "sha256": file_digests(beside, beside.rglob("*"))})
-                check(read_prepared(beside))
+            with new_directory(directory) as tmp_dir:
+                facts = _prepare(config, tmp_dir)
+                write_record(tmp_dir / "data.json", {**facts, "sha256": file_digests(tmp_dir, tmp_dir.rglob("*"))})
+                check(read_prepared(tmp_dir))
             _say_losses(read_prepared(directory), say)
     return read_prepared(directory)
 

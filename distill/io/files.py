@@ -30,16 +30,16 @@ def write_bytes(path: Path, content: bytes) -> None:
     Raises:
         DiskFull: ``path`` is what it was before.
     """
-    beside = path.with_name(f".{path.name}.{os.getpid()}")
+    tmp_file = path.with_name(f".{path.name}.{os.getpid()}")
     with named_when_full(path, len(content)):
         try:
-            with open(beside, "wb") as file:
+            with open(tmp_file, "wb") as file:
                 file.write(content)
                 file.flush()
                 os.fsync(file.fileno())
-            beside.replace(path)
+            tmp_file.replace(path)
         except BaseException:
-            beside.unlink(missing_ok=True)
+            tmp_file.unlink(missing_ok=True)
             raise
 
 
@@ -139,29 +139,29 @@ def new_directory(path: Path, needed: int | None = None) -> Iterator[Path]:
     """
     if path.exists() and not path.is_dir():
         raise UserError(f"{path} is a file; name a directory")
-    beside = path.with_name(f".{path.name}.{os.getpid()}")
-    shutil.rmtree(beside, ignore_errors=True)
-    made = [parent for parent in beside.parents if not parent.exists()]
+    tmp_dir = path.with_name(f".{path.name}.{os.getpid()}")
+    shutil.rmtree(tmp_dir, ignore_errors=True)
+    made = [parent for parent in tmp_dir.parents if not parent.exists()]
     try:
         with named_when_full(path, needed):
-            make_directory(beside)
-            yield beside
-            for file in beside.rglob("*"):
+            make_directory(tmp_dir)
+            yield tmp_dir
+            for file in tmp_dir.rglob("*"):
                 if file.is_file():
                     file.chmod(0o644)  # safetensors writes 0600, which another user cannot serve
                     with open(file, "rb") as handle:
                         os.fsync(handle.fileno())
             if not path.exists():
-                beside.rename(path)
+                tmp_dir.rename(path)
                 return
-            for file in [file for file in beside.rglob("*") if file.is_file()]:
-                target = path / file.relative_to(beside)
+            for file in [file for file in tmp_dir.rglob("*") if file.is_file()]:
+                target = path / file.relative_to(tmp_dir)
                 target.parent.mkdir(parents=True, exist_ok=True)
                 file.replace(target)
     except DiskFull as error:  # of a file that will be in ``path``
-        raise DiskFull(str(error).replace(str(beside), str(path))) from error
+        raise DiskFull(str(error).replace(str(tmp_dir), str(path))) from error
     finally:
-        shutil.rmtree(beside, ignore_errors=True)
+        shutil.rmtree(tmp_dir, ignore_errors=True)
         for parent in made:
             with contextlib.suppress(OSError):  # it is not empty
                 parent.rmdir()

@@ -35,17 +35,17 @@ def save_checkpoint(directory: Path, progress: Progress, model: nn.Module, state
 
     Args:
         model: with all of its weights.
-        states: of the optimizer, from ``distill.training.sharding.whole_states``.
+        states: of the optimizer, from ``distill.training.sharding.gathered_states``.
 
     Raises:
         DiskFull: the checkpoints are what they were before.
     """
     path = directory / f"step-{progress.step:08d}"
     tensors = {f"{index}.{name}": value for index, values in states.items() for name, value in values.items()}
-    with new_directory(path, needed=_bytes_of(model, tensors)) as beside:
-        save_model(model, str(beside / "model.safetensors"))
-        save_file({name: value.contiguous() for name, value in tensors.items()}, beside / "optimizer.safetensors")
-        _write_state(beside, progress)
+    with new_directory(path, needed=_bytes_of(model, tensors)) as tmp_dir:
+        save_model(model, str(tmp_dir / "model.safetensors"))
+        save_file({name: value.contiguous() for name, value in tensors.items()}, tmp_dir / "optimizer.safetensors")
+        _write_state(tmp_dir, progress)
     before = [other for other in checkpoints(directory) if other < path]
     for other in set(checkpoints(directory)) - {path, *before[1 - KEPT :]}:  # a later one is of a course given up
         shutil.rmtree(other)

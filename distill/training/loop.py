@@ -37,8 +37,8 @@ from distill.training.checkpoint import (
 from distill.training.divergence import RESTARTS, NormWatch, TrainingDiverged
 from distill.training.machine import keep_freed_memory
 from distill.training.precision import resolve_precision
-from distill.training.sharding import asked_for, make_whole, shard, whole, whole_states
-from distill.training.step import Window, one_ahead, seed_pass, split_batch
+from distill.training.sharding import fsdp_requested, gathered_parameters, gathered_states, make_whole, shard
+from distill.training.step import MetricWindow, micro_batch_indices, prefetch, seed_pass
 
 
 @dataclass(frozen=True)
@@ -124,10 +124,10 @@ def train(
     hooks = hooks or Hooks()
     steps = steps or config.steps
     stop = steps if stop is None else stop
-    micro_batches = split_batch(config, accelerator)
+    micro_batches = micro_batch_indices(config, accelerator)
     found = newest_checkpoint(directory, hooks.say) if accelerator.is_main_process else None
     [found] = broadcast_object_list([found])
-    course, progress = _Course(objective, config, accelerator, directory, hooks), Progress()
+    course, progress = TrainingLoop(objective, config, accelerator, directory, hooks), Progress()
     if found or start:
         progress = load_checkpoint(found or start, objective.model, course.optimizer)
     if accelerator.is_main_process:
@@ -138,7 +138,7 @@ def train(
         course.save(progress)  # what the first restart goes back to; or a trunk of no steps, where branches begin
     while progress.step < stop:
         hooks.on_course(progress.restarts)
-        batches = one_ahead(examples, micro_batches, range(progress.step, stop))
+        batches = prefetch(examples, micro_batches, range(progress.step, stop))
         try:
             progress = course.take_steps(progress, batches, seed, steps, stop)
         except TrainingDiverged as error:
@@ -149,7 +149,7 @@ def train(
     accelerator.free_memory()
 
 
-class _Course:
+class TrainingLoop:
     """What a run's steps have in common, and where it is."""
 
     def __init__(
@@ -157,7 +157,7 @@ class _Course:
     ):
         self.config, self.accelerator, self.directory, self.hooks = config, accelerator, directory, hooks
         self.bare = self.objective = objective.to(accelerator.device).train()
-        sharded = accelerator.num_processes > 1 and asked_for()
+        sharded = accelerator.num_processes > 1 and fsdp_requested()
         if sharded:
             shard(objective, accelerator.device)
         self.optimizer = make_optimizer(objective, config, accelerator.mixed_precision)
@@ -168,8 +168,8 @@ class _Course:
     def save(self, progress: Progress) -> None:
         """A checkpoint, by the main process; all others must call it too."""
         main = self.accelerator.is_main_process
-        states = whole_states(self.optimizer, keep=main)
-        with whole(self.bare):
+        states = gathered_states(self.optimizer, keep=main)
+        with gathered_parameters(self.bare):
             if main:
                 save_checkpoint(self.directory, progress, self.bare.model, states)
 
@@ -178,7 +178,7 @@ class _Course:
     ) -> Progress:
         """From where ``progress`` is to ``stop``, with checkpoints on the way; returns where that is."""
         config, accelerator, hooks = self.config, self.accelerator, self.hooks
-        self.restarts, window = progress.restarts, Window()
+        self.restarts, window = progress.restarts, MetricWindow()
         watch = NormWatch(progress.norms, config.gradient_clip)
         for step in range(progress.step, stop):
             began, done = time.perf_counter(), step + 1
@@ -196,11 +196,11 @@ class _Course:
             if done % config.log_every == 0 or done == stop:
                 restarts = {"restarts": self.restarts} if self.restarts else {}
                 hooks.on_metrics(done, {**metrics, **restarts, "learning_rate": self.optimizer.param_groups[0]["lr"]})
-                window = Window()
+                window = MetricWindow()
             # What the caller would find after the last step, it could not go back from.
             last = done == stop and config.on_divergence == "restart"
             if last or (config.evaluate_every and done % config.evaluate_every == 0):
-                with whole(self.bare):
+                with gathered_parameters(self.bare):
                     hooks.evaluate(done)
             if done % config.checkpoint_every == 0 or done == stop:
                 progress = Progress(done, self.restarts, norms=tuple(watch.norms))

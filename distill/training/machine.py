@@ -8,7 +8,7 @@ from pathlib import Path
 import torch
 from accelerate import Accelerator
 
-from distill.training.sharding import asked_for
+from distill.training.sharding import fsdp_requested
 
 # Numbers of glibc's malloc.h.
 _M_TRIM_THRESHOLD, _M_TOP_PAD, _M_MMAP_MAX, _M_ARENA_MAX = -1, -2, -4, -8
@@ -21,7 +21,7 @@ def machine_facts(accelerator: Accelerator) -> dict[str, str]:
         "precision": accelerator.mixed_precision.replace("no", "float32"),
         "device": accelerator.device.type,
         "processes": str(processes),
-        "parallelism": "none" if processes == 1 else "FSDP2" if asked_for() else "DDP",
+        "parallelism": "none" if processes == 1 else "FSDP2" if fsdp_requested() else "DDP",
         "threads": str(torch.get_num_threads()),
         "threads.interop": str(torch.get_num_interop_threads()),
         "instruction_set": torch.backends.cpu.get_cpu_capability(),

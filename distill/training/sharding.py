@@ -20,7 +20,7 @@ from torch.distributed.tensor import DTensor, Replicate, distribute_tensor
 States = dict[int, dict[str, torch.Tensor]]  # of an optimizer, by the number of the parameter and the name
 
 
-def asked_for() -> bool:
+def fsdp_requested() -> bool:
     """Whether ``accelerate launch --use_fsdp`` started this process."""
     return parse_flag_from_env("ACCELERATE_USE_FSDP")
 
@@ -33,7 +33,7 @@ def shard(objective: nn.Module, device: torch.device) -> None:
 
 
 @contextmanager
-def whole(objective: nn.Module) -> Iterator[None]:
+def gathered_parameters(objective: nn.Module) -> Iterator[None]:
     """Within the block the parameters of ``objective`` are plain and whole, to be read; every process must enter it."""
     if not isinstance(objective, FSDPModule):
         yield
@@ -75,7 +75,7 @@ def copy_into(target: torch.Tensor, values: torch.Tensor) -> None:
     target.copy_(_part(values, target))
 
 
-def whole_states(optimizer: torch.optim.Optimizer, keep: bool) -> States:
+def gathered_states(optimizer: torch.optim.Optimizer, keep: bool) -> States:
     """The states of ``optimizer``, one after the other in full; every process must call it, and some ``keep`` them."""
     found: States = {}
     for index, states in optimizer.state_dict()["state"].items():

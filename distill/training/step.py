@@ -12,7 +12,7 @@ from distill.config import TrainingConfig
 from distill.data.examples import Batch, Examples
 
 
-def split_batch(config: TrainingConfig, accelerator: Accelerator) -> Callable[[int], list[range]]:
+def micro_batch_indices(config: TrainingConfig, accelerator: Accelerator) -> Callable[[int], list[range]]:
     """Which examples this process takes at a step, per micro-batch; over all processes, each exactly once.
 
     The processes take turns, so that with micro-batches of one size any number of them make the same forward passes.
@@ -27,7 +27,7 @@ def split_batch(config: TrainingConfig, accelerator: Accelerator) -> Callable[[i
     return indices
 
 
-def one_ahead(examples: Examples, micro_batches: Callable[[int], list[range]], steps: range) -> Iterator[list[Batch]]:
+def prefetch(examples: Examples, micro_batches: Callable[[int], list[range]], steps: range) -> Iterator[list[Batch]]:
     """The micro-batches of each step, made in a thread while the step before runs."""
 
     def make(step: int) -> list[Batch]:
@@ -46,7 +46,7 @@ def seed_pass(seed: int, step: int, number: int) -> None:
     torch.manual_seed(int(np.random.SeedSequence((seed, step, number)).generate_state(1, np.uint64)[0]))
 
 
-class Window:
+class MetricWindow:
     """Sums since the last logged step."""
 
     def __init__(self) -> None:

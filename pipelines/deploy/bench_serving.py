@@ -87,7 +87,7 @@ def make_prompts(number: int) -> list[str]:
 
 
 def markdown(result: dict[str, Any]) -> str:
-    """The table of the README: figures are medians; latencies are of 50, 95 and 99 % of the requests."""
+    """The table of docs/serving.md: figures are medians; latencies are of 50, 95 and 99 % of the requests."""
     header = ["", *(f"tokens/s at {n}" for n in CONCURRENCY), "at 8, against plain"]
     header += [f"latency at {n}, ms" for n in CONCURRENCY] + ["memory, first / last", "start", "disk", "quality"]
     base = next(arm for arm in result["arms"] if arm["name"] == BASELINE)
@@ -117,8 +117,8 @@ def _kept(exports: Path | None) -> Iterator[Path]:
         exports.mkdir(parents=True, exist_ok=True)
         yield exports
         return
-    with tempfile.TemporaryDirectory(prefix="switch-distill-") as beside:
-        yield Path(beside)
+    with tempfile.TemporaryDirectory(prefix="switch-distill-") as tmp_dir:
+        yield Path(tmp_dir)
 
 
 def _arms(

@@ -74,17 +74,17 @@ def export(
     require_space(output, needed, "the export", "free some, or choose another --output")
     title = f"export {format}" + ("" if precision == "float32" else f" {precision}")
     settings = {"format": format, "precision": precision}
-    with _run(source, title, settings) as tracked, new_directory(output, needed) as beside:
-        write_export(source.directory, beside, format, precision)
-        write_json(beside / "manifest.json", settings)
+    with _run(source, title, settings) as tracked, new_directory(output, needed) as tmp_dir:
+        write_export(source.directory, tmp_dir, format, precision)
+        write_json(tmp_dir / "manifest.json", settings)
         say(f"{title}: comparing its answers in a fresh process with the student's")
-        parity, plain, reply = _verify(source, workdir, text, beside, settings, tracked)
-        (beside / "manifest.json").unlink()  # until here it said how to load the files, from now on what they are
-        lineage = _lineage(source, title, beside, output, parity, tracked)
-        write_json(beside / "lineage.json", lineage)
+        parity, plain, reply = _verify(source, workdir, text, tmp_dir, settings, tracked)
+        (tmp_dir / "manifest.json").unlink()  # until here it said how to load the files, from now on what they are
+        lineage = _lineage(source, title, tmp_dir, output, parity, tracked)
+        write_json(tmp_dir / "lineage.json", lineage)
         row = report_row(source.store, lineage) if source.store else None
         card = model_card(lineage, row, format, precision, parity, plain, reply["versions"])
-        write_text(beside / "model_card.md", card)
+        write_text(tmp_dir / "model_card.md", card)
         manifest = {
             "format": format,
             "precision": precision,
@@ -93,9 +93,9 @@ def export(
             "processor": _processor(),
             "parity": asdict(parity),
             **({"parity_of_plain_t5": asdict(plain)} if plain else {}),
-            "files": {name: file_digest(beside / name) for name in _names(beside)},
+            "files": {name: file_digest(tmp_dir / name) for name in _names(tmp_dir)},
         }
-        write_json(beside / "manifest.json", manifest)
+        write_json(tmp_dir / "manifest.json", manifest)
     return manifest
 
 

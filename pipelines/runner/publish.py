@@ -6,11 +6,10 @@ the command, or the same command given again.
 
 import contextlib
 import json
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import asdict, replace
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from distill.errors import ExpectedError
 from distill.io.disk import is_full
@@ -22,9 +21,6 @@ from pipelines.tracking.store_uri import StoreError, cause_of, label
 from pipelines.tracking.view import publish_view
 from pipelines.workdir.stage import Finished, Stage
 from pipelines.workdir.workspace import Workspace
-
-if TYPE_CHECKING:
-    from accelerate import Accelerator
 
 # Files that are artifacts of the stage's run, and directories that are a model: MLflow follows lineage through models
 # alone, so soft labels count as one there.
@@ -40,8 +36,12 @@ class Unpublished(ExpectedError, RuntimeError):
 class Publisher:
     """Brings the stages of a workspace to MLflow."""
 
-    def __init__(self, workspace: Workspace, accelerator: "Accelerator"):
-        self.workspace, self.accelerator = workspace, accelerator
+    def __init__(self, workspace: Workspace, machine: Callable[[], dict[str, str]]):
+        """
+        Args:
+            machine: gives the facts of the machine that results depend on, as tags.
+        """
+        self.workspace, self.machine = workspace, machine
         self.unreachable: str | None = None  # why the store did not take something, if that is still so
 
     @cached_property
@@ -49,8 +49,8 @@ class Publisher:
         return Store(self.workspace.directory, self.workspace.config.name)
 
     @contextlib.contextmanager
-    def going_on(self) -> Iterator[None]:
-        """Go on after the block where the store took no more; ``unreachable`` is why."""
+    def unless_unreachable(self) -> Iterator[None]:
+        """Continue after the block where the store is unreachable; the attribute of that name says why."""
         try:
             yield
         except StoreError as error:
@@ -165,8 +165,6 @@ class Publisher:
             self.workspace.say(f"The comparison could not be saved as a view of the MLflow UI: {cause_of(error)}")
 
     def _tags(self, stage: Stage) -> dict[str, str]:
-        from distill.training.machine import machine_facts  # with torch, which is there where a stage is computed
-
         config, data = self.workspace.config, self.workspace.data
         tags = {
             "pipeline": config.name,
@@ -177,7 +175,7 @@ class Publisher:
                 f"data.{name}": commit for name in ("revision", "tokenizer_revision") if (commit := getattr(data, name))
             },
             "mlflow.source.name": f"switch-distill {stage.kind} {config.name}",
-            **machine_facts(self.accelerator),
+            **self.machine(),
         }
         if stage.ratio:
             number = list(config.teacher.ratios).index(stage.ratio)

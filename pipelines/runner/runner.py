@@ -49,7 +49,7 @@ class Runner:
 
     @cached_property
     def publisher(self) -> Publisher:
-        return Publisher(self.workspace, self.accelerator)
+        return Publisher(self.workspace, self._machine)
 
     def execute(self, stage: Stage) -> Finished:
         """Reuse ``stage`` if it is finished, else compute it from its finished inputs; MLflow gets what it lacks."""
@@ -66,7 +66,7 @@ class Runner:
             if found and (found.is_tracked or stage.kind != "report"):
                 self._reused(found)
                 if self.workspace.is_main_process and not found.is_tracked:
-                    with self.publisher.going_on():
+                    with self.publisher.unless_unreachable():
                         self.publisher.publish(stage)
             else:
                 self._compute(stage)
@@ -91,6 +91,11 @@ class Runner:
             self.publisher.store.wait(PATIENCE)
         self.accelerator.wait_for_everyone()
         return [one if one.is_tracked else self.execute(stage) for one, stage in zip(finished, stages, strict=True)]
+
+    def _machine(self) -> dict[str, str]:
+        from distill.training.machine import machine_facts  # with torch, which is there where a stage is computed
+
+        return machine_facts(self.accelerator)
 
     def _reused(self, found: Finished) -> Finished:
         self.workspace.say(

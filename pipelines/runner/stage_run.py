@@ -19,7 +19,7 @@ from distill.training.divergence import check_figures, check_losses
 from pipelines.config.run_config import RunConfig
 from pipelines.runner.progress import Bar
 from pipelines.runner.publish import Publisher
-from pipelines.tracking.metric_log import MetricFeed
+from pipelines.tracking.metric_log import MetricLog
 from pipelines.tracking.run import TrackedRun
 from pipelines.workdir.stage import Finished, Stage
 from pipelines.workdir.workspace import Workspace
@@ -55,7 +55,7 @@ class StageRun:
     inputs: dict[str, Finished]
     directory: Path
     tracked: TrackedRun | None
-    curves: MetricFeed | None
+    curves: MetricLog | None
     bar: Bar
 
     @classmethod
@@ -71,9 +71,9 @@ class StageRun:
             make_directory(directory)
             config = workspace.config.model_dump(mode="json")
             write_text(directory / "config.yaml", yaml.safe_dump(config, sort_keys=False))
-            with publisher.going_on():
+            with publisher.unless_unreachable():
                 tracked = publisher.begin(stage)
-            curves = MetricFeed(directory / "metrics.jsonl", tracked.send if tracked else None)
+            curves = MetricLog(directory / "metrics.jsonl", tracked.send if tracked else None)
         accelerator.wait_for_everyone()
         status = "FAILED"
         try:
@@ -132,7 +132,7 @@ class StageRun:
         return self.curves is not None
 
     def log_curve(self, step: int, metrics: dict[str, float]) -> None:
-        """A point of a curve: one line in a local file, delivered later; see ``MetricFeed.log``."""
+        """A point of a curve: one line in a local file, delivered later; see ``MetricLog.log``."""
         if self.curves:
             self.curves.log(step, metrics)
 
@@ -149,9 +149,9 @@ class StageRun:
     def save_model(self, model: "PreTrainedModel") -> None:
         """Write a dense model and the tokenizer to ``model/`` (in the main process); the others wait for it."""
         if self.is_main_process:
-            with new_directory(self.directory / "model") as beside:
-                save_t5(model, beside)
-                save_tokenizer(self.data.tokenizer, beside)
+            with new_directory(self.directory / "model") as tmp_dir:
+                save_t5(model, tmp_dir)
+                save_tokenizer(self.data.tokenizer, tmp_dir)
         self.accelerator.wait_for_everyone()
 
     def finish(self, outcome: Outcome) -> Finished:
@@ -176,6 +176,6 @@ class StageRun:
             finished.save()
             shutil.rmtree(self.directory / "checkpoints", ignore_errors=True)
             if self.tracked or stage.kind != "report":  # a report of runs that it does not know is made again
-                with self.publisher.going_on():
+                with self.publisher.unless_unreachable():
                     self.publisher.publish(stage, self.tracked)
         return finished

@@ -52,7 +52,7 @@ def deliver(path: Path, send: Send) -> None:
         write_text(sent, str(end))
 
 
-class MetricFeed:
+class MetricLog:
     """A file of metrics that a thread copies to MLflow, so that no step waits for a server or is lost to one.
 
     Without ``send`` they wait in the file for ``deliver``, and so does what the thread has not sent when it ends.

@@ -179,11 +179,11 @@ def _make_sqlite(database: Path) -> None:
             sqlite3.connect(database).close()
         return
     make_directory(database.parent)
-    beside = database.absolute().with_name(f".{database.name}.new")
+    tmp_file = database.absolute().with_name(f".{database.name}.new")
     with FileLock(database.with_name(".mlflow.lock")):
         if database.exists():
             return
-        for left in beside.parent.glob(f"{beside.name}*"):  # by a killed process, its journal too
+        for left in tmp_file.parent.glob(f"{tmp_file.name}*"):  # by a killed process, its journal too
             left.unlink()
-        Client(sqlite_uri(beside)).search_experiments(max_results=1)
-        beside.replace(database)
+        Client(sqlite_uri(tmp_file)).search_experiments(max_results=1)
+        tmp_file.replace(database)

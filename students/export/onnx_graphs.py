@@ -84,10 +84,10 @@ def write(student: T5ForConditionalGeneration, source: Path, directory: Path, pr
     if precision == "float32":
         _write_graphs(student, directory)
         return
-    with tempfile.TemporaryDirectory(dir=directory) as beside:
-        _write_graphs(student, Path(beside))
+    with tempfile.TemporaryDirectory(dir=directory) as tmp_dir:
+        _write_graphs(student, Path(tmp_dir))
         for name in ("encoder", "decoder"):
-            quantise(Path(beside) / f"{name}.onnx", directory / f"{name}.onnx")
+            quantise(Path(tmp_dir) / f"{name}.onnx", directory / f"{name}.onnx")
 
 
 def _write_graphs(student: T5ForConditionalGeneration, directory: Path) -> None:

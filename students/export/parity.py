@@ -151,8 +151,8 @@ def ask(directory: Path, examples: Examples, answers: list[list[int]]) -> dict[s
     """
     root = str(Path(__file__).parents[2])
     path = os.pathsep.join(filter(None, (root, os.environ.get("PYTHONPATH"))))
-    with tempfile.TemporaryDirectory() as beside:
-        request, reply = Path(beside) / "request.json", Path(beside) / "reply.json"
+    with tempfile.TemporaryDirectory() as tmp_dir:
+        request, reply = Path(tmp_dir) / "request.json", Path(tmp_dir) / "reply.json"
         request.write_text(json.dumps({**examples._asdict(), "answers": answers, "batch_size": BATCH_SIZE}))
         done = subprocess.run(
             [sys.executable, "-m", "students.runtime", str(directory), str(request), str(reply)],

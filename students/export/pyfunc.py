@@ -29,8 +29,8 @@ def write(student: T5ForConditionalGeneration, source: Path, directory: Path, pr
         ParamSchema([ParamSpec("max_tokens", "long", MAX_NEW_TOKENS)]),
     )
     libraries = ("mlflow", "pandas", "safetensors", "torch", "transformers")
-    with tempfile.TemporaryDirectory() as beside:
-        plain = Path(beside) / "student"
+    with tempfile.TemporaryDirectory() as tmp_dir:
+        plain = Path(tmp_dir) / "student"
         plain.mkdir()
         hf_directory.write(student, source, plain, precision)
         with warnings.catch_warnings():

@@ -78,14 +78,14 @@ def test_a_full_disk_leaves_a_file_as_it_was_and_nothing_beside_it(small_disk):
 
 def test_a_full_disk_leaves_a_directory_as_it_was(small_disk):
     disk = small_disk(20_000)
-    with new_directory(disk / "a") as beside:
-        (beside / "file").write_text("old")
+    with new_directory(disk / "a") as tmp_dir:
+        (tmp_dir / "file").write_text("old")
     with (
         pytest.raises(DiskFull, match=r"disk0/a/another cannot be written") as caught,
-        new_directory(disk / "a") as beside,
+        new_directory(disk / "a") as tmp_dir,
     ):
-        (beside / "file").write_text("new")
-        write_text(beside / "another", "new" * 20_000)
+        (tmp_dir / "file").write_text("new")
+        write_text(tmp_dir / "another", "new" * 20_000)
     assert "/.a." not in str(caught.value) and (disk / "a" / "file").read_text() == "old"
     assert [path.name for path in disk.rglob("*")] == ["a", "file"]
 

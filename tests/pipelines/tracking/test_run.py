@@ -8,7 +8,7 @@ from distill.errors import UserError
 from distill.io.files import directory_digest
 from pipelines.tracking import metric_log as feed
 from pipelines.tracking import store_uri
-from pipelines.tracking.metric_log import MetricFeed
+from pipelines.tracking.metric_log import MetricLog
 from pipelines.tracking.run import TrackedRun, describe_run
 from pipelines.tracking.store import Store
 from pipelines.tracking.store_uri import redacted, without_credentials
@@ -40,7 +40,7 @@ def quick(monkeypatch):
 def test_curves_arrive_in_order_and_in_batches(tmp_path, monkeypatch):
     monkeypatch.setattr(feed, "LARGEST_BATCH", 60)
     server = Server()
-    metrics = MetricFeed(tmp_path / "metrics.jsonl", server.send)
+    metrics = MetricLog(tmp_path / "metrics.jsonl", server.send)
     for step in range(200):
         metrics.log(step, {"loss": float(step), "bad": float("nan")})
     close(metrics, server)
@@ -50,7 +50,7 @@ def test_curves_arrive_in_order_and_in_batches(tmp_path, monkeypatch):
 def test_a_server_that_is_away_loses_nothing_and_is_mentioned_once(tmp_path, caplog):
     server = Server(away=3)
     with caplog.at_level(logging.WARNING):
-        metrics = MetricFeed(tmp_path / "metrics.jsonl", server.send)
+        metrics = MetricLog(tmp_path / "metrics.jsonl", server.send)
         metrics.log(1, {"loss": 1.0})
         while not server.rows:
             pass
@@ -64,13 +64,13 @@ def test_a_server_that_is_away_loses_nothing_and_is_mentioned_once(tmp_path, cap
 def test_a_resumed_feed_repeats_no_step_and_drops_a_torn_line(tmp_path):
     server = Server()
     path = tmp_path / "metrics.jsonl"
-    first = MetricFeed(path, server.send)
+    first = MetricLog(path, server.send)
     first.log(1, {"loss": 1.0})
     first.log(2, {"loss": 2.0, "quality": -3.0})
     close(first, server)
     with open(path, "a") as file:
         file.write('{"time": 1, "step": 3, "met')  # killed while writing
-    second = MetricFeed(path, server.send)
+    second = MetricLog(path, server.send)
     for step in (2, 3):  # goes on from a checkpoint at step 1
         second.log(step, {"loss": float(step), "quality": -2.0})
     close(second, server)
@@ -102,7 +102,7 @@ def points(path) -> dict[tuple[str, int], float]:
 def test_after_a_restart_the_new_course_holds_and_the_old_one_is_marked(tmp_path, killed):
     """Steps 10 to 60, back to 20, then 30 to 90, with a kill after 50 that goes on from 40."""
     path, server = tmp_path / "metrics.jsonl", Server()
-    metrics = MetricFeed(path, server.send)
+    metrics = MetricLog(path, server.send)
     for step in range(10, 70, 10):
         metrics.log(step, {"loss": 1.0 * step, "quality": -1.0})
     while len(server.rows) < 12:  # by the feed's own thread, before training goes back
@@ -112,7 +112,7 @@ def test_after_a_restart_the_new_course_holds_and_the_old_one_is_marked(tmp_path
         metrics.log(step, {"loss": 100.0 + step})
     if killed:
         close(metrics, server)
-        metrics = MetricFeed(path, server.send)
+        metrics = MetricLog(path, server.send)
         metrics.begin_course(1)
     for step in range(40 if killed else 60, 100, 10):
         metrics.log(step, {"loss": 100.0 + step})
@@ -129,7 +129,7 @@ def test_after_a_restart_the_new_course_holds_and_the_old_one_is_marked(tmp_path
 def test_each_restart_marks_what_it_alone_gave_up(tmp_path):
     """To 40, back to 20, to 30, and back to 10."""
     path, server = tmp_path / "metrics.jsonl", Server()
-    metrics = MetricFeed(path, server.send)
+    metrics = MetricLog(path, server.send)
     for course, steps in enumerate(((10, 20, 30, 40), (30,), (20, 30, 40, 50))):
         metrics.begin_course(course)
         for step in steps:
@@ -142,7 +142,7 @@ def test_each_restart_marks_what_it_alone_gave_up(tmp_path):
 
 def test_what_was_written_without_a_server_is_delivered_once_later(tmp_path):
     path, server = tmp_path / "metrics.jsonl", Server()
-    metrics = MetricFeed(path, None)
+    metrics = MetricLog(path, None)
     metrics.log(1, {"loss": 1.0})
     metrics.close()
     for _ in range(2):

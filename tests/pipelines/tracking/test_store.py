@@ -102,13 +102,13 @@ def test_a_store_error_is_one_line_without_credentials_and_knows_a_full_disk(cli
 def test_what_mlflow_does_not_take_waits_and_everything_else_is_raised(store):
     said = []
     publisher = Publisher(SimpleNamespace(say=said.append), None)
-    with publisher.going_on():
+    with publisher.unless_unreachable():
         store.client.get_run("nonsense")
     assert "nonsense" in publisher.unreachable and len(said) == 1 and publisher.unreachable in said[0]
     full = StoreError("the disk is full")
     full.__cause__ = OSError(errno.ENOSPC, "full")
     for error in (FileNotFoundError("our own file"), full):
-        with pytest.raises(type(error)) as caught, publisher.going_on():
+        with pytest.raises(type(error)) as caught, publisher.unless_unreachable():
             raise error
         assert caught.value is error
 

@@ -248,7 +248,7 @@ def _runner(
         raise UserError(f"--ratio is {ratio!r}; {config} has {', '.join(resolved.teacher.ratios)}")
     from pipelines.runner.runner import Runner
 
-    return Runner(resolved, config, workdir, _stderr(), kind=kind)
+    return Runner(resolved, config, workdir, _stderr(), kind=kind, ratio=ratio)
 
 
 def _one_kind(

@@ -29,7 +29,16 @@ PATIENCE = 120.0  # seconds that a store which is away at the end is waited for
 class Runner:
     """Executes the stages of a workspace."""
 
-    def __init__(self, config: RunConfig, source: str, workdir: Path, console: Console, *, kind: str | None = None):
+    def __init__(
+        self,
+        config: RunConfig,
+        source: str,
+        workdir: Path,
+        console: Console,
+        *,
+        kind: str | None = None,
+        ratio: str | None = None,
+    ):
         """Open the workspace; see ``Workspace``.
 
         Raises:
@@ -39,7 +48,7 @@ class Runner:
         check_store(workdir)
         if os.environ.get("WORLD_SIZE", "1") != "1" and (names := names_on_hub(config)):
             share_commits(names, self.accelerator)
-        self.workspace = Workspace(config, source, workdir, console, kind=kind)
+        self.workspace = Workspace(config, source, workdir, console, kind=kind, ratio=ratio)
 
     @cached_property
     def accelerator(self) -> "Accelerator":

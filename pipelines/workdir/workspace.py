@@ -23,12 +23,21 @@ from pipelines.workdir.stage import Finished, Stage, find_finished
 class Workspace:
     """A config, its prepared data, and the directory of its stages."""
 
-    def __init__(self, config: RunConfig, source: str, directory: Path, console: Console, *, kind: str | None = None):
+    def __init__(
+        self,
+        config: RunConfig,
+        source: str,
+        directory: Path,
+        console: Console,
+        *,
+        kind: str | None = None,
+        ratio: str | None = None,
+    ):
         """Prepare the data, once everything that can be known to be wrong has been looked for.
 
         Args:
             source: the CONFIG that the user named, for commands that messages suggest.
-            kind: the only stages that are asked for; None for all.
+            kind, ratio: the only stages that are asked for; None for all.
 
         Raises:
             UserError: the config does not fit its data, its models or this machine; nothing has been written.
@@ -38,7 +47,7 @@ class Workspace:
         if kind == "label" and not any(one.distill.reads_cached_labels for one in config.students):
             cause = "distill.hard_fraction is 1, so that no student reads soft labels; lower it"
             raise UserError(f"there is nothing to label: {cause}")
-        self.data, self.stages = self._prepared_data_and_stages(kind)
+        self.data, self.stages = self._prepared_data_and_stages(kind, ratio)
 
     def select(self, kind: str, ratio: str | None = None) -> list[Stage]:
         """The stages of one kind, all ratios or one."""
@@ -112,14 +121,14 @@ class Workspace:
         """A line on stderr, in the main process alone."""
         self.console.print(message, style=style, markup=False, highlight=False, soft_wrap=True)
 
-    def _prepared_data_and_stages(self, kind: str | None) -> tuple[PreparedData, list[Stage]]:
+    def _prepared_data_and_stages(self, kind: str | None, ratio: str | None) -> tuple[PreparedData, list[Stage]]:
         """Rank 0 prepares, the others wait for the file: a barrier of the process group would time out in minutes."""
         root, config = self.directory / "data", self.config
         while not self.is_main_process and not is_prepared(config.data, root):
             time.sleep(0.5)
         if not is_prepared(config.data, root):
             if kind not in (None, "baseline", "teacher"):
-                self._miss_inputs(kind)
+                self._miss_inputs(kind, ratio)
             models = check_models(config)
             data = prepare_data(config.data, root, self.say, check=lambda data: check_data(config, data, models))
             return data, plan(config, data.fingerprint)
@@ -129,8 +138,8 @@ class Workspace:
         check_data(config, data, check_models(config, [s for s in stages if not self.find(s)]))
         return data, stages
 
-    def _miss_inputs(self, kind: str) -> None:
+    def _miss_inputs(self, kind: str, ratio: str | None) -> None:
         """Raise the error of a stage whose inputs have not run: without data, there are none."""
         for stage in plan(self.config, ""):
-            if stage.kind == kind:
+            if stage.kind == kind and ratio in (None, stage.ratio):
                 self.inputs_of(stage)

@@ -307,9 +307,12 @@ def test_a_loaded_teacher_and_a_loaded_baseline(smoke, cli, tmp_path):
     "stage,step,kind,exit_code,checkpoint,files",
     [
         ("teacher", 11, signal.SIGKILL, -9, "checkpoints/step-00000008", ["model/model.safetensors"]),
-        ("teacher", 5, signal.SIGINT, 130, None, ["losses.json"]),
+        pytest.param("teacher", 5, signal.SIGINT, 130, None, ["losses.json"], marks=pytest.mark.slow),
         # In the long leg, after the trunk and the short leg.
-        ("baseline", 20, signal.SIGTERM, 143, "checkpoints/to-24/step-00000016", ["model/model.safetensors"]),
+        pytest.param(
+            *("baseline", 20, signal.SIGTERM, 143, "checkpoints/to-24/step-00000016", ["model/model.safetensors"]),
+            marks=pytest.mark.slow,
+        ),
     ],
 )
 def test_an_interrupted_stage_goes_on_and_ends_with_the_same_bytes(
@@ -337,6 +340,7 @@ def test_an_interrupted_stage_goes_on_and_ends_with_the_same_bytes(
     assert not (directory / "checkpoints").exists()
 
 
+@pytest.mark.slow  # test_processes compares the losses of two processes and of one
 def test_two_processes_measure_what_one_does(smoke, cli, tmp_path):
     """The same global batches, so the same baseline but for the order of additions."""
     one, two = tmp_path / "one", tmp_path / "two"

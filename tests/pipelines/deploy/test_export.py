@@ -160,6 +160,7 @@ def test_an_export_that_differs_fails_says_by_how_much_and_leaves_nothing(altere
     assert run.info.status == "FAILED" and run.data.metrics["log_probability_difference_mean"] > 2e-5
 
 
+@pytest.mark.slow  # test_plain_t5 asks the second reader without a pipeline
 def test_files_that_only_transformers_5_reads_as_the_student_are_refused(
     gated_student, text_files, tmp_path, monkeypatch
 ):

@@ -30,4 +30,6 @@ def test_the_plan_is_made_once(config, tmp_path, monkeypatch):
 def test_a_stage_without_its_input_names_the_command_before_anything_is_prepared(config, tmp_path):
     with pytest.raises(UserError, match="teacher e2 is missing in .*: switch-distill teacher .* --ratio e2"):
         Workspace(load_config(config), config, tmp_path / "work", Console(quiet=True), kind="init")
+    with pytest.raises(UserError, match="teacher e4 is missing in .* --ratio e4"):
+        Workspace(load_config(config), config, tmp_path / "work", Console(quiet=True), kind="init", ratio="e4")
     assert not (tmp_path / "work").exists()

@@ -39,7 +39,7 @@ def needs(library: str):
 FORMATS = [
     pytest.param("onnx", "float32", marks=needs("onnxruntime")),
     pytest.param("ctranslate2", "float32", marks=needs("ctranslate2")),
-    pytest.param("hf", "float32"),
+    pytest.param("hf", "float32", marks=pytest.mark.slow),
 ]
 
 

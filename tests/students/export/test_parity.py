@@ -109,7 +109,7 @@ def test_the_gaps_are_those_of_the_students_two_best_words(examples, reference, 
         np.testing.assert_allclose(reference.answer_scores[number], scores, atol=1e-4)
 
 
-@pytest.mark.parametrize("precision", ["float32", "int8"])
+@pytest.mark.parametrize("precision", ["float32", pytest.param("int8", marks=pytest.mark.slow)])
 @pytest.mark.parametrize("format", ["onnx", "ctranslate2"])
 def test_a_process_without_torch_answers_within_the_tolerance(exported, examples, reference, format, precision):
     made = ask(exported.directory(format, precision), examples, reference.answers)

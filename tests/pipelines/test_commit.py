@@ -56,7 +56,7 @@ def test_an_installed_copy_inside_a_repository_records_its_version_and_no_commit
     git(tmp_path, "init", "--quiet")
     git(tmp_path, "commit", "--quiet", "--allow-empty", "-m", "the user's")
     installed = tmp_path / ".venv" / "lib"
-    here = Path(store_uri.__file__).parents[1]
+    here = Path(store_uri.__file__).parents[2]
     for package in ("distill", "pipelines"):
         shutil.copytree(here / package, installed / package, ignore=shutil.ignore_patterns("__pycache__"))
     information = installed / "switch_distill-9.9.dist-info"

@@ -15,6 +15,7 @@ from pipelines.config.run_config import load_config
 from pipelines.runner import side_by_side
 from pipelines.workdir.plan import plan
 from pipelines.workdir.stage import Stage
+from pipelines.workdir.workspace import Workspace
 
 ROOT = Path(__file__).parents[3]
 
@@ -146,11 +147,11 @@ def test_one_ratio_is_run_without_baseline_and_report(smoke, cli):
     assert [stage["title"] for stage in json.loads(done.stdout)] == ["teacher e4", "init e4", "distill e4"]
 
 
-class Planned:
-    """A pipeline that has planned, and computed nothing."""
+class Planned(Workspace):
+    """A workspace that has planned, and computed nothing."""
 
-    def __init__(self, workdir: Path):
-        self.config, self.source, self.workdir = load_config("demo", []), "demo", workdir
+    def __init__(self, directory: Path):
+        self.config, self.source, self.directory = load_config("demo", []), "demo", directory
         ratios = (None, "e4", "e8", "e16")
         self.stages = [Stage("teacher" if r else "baseline", {"ratio": r}, ratio=r, seed=0) for r in ratios]
         self.stages.append(Stage("report", {}))
@@ -161,7 +162,7 @@ def test_the_longest_chains_come_first_and_finished_ones_not_at_all(tmp_path, mo
     assert commands[0] == ["baseline", "demo", "--seed", "0"]
     assert commands[1] == ["run", "demo", "--ratio", "e16", "--seed", "0"]
     assert [command[3] for command in commands[1:]] == ["e16", "e8", "e4"]
-    monkeypatch.setattr(side_by_side, "find_finished", lambda stage, workdir: stage.ratio in (None, "e8"))
+    monkeypatch.setattr(Planned, "find", lambda workspace, stage: stage.ratio in (None, "e8"))
     assert [command[3] for command in side_by_side._commands(Planned(tmp_path))] == ["e16", "e4"]
 
 

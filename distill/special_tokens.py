@@ -5,7 +5,7 @@ from typing import NamedTuple
 import numpy as np
 
 
-class WordIds(NamedTuple):
+class SpecialTokens(NamedTuple):
     """Sentinel k is ``sentinel_start - k``, for k < ``sentinels``."""
 
     size: int

@@ -24,7 +24,7 @@ from distill.config import ModelConfig
 from distill.errors import UserError
 from distill.io.files import new_directory, read_json, write_json
 from distill.io.hub_files import CONFIG, local_files
-from distill.models.build import embeddings
+from distill.models.build import common_config, embeddings
 from distill.models.directory import read_model_config
 from distill.models.load import check_tensors, fetch_checked, load_fetched
 from distill.models.save import save_tokenizer
@@ -88,23 +88,12 @@ def build_teacher(
 ) -> SwitchTransformersForConditionalGeneration:
     """A randomly initialised teacher: T5's initialisation, and the paper's (scale 0.1) in its Switch layers."""
     config = SwitchTransformersConfig(
-        vocab_size=vocab_size,
-        d_model=model.d_model,
-        d_ff=model.d_ff,
-        d_kv=model.d_kv,
-        num_heads=model.num_heads,
-        num_layers=model.num_layers,
-        num_decoder_layers=model.num_layers,
+        **common_config(model, vocab_size, pad=pad, eos=eos),
         num_sparse_encoder_layers=model.num_layers // model.sparse_every,
         num_sparse_decoder_layers=model.num_layers // model.sparse_every,
         num_experts=1,  # those of transformers are thrown away below
         dense_act_fn={"gated-gelu": "gelu_new"}.get(model.feed_forward, model.feed_forward),
         is_gated_act=model.feed_forward.startswith("gated-"),
-        dropout_rate=model.dropout,
-        tie_word_embeddings=model.tie_word_embeddings,
-        pad_token_id=pad,
-        eos_token_id=eos,
-        decoder_start_token_id=pad,
     )
     torch.manual_seed(seed)
     built = (_GatedSwitch if config.is_gated_act else SwitchTransformersForConditionalGeneration)(config)

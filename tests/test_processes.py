@@ -135,7 +135,7 @@ def test_a_run_that_is_stopped_reads_no_example_twice_and_skips_none(data, tmp_p
     assert [one for step in sorted(seen) for one in seen[step]] == in_order(data)
 
 
-@pytest.mark.slow
+@pytest.mark.slow  # a start-up of four processes; what a lost process says is tested in test_launch
 def test_a_killed_process_ends_the_others_and_the_next_start_goes_on(data, both, tmp_path):
     arguments = ["tests.processes", str(tmp_path), data.directory, "--only", "baseline"]
     done = launch(*arguments, "--kill-at", "5", how=both.how)

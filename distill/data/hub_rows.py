@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
 # What every data set has, whatever its format; features says types that the columns are not cast to.
 _NAMES = {"name", "version", "data_dir", "data_files", "description", "features"}
-_ARCHIVES = (".zip", ".tar", ".tgz", ".bz2", ".xz", ".zst", ".7z", ".rar")
+_ARCHIVES = (".zip", ".tar", ".tgz", ".zst", ".7z", ".rar")
 
 
 def hub_dataset(corpus: str) -> tuple[str, str | None]:

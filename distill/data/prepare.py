@@ -34,7 +34,7 @@ if TYPE_CHECKING:  # transformers takes seconds to import, and prepared data is 
 _VERSION = 3
 _BATCH = 256  # documents that are cut into tokens at a time
 _MOST_UNKNOWN = 0.25  # of the tokens; beyond it, the tokenizer was made for other text
-_SAMPLED = 16  # documents of a batch that are decoded again
+_SAMPLE_EVERY = 16  # documents of a batch, one of which is decoded again
 
 
 def prepare_data(
@@ -69,14 +69,16 @@ def prepare_data(
                 facts = _prepare(config, tmp_dir)
                 write_record(tmp_dir / "data.json", {**facts, "sha256": file_digests(tmp_dir, tmp_dir.rglob("*"))})
                 check(read_prepared(tmp_dir))
-            _say_losses(read_prepared(directory), say)
+            data = read_prepared(directory)
+            _say_losses(data, say)
+            return data
     return read_prepared(directory)
 
 
 def _say_losses(data: PreparedData, say: Callable[[str], None]) -> None:
     """What of the corpus is not in the data."""
     if data.skipped_rows:
-        say(f"Skipped {data.skipped_rows:,} bad rows of {data.name}; the first: {data.first_skipped}")
+        say(f"Bad rows of {data.name} that were skipped: {data.skipped_rows:,}; the first: {data.first_skipped}")
     if data.round_trip.restored_share < 1 or data.round_trip.unknown_share:
         say(f"The tokenizer loses text of {data.name}: {data.round_trip.sentence}")
 
@@ -89,7 +91,7 @@ def is_prepared(config: DataConfig, root: Path) -> bool:
 def _prepare(config: DataConfig, directory: Path) -> dict[str, Any]:
     """Write tokenizer/ and two files for each part; return the fields of PreparedData but the directory."""
     from distill.data.round_trip import RoundTripCounter
-    from distill.data.tokenizer import load_tokenizer, word_ids
+    from distill.data.tokenizer import load_tokenizer, special_tokens
 
     revisions, bad_rows = _revisions(config), BadRows(config.bad_rows)
     documents = _split_documents(config, revisions["revision"], bad_rows)
@@ -107,14 +109,12 @@ def _prepare(config: DataConfig, directory: Path) -> dict[str, Any]:
             _write_tokens(batch, tokenizer, parts, round_trip)
             for _, document in batch:
                 digest.add(document)
-            for _, document in batch[:: _BATCH // _SAMPLED]:
-                round_trip.sample(document.text)
             if config.train_tokens and parts["train"].tokens >= config.train_tokens:
                 break
     facts = _facts(parts)
     bad_rows.check(sum(part.documents for part in facts.values()))
     _check_parts(config, facts, round_trip.result())
-    words = word_ids(tokenizer)
+    words = special_tokens(tokenizer)
     # Both which texts are in a part and which of them are one document decide what is evaluated and resampled.
     split = {name: [part.digest.hexdigest(), file_digest(part.texts)] for name, part in parts.items()}
     identity = json.dumps([_VERSION, split, words, tokenizer.backend_tokenizer.to_str()], sort_keys=True)
@@ -123,7 +123,7 @@ def _prepare(config: DataConfig, directory: Path) -> dict[str, Any]:
         "digest": digest.hexdigest(),
         "fingerprint": hashlib.sha256(identity.encode()).hexdigest()[:32],
         "parts": {name: asdict(part) for name, part in facts.items()},
-        "word_ids": list(words),
+        "special_tokens": list(words),
         "skipped_rows": bad_rows.skipped,
         "first_skipped": bad_rows.first,
         "round_trip": round_trip.result()._asdict(),
@@ -209,9 +209,12 @@ def _write_tokens(
     """Append a batch to its parts."""
     from distill.data.tokenizer import encode
 
-    for (part, document), ids in zip(batch, encode(tokenizer, [one.text for _, one in batch]), strict=True):
+    for number, ids in enumerate(encode(tokenizer, [document.text for _, document in batch])):
+        part, document = batch[number]
         parts[part].add(document, ids)
         round_trip.count(ids)
+        if number % _SAMPLE_EVERY == 0:
+            round_trip.sample(document.text, ids)
 
 
 def _check_parts(config: DataConfig, parts: dict[str, Part], round_trip: RoundTrip) -> None:

@@ -16,7 +16,7 @@ from distill.data.vocabulary import Vocabulary, read_vocabulary
 from distill.errors import UserError
 from distill.io.files import check_digests, read_record
 from distill.span_corruption import SpanLengths, raw_length_for, span_lengths
-from distill.special_tokens import WordIds, embedding_rows, token_type
+from distill.special_tokens import SpecialTokens, embedding_rows, token_type
 
 if TYPE_CHECKING:  # transformers takes seconds to import, and prepared data is reused without it
     from transformers import PreTrainedTokenizerFast
@@ -65,7 +65,7 @@ class PreparedData:
     digest: str  # of every document, in order
     fingerprint: str  # of everything that an example depends on: the documents, the split and the tokenizer
     parts: dict[str, Part]
-    word_ids: list[int]  # the fields of WordIds
+    special_tokens: list[int]  # the fields of SpecialTokens
     round_trip: RoundTrip  # what the tokenizer loses
     skipped_rows: int = 0  # bad ones, where data.bad_rows is skip
     first_skipped: str = ""  # where the first of them stands, and what is wrong with it
@@ -93,8 +93,8 @@ class PreparedData:
         return dict(zip(LOST, (self.skipped_rows, *self.round_trip[:3]), strict=True))
 
     @property
-    def words(self) -> WordIds:
-        return WordIds(*self.word_ids)
+    def words(self) -> SpecialTokens:
+        return SpecialTokens(*self.special_tokens)
 
     @property
     def vocab_size(self) -> int:

@@ -5,9 +5,7 @@ from collections import Counter
 from transformers import PreTrainedTokenizerFast
 
 from distill.data.prepared_data import RoundTrip
-from distill.data.tokenizer import encode, unknown_id
-
-_CHARACTERS = 10_000  # of a sampled text
+from distill.data.tokenizer import unknown_id
 
 
 class RoundTripCounter:
@@ -23,10 +21,9 @@ class RoundTripCounter:
         self._tokens += len(ids)
         self._unknown += ids.count(self._unknown_id)
 
-    def sample(self, text: str) -> None:
-        """Encode and decode the beginning of ``text``."""
-        text = text[:_CHARACTERS]
-        decoded = self._tokenizer.backend_tokenizer.decode(encode(self._tokenizer, [text])[0])
+    def sample(self, text: str, ids: list[int]) -> None:
+        """Compare ``text`` with what its tokens are decoded to."""
+        decoded = self._tokenizer.backend_tokenizer.decode(ids)
         self._texts += 1
         self._restored += decoded == text
         self._characters += len(text)

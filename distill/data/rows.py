@@ -1,9 +1,10 @@
-"""Rows of files, read one by one: JSON lines, Parquet, CSV, and lines of text, plain or compressed by gzip.
+"""Rows of files, read one by one: JSON lines, Parquet, CSV, and lines of text, plain or compressed.
 
 Only the asked columns are read, and each value keeps the type that it has in its row: no other column, row or file
 decides whether a row can be read. datasets infers one schema for a whole corpus, which real files break.
 """
 
+import bz2
 import codecs
 import contextlib
 import csv
@@ -11,6 +12,7 @@ import gzip
 import io
 import itertools
 import json
+import lzma
 import sys
 import zlib
 from collections.abc import Callable, Iterable, Iterator
@@ -18,9 +20,11 @@ from typing import IO, Any, NamedTuple
 
 from distill.errors import UserError
 
-_GZIP = b"\x1f\x8b"
+# First bytes of a compressed file, because such files have names of many kinds -> what opens it.
+_COMPRESSED = {b"\x1f\x8b": gzip.open, b"BZh": bz2.open, b"\xfd7zXZ\x00": lzma.open}
+_ZSTD = b"\x28\xb5\x2f\xfd"
 _PARQUET_ROWS = 1000  # that are in memory at a time
-_DAMAGED = (EOFError, zlib.error, gzip.BadGzipFile)
+_DAMAGED = (EOFError, zlib.error, gzip.BadGzipFile, lzma.LZMAError)
 
 
 class Row(NamedTuple):
@@ -60,7 +64,7 @@ def read_rows(path: str, reader: Reader, columns: list[str]) -> Iterator[Row]:
 
 def json_rows(file: IO[bytes], path: str, columns: list[str]) -> Iterator[Row]:
     """An object per line, or one array of objects."""
-    text = _decompressed(file)
+    text = _decompressed(file, path)
     if text.peek(1)[:1] == b"[":
         yield from _array_rows(text, path, columns)
         return
@@ -115,7 +119,7 @@ def csv_rows(file: IO[bytes], path: str, columns: list[str], delimiter: str = ",
     """Rows below a line of names; every value is text. A row stands where its last line does."""
     csv.field_size_limit(sys.maxsize)  # a text may be long
     reader = csv.reader(
-        io.TextIOWrapper(_decompressed(file), "utf-8-sig", newline=""), delimiter=delimiter, strict=True
+        io.TextIOWrapper(_decompressed(file, path), "utf-8-sig", newline=""), delimiter=delimiter, strict=True
     )
     try:
         names = next(reader, [])
@@ -135,7 +139,7 @@ def csv_rows(file: IO[bytes], path: str, columns: list[str], delimiter: str = ",
 def text_rows(file: IO[bytes], path: str, columns: list[str]) -> Iterator[Row]:
     """A row per line, with the one column ``text``."""
     problem = _missing(columns, ["text"])
-    for number, line in enumerate(_decompressed(file), 1):
+    for number, line in enumerate(_decompressed(file, path), 1):
         place = f"line {number} of {path}"
         try:
             yield Row(place, {"text": line.decode("utf-8").rstrip("\r\n")}, problem)
@@ -169,9 +173,12 @@ def _open(path: str) -> IO[bytes]:
     return xopen(path, "rb")
 
 
-def _decompressed(file: IO[bytes]) -> io.BufferedReader:
-    """By the first bytes, because compressed files have names of many kinds."""
+def _decompressed(file: IO[bytes], path: str) -> io.BufferedReader:
     plain = file if isinstance(file, io.BufferedReader) else io.BufferedReader(file)  # type: ignore[arg-type]
-    if plain.peek(2)[:2] == _GZIP:
-        return io.BufferedReader(gzip.GzipFile(fileobj=plain))  # type: ignore[arg-type]
+    first = plain.peek(8)[:8]
+    if first.startswith(_ZSTD):
+        raise UserError(f"{path} is compressed by zstd; decompress it, or compress it by gzip")
+    for begins, opened in _COMPRESSED.items():
+        if first.startswith(begins):
+            return io.BufferedReader(opened(plain))  # type: ignore[arg-type]
     return plain

@@ -11,7 +11,7 @@ from transformers import AutoTokenizer, PreTrainedTokenizerFast, T5Tokenizer
 
 from distill.errors import UserError
 from distill.io.hub_files import TOKENIZER, local_files
-from distill.special_tokens import WordIds
+from distill.special_tokens import SpecialTokens
 
 SENTINELS = 100
 TRAINING_CHARACTERS = 200_000_000  # enough for any vocabulary here, and bounded on a corpus like C4
@@ -55,7 +55,7 @@ def load_tokenizer(source: str | Path) -> PreTrainedTokenizerFast:
     Never runs code of the source.
 
     Raises:
-        UserError: it cannot be loaded, or lacks something that ``word_ids`` needs.
+        UserError: it cannot be loaded, or lacks something that ``special_tokens`` needs.
     """
     directory = local_files(str(source), "model", f"tokenizer {str(source)!r}", TOKENIZER)
     files = {path.name for path in directory.iterdir()}
@@ -69,11 +69,11 @@ def load_tokenizer(source: str | Path) -> PreTrainedTokenizerFast:
     if not tokenizer.is_fast:
         raise UserError(f"tokenizer {str(source)!r} has no fast version (tokenizer.json); convert it first")
     tokenizer.name_or_path = str(source)  # which messages name; of the hub it is a directory of the cache
-    word_ids(tokenizer)
+    special_tokens(tokenizer)
     return tokenizer
 
 
-def word_ids(tokenizer: PreTrainedTokenizerFast) -> WordIds:
+def special_tokens(tokenizer: PreTrainedTokenizerFast) -> SpecialTokens:
     """Find pad, eos and the sentinels <extra_id_0>, <extra_id_1>, ... that descend by one as in T5.
 
     Raises:
@@ -92,7 +92,7 @@ def word_ids(tokenizer: PreTrainedTokenizerFast) -> WordIds:
         )
     if ids != list(range(ids[0], ids[0] - len(ids), -1)):
         raise UserError(f"the sentinels of tokenizer {name!r} do not descend by one from <extra_id_0> as T5's do")
-    return WordIds(len(tokenizer), tokenizer.pad_token_id, tokenizer.eos_token_id, ids[0], len(ids))
+    return SpecialTokens(len(tokenizer), tokenizer.pad_token_id, tokenizer.eos_token_id, ids[0], len(ids))
 
 
 def encode(tokenizer: PreTrainedTokenizerFast, texts: list[str]) -> list[list[int]]:
@@ -124,7 +124,7 @@ def _text_backend(tokenizer: PreTrainedTokenizerFast) -> tuple[Tokenizer, frozen
     vocabulary of the Unigram model, where they win over every other spelling. So the copy has other names for them.
     """
     unknown = unknown_id(tokenizer)
-    words = word_ids(tokenizer)
+    words = special_tokens(tokenizer)
     sentinels = range(words.sentinel_start - words.sentinels + 1, words.sentinel_start + 1)
     special = {*tokenizer.all_special_ids, *sentinels}
     hidden = {word: f"{_HIDDEN}{word}" for word, number in tokenizer.get_vocab().items() if number in special}

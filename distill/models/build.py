@@ -1,5 +1,7 @@
 """A dense T5 from a shape, and what T5 and Switch models have in common."""
 
+from typing import Any
+
 import torch
 from torch import nn
 from transformers import PreTrainedModel, T5Config, T5ForConditionalGeneration
@@ -10,22 +12,21 @@ from distill.models.save import say_whether_tied
 
 def build_dense(model: ModelConfig, vocab_size: int, *, pad: int, eos: int, seed: int) -> T5ForConditionalGeneration:
     """A randomly initialised T5 of this shape: the baseline. Weights are a function of ``seed``."""
-    config = T5Config(
-        vocab_size=vocab_size,
-        d_model=model.d_model,
-        d_ff=model.d_ff,
-        d_kv=model.d_kv,
-        num_heads=model.num_heads,
-        num_layers=model.num_layers,
-        num_decoder_layers=model.num_layers,
-        feed_forward_proj=model.feed_forward,
-        dropout_rate=model.dropout,
-        tie_word_embeddings=model.tie_word_embeddings,
-        pad_token_id=pad,
-        eos_token_id=eos,
-        decoder_start_token_id=pad,
-    )
-    return new_t5(config, seed=seed)
+    shared = common_config(model, vocab_size, pad=pad, eos=eos)
+    return new_t5(T5Config(**shared, feed_forward_proj=model.feed_forward), seed=seed)
+
+
+def common_config(model: ModelConfig, vocab_size: int, *, pad: int, eos: int) -> dict[str, Any]:
+    """The values that the configs of a T5 and of a Switch model of this shape share, by transformers' names."""
+    return {
+        **model.model_dump(include={"d_model", "d_ff", "d_kv", "num_heads", "num_layers", "tie_word_embeddings"}),
+        "vocab_size": vocab_size,
+        "num_decoder_layers": model.num_layers,
+        "dropout_rate": model.dropout,
+        "pad_token_id": pad,
+        "eos_token_id": eos,
+        "decoder_start_token_id": pad,
+    }
 
 
 def new_t5(config: T5Config, *, seed: int) -> T5ForConditionalGeneration:

@@ -71,57 +71,30 @@ def baseline(config: Config, set_: Set = None, workdir: Workdir = WORK, seed: Se
     _one_kind("baseline", config, None, set_, workdir, seed, json_)
 
 
-@app.command()
-def teacher(
-    config: Config,
-    ratio: Ratio = None,
-    set_: Set = None,
-    workdir: Workdir = WORK,
-    seed: Seed = None,
-    json_: Json = False,
-) -> None:
-    """Stage 1: train or load a Switch teacher."""
-    _one_kind("teacher", config, ratio, set_, workdir, seed, json_)
+def _stage_command(kind: str, description: str, *always: str) -> None:
+    """Add the command of a stage that each ratio has; ``always`` are overrides that it makes."""
+
+    def stage(
+        config: Config,
+        ratio: Ratio = None,
+        set_: Set = None,
+        workdir: Workdir = WORK,
+        seed: Seed = None,
+        json_: Json = False,
+    ) -> None:
+        _one_kind(kind, config, ratio, [*(set_ or []), *always], workdir, seed, json_)
+
+    app.command(kind, help=description)(stage)
 
 
-@app.command()
-def init(
-    config: Config,
-    ratio: Ratio = None,
-    set_: Set = None,
-    workdir: Workdir = WORK,
-    seed: Seed = None,
-    json_: Json = False,
-) -> None:
-    """Stage 2: a dense student from the teacher's non-expert weights."""
-    _one_kind("init", config, ratio, set_, workdir, seed, json_)
-
-
-@app.command()
-def label(
-    config: Config,
-    ratio: Ratio = None,
-    set_: Set = None,
-    workdir: Workdir = WORK,
-    seed: Seed = None,
-    json_: Json = False,
-) -> None:
-    """Soft labels, made once by the teacher and stored, for students with distill.soft_labels=cached."""
-    overrides = [*(set_ or []), "distill.soft_labels=cached"]
-    _one_kind("label", config, ratio, overrides, workdir, seed, json_)
-
-
-@app.command()
-def distill(
-    config: Config,
-    ratio: Ratio = None,
-    set_: Set = None,
-    workdir: Workdir = WORK,
-    seed: Seed = None,
-    json_: Json = False,
-) -> None:
-    """Stage 3: train the student on hard and soft labels."""
-    _one_kind("distill", config, ratio, set_, workdir, seed, json_)
+_stage_command("teacher", "Stage 1: train or load a Switch teacher.")
+_stage_command("init", "Stage 2: a dense student from the teacher's non-expert weights.")
+_stage_command(
+    "label",
+    "Soft labels, made once by the teacher and stored, for students with distill.soft_labels=cached.",
+    "distill.soft_labels=cached",
+)
+_stage_command("distill", "Stage 3: train the student on hard and soft labels.")
 
 
 @app.command()

@@ -8,7 +8,7 @@ import numpy as np
 
 from distill.data.prepared_data import read_prepared
 from distill.errors import UserError
-from distill.special_tokens import WordIds
+from distill.special_tokens import SpecialTokens
 from pipelines.tracking.data_source import mlflow_source
 from pipelines.tracking.lineage import find_model, nodes, read_lineage
 from pipelines.tracking.store import Store, existing_store
@@ -30,7 +30,7 @@ class HeldOutText(NamedTuple):
     name: str
     digest: str
     tokens: np.ndarray
-    words: WordIds
+    words: SpecialTokens
     split: str  # test or validation
     source: tuple[str, str]  # of MLflow, see pipelines.tracking.data_source
 
@@ -89,7 +89,7 @@ def held_out_text(source: Source, workdir: Path, text: str | None) -> HeldOutTex
 
 def _of_files(source: Source, pattern: str) -> HeldOutText:
     from distill.data.corpus import Digest, read_documents
-    from distill.data.tokenizer import encode, load_tokenizer, word_ids
+    from distill.data.tokenizer import encode, load_tokenizer, special_tokens
 
     documents, digest = list(read_documents(f"text:{pattern}")), Digest()
     for document in documents:
@@ -98,7 +98,7 @@ def _of_files(source: Source, pattern: str) -> HeldOutText:
     ids = [id_ for row in encode(tokenizer, [document.text for document in documents]) for id_ in row]
     corpus = f"text:{pattern}"
     place = mlflow_source(corpus, None, source.directory)
-    return HeldOutText(corpus, digest.hexdigest(), np.array(ids), word_ids(tokenizer), "test", place)
+    return HeldOutText(corpus, digest.hexdigest(), np.array(ids), special_tokens(tokenizer), "test", place)
 
 
 def _is_recorded(directory: Path) -> bool:

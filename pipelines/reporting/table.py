@@ -40,7 +40,7 @@ def markdown(report: dict[str, Any]) -> str:
 
 def _lost(data: dict[str, Any]) -> str:
     """What of the corpus is not in the data, where that is anything."""
-    skipped = f" {data['skipped_rows']:,} bad rows of the corpus were skipped." if data["skipped_rows"] else ""
+    skipped = f" Bad rows of the corpus that were skipped: {data['skipped_rows']:,}." if data["skipped_rows"] else ""
     if not data["unknown_share"] and data["restored_share"] == 1:
         return skipped
     return (

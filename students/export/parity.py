@@ -16,7 +16,7 @@ from tokenizers import Tokenizer
 
 from distill.errors import ExpectedError, UserError
 from distill.span_corruption import corrupt_spans
-from distill.special_tokens import WordIds
+from distill.special_tokens import SpecialTokens
 from students.export.plain_t5 import PlainT5
 from students.runtime import decode, encode
 from students.runtime.batches import pad
@@ -89,7 +89,7 @@ class Parity:
         return [f"{name} {found:.2g} nats (allowed {most:.2g})" for name, found, most in checks if not found <= most]
 
 
-def make_examples(tokens: np.ndarray, words: WordIds, tokenizer: Tokenizer) -> Examples:
+def make_examples(tokens: np.ndarray, words: SpecialTokens, tokenizer: Tokenizer) -> Examples:
     """Span corruption of evenly spread pieces of ``tokens`` [N], of SHORTEST to LONGEST tokens (fewer if need be).
 
     Raises:

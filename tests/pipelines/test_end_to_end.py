@@ -279,7 +279,7 @@ def test_presets_and_config_are_printed(cli):
     assert json.loads(shown.stdout)["distill"]["hard_fraction"] == 0.5
 
 
-@pytest.mark.slow
+@pytest.mark.slow  # four stages twice; test_loaded_models and test_hub load such models
 def test_a_loaded_teacher_and_a_loaded_baseline(smoke, cli, tmp_path):
     """Checkpoints in the hub's format instead of training: what the public ones need."""
     teacher = next(smoke[0].glob("stages/teacher-e4-*/model"))

@@ -8,15 +8,15 @@ from distill.data.round_trip import RoundTripCounter
 from distill.data.tokenizer import encode, load_tokenizer, train_tokenizer
 from distill.errors import UserError
 from tests.conftest import ROOT
-from tests.distill.test_special_words import sentencepiece_model
+from tests.distill.data.test_special_tokens import sentencepiece_model
 
 
 def test_a_byte_level_tokenizer_loses_nothing():
     tokenizer = train_tokenizer([(ROOT / "LICENSE").read_text()], 450)
     counter = RoundTripCounter(tokenizer)
     for text in ("a {b}\n\tc", "  世界 ü </s>"):
-        counter.count(encode(tokenizer, [text])[0])
-        counter.sample(text)
+        counter.count(ids := encode(tokenizer, [text])[0])
+        counter.sample(text, ids)
     assert counter.result() == (0.0, 1.0, 0.0, [], 2)
 
 
@@ -26,7 +26,7 @@ def test_what_sentencepiece_loses_is_counted(tmp_path):
     counter = RoundTripCounter(tokenizer)
     for text in ("the License", "a {\n{ b", "of the\nWork"):
         counter.count(ids := encode(tokenizer, [text])[0])
-        counter.sample(text)
+        counter.sample(text, ids)
     found = counter.result()
     # By hand: one text of three comes back; the two {, their line break, and that of the last text are lost; a space
     # stands in the place of the second line break, and one more between the braces.
@@ -52,7 +52,10 @@ def test_preparation_says_what_is_lost_and_keeps_it(tmp_path, corpus):
     config = DataConfig(corpus=corpus, tokenizer=str(tmp_path), bad_rows="skip", test_fraction=0.2, test_examples=4)
     data = prepare_data(config, tmp_path / "data", said.append)
     assert data.lost["skipped_rows"] == 2 and data.lost["restored_share"] == 0 and 0 < data.lost["lost_share"] < 0.05
-    assert any("Skipped 2 bad rows" in one and f"line 11 of {tmp_path}/rows/a.jsonl has null" in one for one in said)
+    assert any(
+        "that were skipped: 2; the first:" in one and f"line 11 of {tmp_path}/rows/a.jsonl has null" in one
+        for one in said
+    )
     assert any("The tokenizer loses text" in one and "line breaks" in one for one in said)
     assert prepare_data(config, tmp_path / "data").round_trip == data.round_trip
 

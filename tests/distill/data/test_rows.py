@@ -4,6 +4,8 @@ import bz2
 import csv
 import gzip
 import json
+import lzma
+import zipfile
 from datetime import datetime
 
 import datasets
@@ -169,8 +171,36 @@ def test_a_damaged_parquet_file_is_named(tmp_path):
 
 
 def test_formats_that_only_datasets_reads_are_read_by_it(tmp_path):
-    (tmp_path / "a.jsonl.bz2").write_bytes(bz2.compress(b'{"text": "one"}\n{"text": "two"}\n'))
+    with zipfile.ZipFile(tmp_path / "a.zip", "w") as file:
+        file.writestr("a.jsonl", '{"text": "one"}\n{"text": "two"}\n')
     assert texts(f"hf:{tmp_path}") == ["one", "two"]
+
+
+@pytest.mark.parametrize("kind", ["jsonl", "hf"])
+@pytest.mark.parametrize("compressed", [bz2, gzip, lzma])
+def test_compressed_files_are_read_alike(tmp_path, kind, compressed):
+    suffix = {bz2: "bz2", gzip: "gz", lzma: "xz"}[compressed]
+    rows = "".join(
+        json.dumps({"text": f"text {number}", "x": [number, str(number)][number % 2]}) + "\n" for number in range(99)
+    )
+    path = tmp_path / f"a.jsonl.{suffix}"
+    path.write_bytes(compressed.compress(rows.encode()))
+    corpus = f"hf:{tmp_path}" if kind == "hf" else f"jsonl:{path}"
+    assert texts(corpus) == [f"text {number}" for number in range(99)]
+    path.write_bytes(path.read_bytes()[:-20])
+    with pytest.raises(UserError, match=f"^{path} is damaged"):
+        texts(corpus)
+
+
+def test_a_file_that_is_compressed_by_zstd_is_named(tmp_path):
+    (tmp_path / "a.jsonl.zst").write_bytes(b"\x28\xb5\x2f\xfd" + bytes(20))
+    with pytest.raises(UserError, match=f"{tmp_path}/a.jsonl.zst is compressed by zstd; decompress it"):
+        texts(f"jsonl:{tmp_path}/a.jsonl.zst")
+
+
+def test_a_text_may_be_what_it_is_split_by(tmp_path):
+    pq.write_table(pa.table({"text": ["a", "b"]}), tmp_path / "a.parquet")
+    assert texts(f"parquet:{tmp_path}/a.parquet", split_by="text") == ["a", "b"]
 
 
 def test_options_in_the_card_of_a_data_set_hold(tmp_path):

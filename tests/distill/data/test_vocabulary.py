@@ -7,7 +7,7 @@ from transformers import T5Tokenizer
 
 from distill.data.vocabulary import check_same_words, read_vocabulary
 from distill.errors import UserError
-from tests.distill.test_special_words import sentencepiece_model
+from tests.distill.data.test_special_tokens import sentencepiece_model
 from tests.hub import python
 
 _READ = """

@@ -187,7 +187,7 @@ def test_a_teacher_is_loaded_at_its_revision(hub, teachers, tmp_path):
         shutil.rmtree(out)
 
 
-@pytest.mark.slow
+@pytest.mark.slow  # as the teacher above, by the same functions
 def test_a_baseline_is_loaded_at_its_revision(hub, shape, tmp_path):
     repository, expected = hub.model("some/t5"), []
     for seed in range(2):

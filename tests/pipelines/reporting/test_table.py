@@ -219,5 +219,5 @@ def test_what_is_lost_of_the_corpus_is_said():
     assert "skipped" not in markdown(whole) and "loses" not in markdown(whole)
     lost = {"skipped_rows": 1234, "unknown_share": 0.043, "restored_share": 0.0, "lost_share": 0.031}
     text = markdown({**whole, "data": {**whole["data"], **lost}})
-    assert "1,234 bad rows of the corpus were skipped. The tokenizer loses text: 4.3% of the tokens" in text
+    assert "Bad rows of the corpus that were skipped: 1,234. The tokenizer loses text: 4.3% of the tokens" in text
     assert "decoding loses 3.1% of the characters" in text

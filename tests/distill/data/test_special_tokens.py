@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from tokenizers import AddedToken, Tokenizer, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 
-from distill.data.tokenizer import encode, load_tokenizer, train_tokenizer, word_ids
+from distill.data.tokenizer import encode, load_tokenizer, special_tokens, train_tokenizer
 from distill.errors import UserError
 from tests.conftest import ROOT
 
@@ -78,7 +78,7 @@ def tokenizer(request, tmp_path_factory):
 
 
 def special_ids(tokenizer) -> set[int]:
-    words = word_ids(tokenizer)
+    words = special_tokens(tokenizer)
     return {words.pad, words.eos, *range(words.sentinel_start - words.sentinels + 1, words.sentinel_start + 1)}
 
 
@@ -108,7 +108,7 @@ def test_a_special_word_is_cut_into_pieces_and_not_dropped(tokenizer):
 def test_a_directory_with_spiece_model_alone_is_read_as_sentencepiece_reads_it(tmp_path):
     sentencepiece_model(tmp_path, "unigram")
     loaded = load_tokenizer(tmp_path)
-    words = word_ids(loaded)
+    words = special_tokens(loaded)
     assert (words.size, words.pad, words.eos, words.sentinel_start, words.sentinels) == (500, 0, 1, 499, 100)
     theirs = sentencepiece.SentencePieceProcessor(model_file=str(tmp_path / "spiece.model"))
     for text in (ROOT / "LICENSE").read_text().splitlines():

@@ -68,9 +68,8 @@ def export(
     _check_output(output, format)
     source = find_source(model, workdir, text)
     weights = sum(file.stat().st_size for file in source.directory.rglob("*") if file.is_file())
-    needed = weights * (
-        3 if format == "onnx" else 1
-    )  # two graphs with embeddings of their own, and what int8 is made of
+    # An onnx export has two graphs with embeddings of their own, and beside them the source of int8.
+    needed = weights * (3 if format == "onnx" else 1)
     require_space(output, needed, "the export", "free some, or choose another --output")
     title = f"export {format}" + ("" if precision == "float32" else f" {precision}")
     settings = {"format": format, "precision": precision}

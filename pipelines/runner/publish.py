@@ -37,10 +37,7 @@ class Publisher:
     """Brings the stages of a workspace to MLflow."""
 
     def __init__(self, workspace: Workspace, machine: Callable[[], dict[str, str]]):
-        """
-        Args:
-            machine: gives the facts of the machine that results depend on, as tags.
-        """
+        """``machine`` gives the facts of the machine that results depend on, as tags."""
         self.workspace, self.machine = workspace, machine
         self.unreachable: str | None = None  # why the store did not take something, if that is still so
 

@@ -132,7 +132,7 @@ class StageRun:
         return self.curves is not None
 
     def log_curve(self, step: int, metrics: dict[str, float]) -> None:
-        """A point of a curve: one line in a local file, delivered later; see ``MetricLog.log``."""
+        """A point of a curve: one line in a local file, sent to MLflow later; see ``MetricLog.log``."""
         if self.curves:
             self.curves.log(step, metrics)
 

@@ -143,7 +143,7 @@ def _of_directory(model: str) -> str:
         if isinstance(values, dict) and isinstance(found := values.get("model_id"), str):
             return found
         if isinstance(values, dict) and values.get("run_id") == "":
-            raise UserError(f"MLflow has not got MODEL {model!r} yet; the command that made it delivers it")
+            raise UserError(f"MLflow has not got MODEL {model!r} yet; the command that made it publishes it")
     raise UserError(
         f"MODEL {model!r} is neither a run id, nor models:/NAME/VERSION or models:/NAME@ALIAS, "
         "nor the directory of a stage's model"

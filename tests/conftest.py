@@ -18,6 +18,7 @@ from distill.config import DataConfig, ModelConfig
 from distill.data.examples import Examples
 from distill.data.prepare import PreparedData, prepare_data
 from distill.models.build import build_dense
+from tests.forked import Forked
 from tests.hub import Hub
 
 ROOT = Path(__file__).parent.parent
@@ -79,7 +80,11 @@ def gated_student(data, data_config, tmp_path_factory) -> Path:
 
 
 def switch_distill(*arguments: str, **environment: str) -> subprocess.CompletedProcess:
-    """The command line in a process of its own."""
+    """The command line in a process of its own: a fork of a prepared one, unless libraries read ``environment``."""
+    if all(name.startswith("MLFLOW_") for name in environment):
+        process = Forked("from pipelines.cli import main; main()", arguments, environment)
+        stdout, stderr = process.communicate()
+        return subprocess.CompletedProcess(arguments, process.returncode, stdout, stderr)
     return subprocess.run(
         [sys.executable, "-m", "pipelines.cli", *arguments],
         capture_output=True,
@@ -94,7 +99,6 @@ def interrupted_switch_distill(arguments: list[str], step: int, kind: signal.Sig
     """Exit code of a process that sends itself a signal after a step of training."""
     code = (
         "import os, signal\n"
-        "signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background job ignores it\n"
         "from pipelines.cli import app as cli\n"
         "from pipelines.runner import progress\n"
         "update = progress.Bar.update\n"
@@ -104,8 +108,9 @@ def interrupted_switch_distill(arguments: list[str], step: int, kind: signal.Sig
         "progress.Bar.update = die\n"
         "cli.main()\n"
     )
-    environment = {**os.environ, "MLFLOW_TRACKING_URI": ""}
-    return subprocess.run([sys.executable, "-c", code, *arguments], cwd=ROOT, env=environment).returncode
+    process = Forked(code, arguments)
+    process.communicate()
+    return process.returncode
 
 
 @pytest.fixture

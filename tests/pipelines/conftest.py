@@ -16,6 +16,7 @@ import pytest
 import requests
 
 from pipelines.tracking.store import _make_sqlite
+from tests.forked import Forked
 
 ROOT = Path(__file__).parents[2]
 
@@ -109,7 +110,7 @@ def tracker(tmp_path) -> Iterator[Tracker]:
 
 
 @pytest.fixture
-def patched_cli() -> Iterator[Callable[..., subprocess.Popen]]:
+def patched_cli() -> Iterator[Callable[..., Forked]]:
     """Start the command line in a process that has run some code before; it is killed with the test.
 
     ``at(title, step)`` in that code is called at each step of training, before the next one.
@@ -131,10 +132,7 @@ def patched_cli() -> Iterator[Callable[..., subprocess.Popen]]:
             "progress.Bar.update = update_and_at\n"
             "cli.main()\n"
         )
-        everything = {**os.environ, "MLFLOW_TRACKING_URI": "", "OMP_NUM_THREADS": "1", **environment}
-        pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
-        command = [sys.executable, "-c", whole, *arguments]
-        processes.append(subprocess.Popen(command, cwd=ROOT, env=everything, **pipes))
+        processes.append(Forked(whole, arguments, environment))
         return processes[-1]
 
     yield start

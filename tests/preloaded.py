@@ -1,0 +1,25 @@
+"""Imports what stages, exports and MLflow's SQLite store need; ``tests.forked`` forks processes that have it."""
+
+import importlib
+import os
+
+os.environ.update(MLFLOW_TRACKING_URI="", OMP_NUM_THREADS="1")
+
+from pipelines.cli import app
+
+app._quiet_libraries()
+for name in (
+    "matplotlib.pyplot",
+    "mlflow.store.tracking.sqlalchemy_store",
+    "pipelines.cli.results",
+    "pipelines.stages.baseline",
+    "pipelines.stages.distill",
+    "pipelines.stages.init",
+    "pipelines.stages.label",
+    "pipelines.stages.report",
+    "pipelines.stages.teacher",
+    "students.export.parity",
+    "transformers.models.switch_transformers.modeling_switch_transformers",
+    "transformers.models.t5.modeling_t5",
+):
+    importlib.import_module(name)

@@ -1,7 +1,7 @@
-"""How often the report's intervals cover the truth: ``python -m benchmarks.coverage``, in minutes.
+"""The coverage of a report's intervals: ``python -m benchmarks.coverage``, which takes minutes.
 
-Losses are simulated with an effect of each document, of each seed, of both together, and of each example. Beside the
-interval over documents stands the one over examples, which takes examples of one document for independent.
+Losses are simulated with random effects of documents, of seeds, of their interaction, and of examples. Intervals over
+documents are compared with intervals over examples, which treat the examples of a document as independent.
 """
 
 from typing import Annotated, NamedTuple
@@ -14,11 +14,15 @@ from rich.table import Table
 from pipelines.reporting import fraction_kept
 from pipelines.reporting.bootstrap import gain
 
-GAIN, KEPT = 0.3, 0.4  # the truth: nats, and the fraction of them
+GAIN, KEPT = 0.3, 0.4  # the truth: the gain in nats, and the fraction kept
 
 
 class Case(NamedTuple):
-    """Sizes, and standard deviations of effects on a teacher's gain in nats; a student's own are half of them."""
+    """Sizes, and standard deviations of the effects on a teacher's gain, in nats.
+
+    The effects on a student have half these standard deviations, in addition to the share of the teacher's that it
+    keeps.
+    """
 
     documents: int
     seeds: int
@@ -26,7 +30,7 @@ class Case(NamedTuple):
     of_document: float = 0.1
     of_both: float = 0.0
     of_example: float = 0.2
-    ragged: bool = False  # documents of very different numbers of examples, in place of 8 each
+    ragged: bool = False  # very different numbers of examples per document, instead of 8
 
 
 CASES = (
@@ -42,7 +46,12 @@ CASES = (
 
 
 def simulate(case: Case, rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
-    """Losses of baseline, teacher and student [seeds, examples], and the document of each example."""
+    """Simulate one report.
+
+    Returns:
+        The losses of baseline, teacher and student in nats per target token, each [seeds, examples], and the document
+        of each example, [examples].
+    """
     counts = np.full(case.documents, 8)
     if case.ragged:
         counts = np.maximum(1, np.exp(rng.normal(1.5, 0.8, case.documents)).round()).astype(int)
@@ -55,16 +64,22 @@ def simulate(case: Case, rng: np.random.Generator) -> tuple[np.ndarray, np.ndarr
         of_seed = rng.normal(0, case.of_seed, (case.seeds, 1))
         return scale * (of_document + of_seed + of_both) + rng.normal(0, case.of_example, shape)
 
-    gained = GAIN + effects(1.0)
-    kept = KEPT * gained + effects(0.5)
+    teacher_gain = GAIN + effects(1.0)
+    student_gain = KEPT * teacher_gain + effects(0.5)
     difficulty = rng.normal(4, 1, len(documents))
-    return np.broadcast_to(difficulty, shape), difficulty - gained, difficulty - kept, documents
+    return np.broadcast_to(difficulty, shape), difficulty - teacher_gain, difficulty - student_gain, documents
 
 
 def coverage(case: Case, repeats: int, resamples: int = 400) -> dict[str, tuple[float, float]]:
-    """Of 95 % intervals: how many cover the truth, and their mean length, by name.
+    """Coverage and mean length of 95 % intervals.
 
-    An interval of a fraction counts where there is one.
+    Args:
+        repeats: number of simulated reports.
+        resamples: number of bootstrap samples of each interval.
+
+    Returns:
+        For "gain", "kept" and "kept, by examples": the share of intervals that cover the truth, in [0, 1], and their
+        mean length, in nats for a gain. Reports without an interval of the fraction are excluded.
     """
     rng = np.random.default_rng(0)
     covered: dict[str, list[bool]] = {}
@@ -72,26 +87,25 @@ def coverage(case: Case, repeats: int, resamples: int = 400) -> dict[str, tuple[
     for _ in range(repeats):
         baseline, teacher, student, documents = simulate(case, rng)
         options = {"resamples": resamples, "documents": documents}
-        found = {
+        intervals = {
             "gain": (gain(baseline, teacher, **options)[1], GAIN),
             "kept": (fraction_kept(baseline, teacher, student, **options)[1], KEPT),
             "kept, by examples": (fraction_kept(baseline, teacher, student, resamples=resamples)[1], KEPT),
         }
-        for name, (interval, truth) in found.items():
+        for name, (interval, truth) in intervals.items():
             if interval is not None:
                 covered.setdefault(name, []).append(interval[0] <= truth <= interval[1])
                 lengths.setdefault(name, []).append(interval[1] - interval[0])
     return {name: (float(np.mean(covered[name])), float(np.mean(lengths[name]))) for name in covered}
 
 
-def main(repeats: Annotated[int, typer.Option(min=10, help="Simulated reports per row.")] = 1000) -> None:
-    """Print the table."""
-    table = Table(title=f"95 % intervals that cover the truth, of {repeats:,} simulated reports (mean length)")
+def main(repeats: Annotated[int, typer.Option(min=10, help="Number of simulated reports per row.")] = 1000) -> None:
+    """Print the coverage of 95 % intervals for different numbers of documents, examples and seeds."""
+    table = Table(title=f"Coverage (and mean length) of 95 % intervals in {repeats:,} simulated reports")
     for name in ("documents", "examples of each", "seeds", "effect of seeds", "gain", "kept", "kept, by examples"):
         table.add_column(name, justify="right")
     for case in CASES:
-        found = coverage(case, repeats)
-        cells = [f"{share:.1%} ({length:.2f})" for share, length in found.values()]
+        cells = [f"{share:.1%} ({length:.2f})" for share, length in coverage(case, repeats).values()]
         examples = "very uneven" if case.ragged else "8"
         table.add_row(str(case.documents), examples, str(case.seeds), f"{case.of_seed:.2f}", *cells)
     Console(width=120).print(table)

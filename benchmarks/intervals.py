@@ -1,4 +1,7 @@
-"""Intervals over documents beside those over examples, of a finished run: ``python -m benchmarks.intervals demo``."""
+"""Compare intervals over documents with intervals over examples, for a finished run.
+
+python -m benchmarks.intervals demo
+"""
 
 import itertools
 from pathlib import Path
@@ -11,20 +14,20 @@ from rich.table import Table
 
 from pipelines.config.run_config import load_config
 from pipelines.reporting.bootstrap import Interval, fraction_kept, gain
-from pipelines.runner.runner import Runner
-from pipelines.workdir.stage import of_kind, read_losses
+from pipelines.runner.runner import StageRunner
+from pipelines.workdir.stage import inputs_of_kind, read_losses
 
 
-def main(config: str, workdir: Annotated[Path, typer.Option(help="Where it was run.")] = Path("work")) -> None:
-    """Print gain and fraction kept of every student, each with both intervals."""
+def main(config: str, workdir: Annotated[Path, typer.Option(help="Work directory of the run.")] = Path("work")) -> None:
+    """Print the gain and the fraction kept of every student, each with both intervals."""
     console = Console(width=110)
-    runner = Runner(load_config(config), config, workdir, Console(stderr=True))
+    runner = StageRunner(load_config(config), config, workdir, Console(stderr=True))
     report = runner.workspace.select("report")[0]
     inputs = runner.workspace.inputs_of(report)
     documents = runner.workspace.data.evaluated(runner.workspace.config.data).documents
 
     def losses(kind: str, ratio: str | None = None, variant: str | None = None, name: str = "losses") -> np.ndarray:
-        return np.array([read_losses(one, name) for one in of_kind(report, inputs, kind, ratio, variant)])
+        return np.array([read_losses(one, name) for one in inputs_of_kind(report, inputs, kind, ratio, variant)])
 
     baseline = losses("baseline", name="baseline_losses")
     table = Table(
@@ -36,10 +39,10 @@ def main(config: str, workdir: Annotated[Path, typer.Option(help="Where it was r
         runner.workspace.config.teacher.ratios, runner.workspace.config.variants or [None]
     ):
         student = losses("distill", ratio, variant)
-        teacher = np.broadcast_to(losses("teacher", ratio), student.shape)  # a loaded one is the same for every seed
-        gains = [gain(baseline, teacher, documents=of) for of in (documents, None)]
-        kept = [fraction_kept(baseline, teacher, student, documents=of) for of in (documents, None)]
-        bounds = [_shown(interval, 3) for _, interval in gains] + [_shown(interval, 3) for _, interval in kept]
+        teacher = np.broadcast_to(losses("teacher", ratio), student.shape)  # all seeds share a loaded teacher
+        gains = [gain(baseline, teacher, documents=units) for units in (documents, None)]
+        kept = [fraction_kept(baseline, teacher, student, documents=units) for units in (documents, None)]
+        bounds = [_bounds(interval) for _, interval in (*gains, *kept)]
         fraction = "undefined" if kept[0][0] is None else f"{kept[0][0]:.3f}"
         table.add_row(
             " ".join(filter(None, (ratio, variant))), f"{gains[0][0]:.3f}", *bounds[:2], fraction, *bounds[2:]
@@ -47,8 +50,8 @@ def main(config: str, workdir: Annotated[Path, typer.Option(help="Where it was r
     console.print(table)
 
 
-def _shown(interval: Interval | None, digits: int) -> str:
-    return "–" if interval is None else f"[{interval[0]:.{digits}f}, {interval[1]:.{digits}f}]"
+def _bounds(interval: Interval | None) -> str:
+    return "–" if interval is None else f"[{interval[0]:.3f}, {interval[1]:.3f}]"
 
 
 if __name__ == "__main__":

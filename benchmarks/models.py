@@ -1,4 +1,7 @@
-"""The steps that are compared: ours, and those of ``benchmarks.plain``, on random tokens and random weights."""
+"""Optimizer steps of this project and of ``benchmarks.plain``, on random tokens and random weights.
+
+Sizes are "base" (T5-Base) and "demo". A teacher has 8 experts.
+"""
 
 from collections.abc import Callable
 
@@ -16,23 +19,24 @@ from distill.data.examples import Batch
 from distill.loss import SparseSoftLabels
 from distill.model_size import forward_flops
 from distill.models.build import build_dense, freeze, place
+from distill.optim.build import make_optimizer
 from distill.training.divergence import NormWatch
-from distill.training.loop import make_accelerator, make_optimizer, optimizer_step
+from distill.training.loop import make_accelerator, optimizer_step
 from distill.training.train_modules import HardAndCachedLabels, HardAndSoftLabels, HardLabels
+from teachers.build import build_teacher
 from teachers.config import SwitchConfig
-from teachers.model import build_teacher
 
 SHAPES = {
     "base": {"d_model": 768, "d_ff": 3072, "d_kv": 64, "num_heads": 12, "num_layers": 12},
     "demo": {"d_model": 64, "d_ff": 256, "d_kv": 32, "num_heads": 2, "num_layers": 2},
 }
-WORDS = {"base": 32_128, "demo": 1024}
-LENGTHS = {"base": (512, 114), "demo": (128, 29)}
+VOCABULARY_SIZE = {"base": 32_128, "demo": 1024}
+LENGTHS = {"base": (512, 114), "demo": (128, 29)}  # tokens of an input, and of its targets
 EXPERTS = 8
 
 
 def tokens(size: str, batch: int) -> tuple[torch.Tensor, torch.Tensor]:
-    """Random inputs [B, S] and labels [B, T]: every arm's batch."""
+    """Random inputs [B, S] and labels [B, T]. All steps of a size and batch size get the same tokens."""
     generator = torch.Generator().manual_seed(0)
     return tuple(torch.randint(3, 900, (batch, length), generator=generator) for length in LENGTHS[size])
 
@@ -40,22 +44,30 @@ def tokens(size: str, batch: int) -> tuple[torch.Tensor, torch.Tensor]:
 def our_step(
     size: str, batch: int, labels: str, precision: str = "bfloat16", compiled: bool = False
 ) -> Callable[[], None]:
-    """One optimizer step as the training loop takes it; ``labels``: hard, online or cached."""
+    """Make an optimizer step of this project's training loop.
+
+    Args:
+        size: "base" or "demo".
+        batch: number of examples.
+        labels: "hard" (hard labels alone), "online" (hard labels and a teacher) or "cached" (hard and cached labels).
+        precision: "bfloat16" or "float32".
+        compiled: whether to apply ``torch.compile``.
+    """
     accelerator = make_accelerator(precision)
     shape = ModelConfig(**SHAPES[size])
-    student = place(build_dense(shape, WORDS[size], pad=0, eos=1, seed=0), accelerator.device)
+    student = place(build_dense(shape, VOCABULARY_SIZE[size], pad=0, eos=1, seed=0), accelerator.device)
     inputs, targets = tokens(size, batch)
     mix = {"hard_fraction": 0.75, "temperature": 1.0}
-    made: Batch | LabelledBatch = Batch(inputs, targets)
+    examples: Batch | LabelledBatch = Batch(inputs, targets)
     if labels == "hard":
         objective = HardLabels(student)
     elif labels == "cached":
         objective = HardAndCachedLabels(student, **mix)
-        drawn = torch.randint(0, WORDS[size], (targets.numel(), 16))
-        soft = SparseSoftLabels(drawn, torch.full(drawn.shape, 1 / 16), torch.zeros(len(drawn)))
-        made = LabelledBatch(inputs, targets, soft)
+        token_ids = torch.randint(0, VOCABULARY_SIZE[size], (targets.numel(), 16))
+        soft = SparseSoftLabels(token_ids, torch.full(token_ids.shape, 1 / 16), torch.zeros(len(token_ids)))
+        examples = LabelledBatch(inputs, targets, soft)
     else:
-        teacher = build_teacher(shape, SwitchConfig(), WORDS[size], EXPERTS, pad=0, eos=1, seed=0)
+        teacher = build_teacher(shape, SwitchConfig(), VOCABULARY_SIZE[size], EXPERTS, pad=0, eos=1, seed=0)
         dtype = torch.bfloat16 if precision == "bfloat16" else torch.float32
         objective = HardAndSoftLabels(student, place(freeze(teacher, dtype), accelerator.device), **mix)
     config = TrainingConfig()
@@ -64,18 +76,24 @@ def our_step(
     watch = NormWatch((), config.gradient_clip)
     if compiled:
         objective = torch.compile(objective)
-    return lambda: optimizer_step(objective, optimizer, [made], config, accelerator, watch)
+    return lambda: optimizer_step(objective, optimizer, [examples], config, accelerator, watch)
 
 
 def plain_step(size: str, batch: int, mixed_precision: str) -> Callable[[], None]:
-    """The same step in plain transformers; ``mixed_precision`` as accelerate names it."""
+    """Make a step of ``benchmarks.plain`` with the same models as ``our_step`` has with online labels.
+
+    Args:
+        size: "base" or "demo".
+        batch: number of examples.
+        mixed_precision: of accelerate, for example "bf16" or "no".
+    """
     from benchmarks.plain import PlainDistillation
 
     torch.manual_seed(0)
     shape = {
         **SHAPES[size],
         "num_decoder_layers": SHAPES[size]["num_layers"],
-        "vocab_size": WORDS[size],
+        "vocab_size": VOCABULARY_SIZE[size],
         "dropout_rate": 0.0,
         "decoder_start_token_id": 0,
     }
@@ -91,6 +109,9 @@ def plain_step(size: str, batch: int, mixed_precision: str) -> Callable[[], None
 
 
 def step_operations(size: str, batch: int) -> float:
-    """Floating-point operations of a distillation step: teacher forward, student forward and twice that backward."""
-    shape = {**SHAPES[size], "num_decoder_layers": SHAPES[size]["num_layers"], "vocab_size": WORDS[size]}
+    """Floating-point operations of a distillation step.
+
+    These are the forward passes of teacher and student, and twice a forward pass for the backward pass of the student.
+    """
+    shape = {**SHAPES[size], "num_decoder_layers": SHAPES[size]["num_layers"], "vocab_size": VOCABULARY_SIZE[size]}
     return batch * forward_flops(shape, *LENGTHS[size]) * (1 + 3)

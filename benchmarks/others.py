@@ -1,4 +1,4 @@
-"""What is not a step: memory of the loss, the loader, and how soon the command answers."""
+"""Measurements other than the time of a step: the memory of a step, the loader, and the duration of a command."""
 
 import multiprocessing
 import statistics
@@ -9,26 +9,26 @@ import time
 from pathlib import Path
 from typing import Any
 
-from benchmarks.arms import Arm
+from benchmarks.timing import Candidate
 from distill.config import DataConfig
 from distill.data.examples import Examples
 from distill.data.prepare import prepare_data
 
 
-def extra_memory(arm: Arm) -> int:
-    """Bytes by which one step raises the peak of resident memory above what its inputs take, in a new process."""
+def extra_memory(candidate: Candidate) -> int:
+    """Peak resident memory of one step in bytes, minus the memory of its inputs. It is measured in a new process."""
     context = multiprocessing.get_context("spawn")
-    ours, theirs = context.Pipe()
-    process = context.Process(target=_measure_memory, args=(theirs, arm), daemon=True)
+    receiver, sender = context.Pipe(duplex=False)
+    process = context.Process(target=_measure_memory, args=(sender, candidate), daemon=True)
     process.start()
-    measured = ours.recv()
+    measured = receiver.recv()
     process.join()
     return measured
 
 
-def _measure_memory(pipe: Any, arm: Arm) -> None:
-    step = arm.build(**arm.settings)
-    Path("/proc/self/clear_refs").write_text("5")  # the peak begins anew
+def _measure_memory(pipe: Any, candidate: Candidate) -> None:
+    step = candidate.build(**candidate.settings)
+    Path("/proc/self/clear_refs").write_text("5")  # resets VmHWM, the peak
     before = _resident("VmRSS")
     step()
     pipe.send(_resident("VmHWM") - before)
@@ -40,23 +40,29 @@ def _resident(name: str) -> int:
 
 
 def loader_rate(input_length: int, batch: int, batches: int = 20) -> float:
-    """Examples per second that the loader makes of prepared text, in one thread."""
+    """Examples per second that the loader makes from prepared text, in one thread.
+
+    Args:
+        input_length: tokens of an input.
+        batch: examples per batch.
+        batches: number of timed batches.
+    """
     config = DataConfig(vocabulary=1024, input_length=input_length, train_tokens=1_000_000, test_examples=16)
     with tempfile.TemporaryDirectory() as directory:
         data = prepare_data(config, Path(directory), lambda message: None)
         examples = Examples(data, config, seed=0)
         examples.batch(range(batch))
-        began = time.perf_counter()
+        start = time.perf_counter()
         for number in range(batches):
             examples.batch(range(number * batch, (number + 1) * batch))
-        return batch * batches / (time.perf_counter() - began)
+        return batch * batches / (time.perf_counter() - start)
 
 
-def answer_seconds(*arguments: str, repeats: int = 5) -> float:
-    """Median seconds from start to exit of ``switch-distill`` with these arguments."""
+def command_seconds(*arguments: str, repeats: int = 5) -> float:
+    """Median duration of the command ``switch-distill`` with these arguments, in seconds."""
     command, seconds = [sys.executable, "-m", "pipelines.cli", *arguments], []
     for _ in range(repeats):
-        began = time.perf_counter()
+        start = time.perf_counter()
         subprocess.run(command, check=True, capture_output=True)
-        seconds.append(time.perf_counter() - began)
+        seconds.append(time.perf_counter() - start)
     return statistics.median(seconds)

@@ -1,6 +1,7 @@
-"""Every speed that docs/performance.md states: ``make bench``. Leave the machine alone while it runs.
+"""All speeds of docs/performance.md: ``make bench``. Nothing else should run on the machine at the same time.
 
-A factor is the median over rounds in which the arms take turns, with its range; each arm runs in a process of its own.
+Each candidate runs in its own process. The candidates are timed in turns, over several rounds. A factor is the ratio of
+the medians, with its range over rounds.
 """
 
 import json
@@ -16,77 +17,85 @@ from rich import box
 from rich.console import Console
 from rich.table import Table
 
-from benchmarks.arms import Arm, Timing, alternate, ratios
 from benchmarks.layers import ffn_step, gradient_bytes, loss_step, product_step
+from benchmarks.library import hard_loss_step, norm_step, optimizer_update
 from benchmarks.models import LENGTHS, our_step, plain_step, step_operations
-from benchmarks.others import answer_seconds, extra_memory, loader_rate
+from benchmarks.others import command_seconds, extra_memory, loader_rate
+from benchmarks.timing import Candidate, Timing, alternate, ratios
 from distill.io.files import write_json
 
 STDERR = Console(stderr=True)
 
 
 class Results:
-    """Rows of the table, and the timings behind them."""
+    """Rows of the table, and the timings that they are computed from."""
 
     def __init__(self) -> None:
         self.rows: list[dict[str, Any]] = []
         self.timings: dict[str, Any] = {}
 
     def add(self, measure: str, against: str, value: dict[str, float] | float, target: str, met: bool) -> None:
+        """Add a row. ``met`` says whether ``value`` meets ``target``."""
         self.rows.append({"measure": measure, "against": against, "value": value, "target": target, "met": met})
 
-    def time(self, part: str, arms: list[Arm], rounds: int) -> dict[str, Timing]:
-        """``alternate``, remembered."""
-        STDERR.print(f"{part}: {', '.join(arm.name for arm in arms)}", highlight=False)
-        timings = alternate(arms, rounds)
+    def time(self, part: str, candidates: list[Candidate], rounds: int) -> dict[str, Timing]:
+        """Time ``candidates`` with ``alternate``, and keep the timings under the name ``part``."""
+        STDERR.print(f"{part}: {', '.join(candidate.name for candidate in candidates)}", highlight=False)
+        timings = alternate(candidates, rounds)
         self.timings[part] = {name: timing.facts() for name, timing in timings.items()}
         return timings
 
-    def faster(self, measure: str, against: str, slow: Timing, fast: Timing, at_least: float) -> None:
+    def add_speedup(self, measure: str, against: str, slow: Timing, fast: Timing, at_least: float) -> None:
+        """Add a row with the speed-up of ``fast`` over ``slow``."""
         factor = ratios(slow, fast)
         self.add(measure, against, factor, f"at least {at_least:g} x", factor["median"] >= at_least)
 
-    def slower(self, measure: str, against: str, fast: Timing, slow: Timing, at_most: float) -> None:
+    def add_slowdown(self, measure: str, against: str, fast: Timing, slow: Timing, at_most: float) -> None:
+        """Add a row with the slowdown of ``slow`` relative to ``fast``."""
         factor = ratios(slow, fast)
         self.add(measure, against, factor, f"at most {at_most:g} x", factor["median"] <= at_most)
 
 
 def base_step(results: Results) -> None:
-    """The distillation step at T5-Base size with a teacher of 8 experts, each loop at a batch that suits it.
+    """The distillation step at T5-Base size with a teacher of 8 experts.
 
-    The plain loop is no faster per token with larger batches than 2.
+    Each loop has its own batch size. The plain loop is no faster per token with batches larger than 2.
     """
     tokens, small = LENGTHS["base"][1], 2
     for precision, name, batch, rounds, target in (("bf16", "autocast", 8, 3, 1.6), ("no", "float32", 8, 2, 4.0)):
-        ours = Arm("ours", our_step, {"size": "base", "batch": batch, "labels": "online"}, work=batch * tokens)
-        plain = Arm(name, plain_step, {"size": "base", "batch": small, "mixed_precision": precision}, small * tokens)
-        product = Arm("product 2048^3", product_step, {}, work=2.0 * 2048**3, repeats=20)
-        found = results.time(f"step, T5-Base, against {name}", [product, plain, ours], rounds)
-        results.faster("distillation step, T5-Base", f"plain loop, {name}", found[name], found["ours"], target)
+        ours = Candidate("ours", our_step, {"size": "base", "batch": batch, "labels": "online"}, work=batch * tokens)
+        plain = Candidate(
+            name, plain_step, {"size": "base", "batch": small, "mixed_precision": precision}, small * tokens
+        )
+        product = Candidate("product 2048^3", product_step, {}, work=2.0 * 2048**3, repeats=20)
+        timings = results.time(f"step, T5-Base, against {name}", [product, plain, ours], rounds)
+        results.add_speedup("distillation step, T5-Base", f"plain loop, {name}", timings[name], timings["ours"], target)
         if precision == "bf16":
-            rate = step_operations("base", batch) / found["ours"].median
-            share = rate / found[product.name].rate
+            rate = step_operations("base", batch) / timings["ours"].median
+            share = rate / timings[product.name].rate
             results.add("its model FLOP utilisation", "product 2048^3", share, "at least 55 %", share >= 0.55)
 
 
 def cached_labels(results: Results) -> None:
-    """Steps with cached labels against steps with hard labels alone."""
+    """The step with cached labels, compared with the step with hard labels alone."""
     for size, batch, repeats, rounds in (("base", 2, 1, 4), ("demo", 16, 20, 9)):
-        arms = [
-            Arm(labels, our_step, {"size": size, "batch": batch, "labels": labels}, repeats=repeats)
+        candidates = [
+            Candidate(labels, our_step, {"size": size, "batch": batch, "labels": labels}, repeats=repeats)
             for labels in ("hard", "cached")
         ]
-        found = results.time(f"cached labels, {size}", arms, rounds)
-        results.slower(f"step with cached labels, {size}", "hard labels", found["hard"], found["cached"], 1.1)
+        timings = results.time(f"cached labels, {size}", candidates, rounds)
+        results.add_slowdown(f"step with cached labels, {size}", "hard labels", timings["hard"], timings["cached"], 1.1)
 
 
 def demo_step(results: Results) -> None:
     """The distillation step at the demo's size."""
     batch = 16
-    ours = Arm("ours", our_step, {"size": "demo", "batch": batch, "labels": "online"}, batch, repeats=20)
-    plain = Arm("autocast", plain_step, {"size": "demo", "batch": batch, "mixed_precision": "bf16"}, batch, repeats=20)
-    found = results.time("step, demo", [plain, ours], rounds=15)
-    results.faster("distillation step, demo", "plain loop, autocast", found["autocast"], found["ours"], 2.5)
+    ours = Candidate("ours", our_step, {"size": "demo", "batch": batch, "labels": "online"}, batch, repeats=20)
+    plain = Candidate(
+        "autocast", plain_step, {"size": "demo", "batch": batch, "mixed_precision": "bf16"}, batch, repeats=20
+    )
+    timings = results.time("step, demo", [plain, ours], rounds=15)
+    results.add_speedup("distillation step, demo", "plain loop, autocast", timings["autocast"], timings["ours"], 2.5)
 
 
 def loss(results: Results) -> None:
@@ -97,46 +106,66 @@ def loss(results: Results) -> None:
 
         kinds.append("liger")
     except ImportError:
-        STDERR.print("loss: liger-kernel is not installed (pip install --no-deps liger-kernel); left out")
-    found = results.time("loss, 4,096 tokens", [Arm(k, loss_step, {"kind": k, "count": 4096}) for k in kinds], rounds=5)
-    results.faster("loss, forward and backward", "unfused", found["unfused"], found["ours"], 2.5)
-    if "liger" in found:
-        results.faster("loss, forward and backward", "Liger's", found["liger"], found["ours"], 1.0)
+        STDERR.print("loss: liger-kernel is not installed (pip install --no-deps liger-kernel), so it is not measured")
+    candidates = [Candidate(kind, loss_step, {"kind": kind, "num_tokens": 4096}) for kind in kinds]
+    timings = results.time("loss, 4,096 tokens", candidates, rounds=5)
+    results.add_speedup("loss, forward and backward", "unfused", timings["unfused"], timings["ours"], 2.5)
+    if "liger" in timings:
+        results.add_speedup("loss, forward and backward", "Liger's", timings["liger"], timings["ours"], 1.0)
 
 
 def loss_memory(results: Results) -> None:
-    """Resident memory of the mixed loss beyond its inputs and the gradients that it returns."""
+    """The resident memory of the mixed loss, without its inputs and the gradients that it returns."""
     extra = {
-        kind: {n: extra_memory(Arm(kind, loss_step, {"kind": kind, "count": n})) - gradient_bytes(n) for n in counts}
-        for kind, counts in (("chunked", (4096, 16384, 32768)), ("unfused", (2048, 4096)))
+        kind: {
+            n: extra_memory(Candidate(kind, loss_step, {"kind": kind, "num_tokens": n})) - gradient_bytes(n)
+            for n in numbers_of_tokens
+        }
+        for kind, numbers_of_tokens in (("chunked", (4096, 16384, 32768)), ("unfused", (2048, 4096)))
     }
     results.timings["extra bytes"] = extra
     ours, plain = extra["chunked"], extra["unfused"]
-    # The unfused loss takes more than this machine has at 16,384 tokens; it grows by as much for each.
+    # At 16,384 tokens the unfused loss may not fit in memory. Its memory is linear in the number of tokens.
     at_16k = plain[4096] + (plain[4096] - plain[2048]) * (16384 - 4096) / 2048
     share = ours[16384] / at_16k
-    results.add("extra memory of the loss, 16,384 tokens", "unfused, by line", share, "at most 1/20", share <= 1 / 20)
+    results.add(
+        "extra memory of the loss, 16,384 tokens", "unfused, extrapolated", share, "at most 1/20", share <= 1 / 20
+    )
     growth = ours[32768] / ours[4096]
     results.add("the same, 32,768 tokens", "4,096 tokens", growth, "flat (1.25 x)", growth <= 1.25)
 
 
 def switch_layer(results: Results) -> None:
-    """A Switch layer of any number of experts against the dense FFN of one; transformers' at 128."""
-    count = 8192
+    """A Switch layer with 8 to 128 experts, compared with a dense FFN and, at 128, with transformers' Switch layer."""
+    num_tokens = 8192
     for experts in (8, 32, 64, 128):
         kinds = ["dense", "ours", *(["transformers"] if experts == 128 else [])]
-        arms = [Arm(k, ffn_step, {"kind": k, "experts": experts, "count": count}, count) for k in kinds]
-        found = results.time(f"Switch layer, {experts} experts", arms, rounds=7)
-        results.slower(f"Switch layer, {experts} experts", "dense FFN", found["dense"], found["ours"], 1.25)
-        if "transformers" in found:
-            results.faster("Switch layer, 128 experts", "transformers'", found["transformers"], found["ours"], 2.0)
+        settings = {"experts": experts, "num_tokens": num_tokens}
+        candidates = [Candidate(kind, ffn_step, {**settings, "kind": kind}, num_tokens) for kind in kinds]
+        timings = results.time(f"Switch layer, {experts} experts", candidates, rounds=7)
+        ours = timings["ours"]
+        results.add_slowdown(f"Switch layer, {experts} experts", "dense FFN", timings["dense"], ours, 1.25)
+        if "transformers" in timings:
+            results.add_speedup("Switch layer, 128 experts", "transformers'", timings["transformers"], ours, 2.0)
+
+
+def library(results: Results) -> None:
+    """Optimizers, loss and normalisation, compared with those of torch."""
+    measures = [(name, optimizer_update, {"name": name}, 20) for name in ("adafactor", "muon")]
+    measures += [("loss of hard labels, 1,024 tokens", hard_loss_step, {"num_tokens": 1024}, 1)]
+    measures += [("normalisation, 8,192 tokens", norm_step, {"num_tokens": 8192}, 2)]
+    for measure, build, settings, repeats in measures:
+        kinds = ("torch", "ours")
+        candidates = [Candidate(kind, build, {**settings, "kind": kind}, repeats=repeats) for kind in kinds]
+        timings = results.time(measure, candidates, rounds=7)
+        results.add_speedup(measure, "torch's", timings["torch"], timings["ours"], 1.0)
 
 
 def loader(results: Results) -> None:
-    """Examples that the loader makes against those that the fastest step measured here takes."""
+    """The rate of the loader, compared with the rate of the step with hard labels, the fastest one."""
     for size, batch in (("demo", 16), ("base", 2)):
-        arm = Arm("hard", our_step, {"size": size, "batch": batch, "labels": "hard"}, batch)
-        step = results.time(f"loader, {size}", [arm], rounds=5 if size == "demo" else 1)["hard"]
+        candidate = Candidate("hard", our_step, {"size": size, "batch": batch, "labels": "hard"}, batch)
+        step = results.time(f"loader, {size}", [candidate], rounds=5 if size == "demo" else 1)["hard"]
         rate = loader_rate(LENGTHS[size][0], batch)
         results.timings[f"loader, {size}"]["examples_per_second"] = rate
         factor = rate / step.rate
@@ -144,62 +173,62 @@ def loader(results: Results) -> None:
 
 
 def startup(results: Results) -> None:
-    """Seconds until the command has answered."""
-    help_ = answer_seconds("--help")
-    results.add("switch-distill --help", "seconds", help_, "less than 0.5", help_ < 0.5)
+    """The duration of commands, in seconds."""
+    seconds = command_seconds("--help")
+    results.add("switch-distill --help", "seconds", seconds, "less than 0.5", seconds < 0.5)
     with tempfile.TemporaryDirectory() as directory:
         command = ("run", "smoke", "--workdir", directory)
-        answer_seconds(*command, repeats=1)
-        cached = answer_seconds(*command, repeats=3)
-    results.add("a finished run again", "seconds", cached, "less than 3", cached < 3)
+        command_seconds(*command, repeats=1)
+        seconds = command_seconds(*command, repeats=3)
+    results.add("a finished run again", "seconds", seconds, "less than 3", seconds < 3)
 
 
 def compiled(results: Results) -> None:
-    """What torch.compile makes of our step at the demo's size, once it has compiled."""
+    """The step at the demo's size with torch.compile, compared with the step without it. Compilation is not timed."""
     settings = {"size": "demo", "batch": 16, "labels": "online"}
-    arms = [
-        Arm("eager", our_step, settings, repeats=20),
-        Arm("compiled", our_step, {**settings, "compiled": True}, repeats=20),
+    candidates = [
+        Candidate("eager", our_step, settings, repeats=20),
+        Candidate("compiled", our_step, {**settings, "compiled": True}, repeats=20),
     ]
-    found = results.time("torch.compile, demo", arms, rounds=5)
-    results.faster("compiled step, demo", "ours as it is", found["eager"], found["compiled"], 1.1)
+    timings = results.time("torch.compile, demo", candidates, rounds=5)
+    results.add_speedup("compiled step, demo", "eager step", timings["eager"], timings["compiled"], 1.1)
 
 
-ALL = (loss, loss_memory, switch_layer, demo_step, cached_labels, loader, startup, base_step)
+ALL = (loss, loss_memory, library, switch_layer, demo_step, cached_labels, loader, startup, base_step)
 PARTS = {part.__name__: part for part in (*ALL, compiled)}
 
 
 def main(
-    only: Annotated[str, typer.Option(help=f"Parts, by commas: {', '.join(PARTS)}.")] = ",".join(
+    only: Annotated[str, typer.Option(help=f"Parts to measure, separated by commas: {', '.join(PARTS)}.")] = ",".join(
         part.__name__ for part in ALL
     ),
-    output: Annotated[Path, typer.Option(help="JSON; parts that are not measured now are kept.")] = Path(
+    output: Annotated[Path, typer.Option(help="JSON file. Parts that are not measured now stay unchanged.")] = Path(
         "work/benchmarks.json"
     ),
 ) -> None:
-    """Measure, write JSON, print the table of all that the JSON holds."""
+    """Measure speeds, write them as JSON, and print a table of all parts in the JSON file."""
     if unknown := set(only.split(",")) - set(PARTS):
-        raise typer.BadParameter(f"no such part: {', '.join(sorted(unknown))}; choose from {', '.join(PARTS)}")
+        raise typer.BadParameter(f"unknown part {', '.join(sorted(unknown))}; use one of {', '.join(PARTS)}")
     output.parent.mkdir(parents=True, exist_ok=True)
     parts = json.loads(output.read_text())["parts"] if output.exists() else {}
     machine = {"cores": os.cpu_count(), "threads": torch.get_num_threads(), "torch": torch.__version__}
     start = time.perf_counter()
     for name in only.split(","):
-        results, began = Results(), time.perf_counter()
+        results, part_start = Results(), time.perf_counter()
         PARTS[name](results)
-        minutes = (time.perf_counter() - began) / 60
+        minutes = (time.perf_counter() - part_start) / 60
         parts[name] = {"rows": results.rows, "timings": results.timings, "machine": machine, "minutes": minutes}
         write_json(output, {"parts": parts})
-    table = Table("measure", "against", "result", "target", "", box=box.SIMPLE_HEAD)
+    table = Table("measure", "against", "result", "target", "met", box=box.SIMPLE_HEAD)
     for row in (row for name in PARTS if name in parts for row in parts[name]["rows"]):
         table.add_row(
-            row["measure"], row["against"], _shown(row["value"]), row["target"], "yes" if row["met"] else "no"
+            row["measure"], row["against"], _format(row["value"]), row["target"], "yes" if row["met"] else "no"
         )
     Console(width=120).print(table)
     STDERR.print(f"{output}: {(time.perf_counter() - start) / 60:.0f} minutes", highlight=False)
 
 
-def _shown(value: dict[str, float] | float) -> str:
+def _format(value: dict[str, float] | float) -> str:
     if isinstance(value, dict):
         return f"{value['median']:.2f} x [{value['min']:.2f}, {value['max']:.2f}]"
     return f"{value:.3g}"

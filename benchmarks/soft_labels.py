@@ -1,9 +1,9 @@
-"""What stored soft labels cost in quality: students of one teacher, from online, top-k and sampled labels.
+"""The quality of students with cached soft labels: one teacher, with online, top-k and sampled labels.
 
-    python -m benchmarks.soft_labels demo --ratio e8 --seeds 5 --words 4,16,64 --workdir work/soft_labels
+    python -m benchmarks.soft_labels demo --ratio e8 --seeds 5 --num-tokens 4,16,64 --workdir work/soft_labels
 
-Students of a seed start from the same weights and read the same examples, so the differences from the one with online
-labels are paired. "none" is a student of hard labels alone: what soft labels are worth here. Prints a table and writes
+All students of a seed start from the same weights and read the same examples, so the differences from the student with
+online labels are paired. "none" is a student with hard labels alone. The benchmark prints a table and writes
 soft_labels.json in the work directory.
 """
 
@@ -20,40 +20,43 @@ from transformers.utils.logging import disable_progress_bar
 
 from distill.io.files import write_json
 from pipelines.config.run_config import load_config
-from pipelines.runner.runner import Runner
-from pipelines.workdir.stage import Finished
+from pipelines.runner.runner import StageRunner
+from pipelines.workdir.stage import FinishedStage
 
 STDERR = Console(stderr=True)
 
 
 def main(
-    config: Annotated[str, typer.Argument(metavar="CONFIG", help="A preset that trains its teacher, or such a file.")],
-    ratio: Annotated[str | None, typer.Option(help="The teacher; the smallest if not given.")] = None,
-    seeds: Annotated[int, typer.Option(min=1, help="Students of each kind.")] = 3,
-    steps: Annotated[int | None, typer.Option(min=1, help="Of each student; the config's if not given.")] = None,
-    words: Annotated[str, typer.Option(help="Words per token, for both forms.")] = "4,16,64",
-    set_: Annotated[list[str] | None, typer.Option("--set", metavar="a.b=c")] = None,
-    workdir: Annotated[Path, typer.Option()] = Path("work/soft_labels"),
+    config: Annotated[str, typer.Argument(metavar="CONFIG", help="A preset or YAML file that trains its teachers.")],
+    ratio: Annotated[str | None, typer.Option(help="The teacher, for example e8. Default: the smallest.")] = None,
+    seeds: Annotated[int, typer.Option(min=1, help="Number of students per kind of labels.")] = 3,
+    steps: Annotated[int | None, typer.Option(min=1, help="Steps of each student. Default: those of CONFIG.")] = None,
+    num_tokens: Annotated[str, typer.Option(help="Values of distill.labels.num_tokens, with commas.")] = "4,16,64",
+    set_: Annotated[
+        list[str] | None, typer.Option("--set", metavar="a.b=c", help="Override one value. Repeatable.")
+    ] = None,
+    workdir: Annotated[Path, typer.Option(help="Directory for all output.")] = Path("work/soft_labels"),
 ) -> None:
-    """Compare kinds of soft labels. Finished stages are reused, so more seeds or words cost only what is new."""
+    """Compare kinds of soft labels. Finished stages are reused, so further seeds or numbers only compute new stages."""
     overrides = [*(set_ or []), *([f"distill.training.steps={steps}"] if steps else [])]
     ratio = ratio or next(iter(load_config(config, overrides).teacher.ratios))
-    first = Runner(load_config(config, overrides, seed=0), config, workdir, STDERR)
+    first = StageRunner(load_config(config, overrides, seed=0), config, workdir, STDERR)
     baseline, teacher = (
-        first.execute(first.workspace.select(kind, of)[0]) for kind, of in (("baseline", None), ("teacher", ratio))
+        first.execute(first.workspace.select(kind, name)[0]) for kind, name in (("baseline", None), ("teacher", ratio))
     )
-    # From here on the teacher is a loaded one, which students of all seeds share.
+    # The teacher is loaded from here on, so students of all seeds share it.
     overrides += [
         "teacher.experts=[]",
         f"teacher.checkpoints={{{ratio}: {json.dumps(str(teacher.model.absolute()))}}}",
         f"data.tokenizer={json.dumps(str(teacher.model.absolute()))}",
     ]
     rows = []
-    for name, changes in _kinds([int(count) for count in words.split(",")]):
+    for name, changes in _kinds([int(count) for count in num_tokens.split(",")]):
         students, size = [], None
         for seed in range(seeds):
-            of_seed = [*overrides, *changes, f"distill.labels.seed={seed}"]  # the examples of online students too
-            student, labels = _student(Runner(load_config(config, of_seed, seed), config, workdir, STDERR))
+            # With this seed, cached labels are of the same examples that the online student reads.
+            settings = [*overrides, *changes, f"distill.labels.seed={seed}"]
+            student, labels = _student(StageRunner(load_config(config, settings, seed), config, workdir, STDERR))
             students.append(student.metrics["quality"])
             size = labels.metrics["bytes_per_token"] if labels else None
         rows.append({"soft_labels": name, "bytes_per_token": size, "qualities": students})
@@ -70,23 +73,29 @@ def main(
 
 
 def _kinds(counts: list[int]) -> list[tuple[str, list[str]]]:
-    """Name of a kind of soft labels, and what it changes in the config."""
+    """Name and config overrides of each kind of soft labels."""
     kinds = [("none", ["distill.hard_fraction=1.0"]), ("online", ["distill.soft_labels=online"])]
     for form in ("top_k", "sampled"):
         for count in counts:
-            stored = [f"distill.labels.form={form}", f"distill.labels.words={count}"]
-            kinds.append((f"{form} {count}", ["distill.soft_labels=cached", *stored]))
+            labels = [f"distill.labels.form={form}", f"distill.labels.num_tokens={count}"]
+            kinds.append((f"{form} {count}", ["distill.soft_labels=cached", *labels]))
     return kinds
 
 
-def _student(runner: Runner) -> tuple[Finished, Finished | None]:
-    """The student of a config with one ratio and seed, and the labels that it read, if they are stored."""
-    made = {s.kind: runner.execute(s) for s in runner.workspace.stages if s.kind not in ("baseline", "report")}
-    return made["distill"], made.get("label")
+def _student(runner: StageRunner) -> tuple[FinishedStage, FinishedStage | None]:
+    """Compute the student of a config with one ratio and seed. Return it and its cached labels, or None."""
+    finished = {
+        stage.kind: runner.execute(stage)
+        for stage in runner.workspace.stages
+        if stage.kind not in ("baseline", "report")
+    }
+    return finished["distill"], finished.get("label")
 
 
-def _with_figures(row: dict[str, Any], online: list[float], baseline: Finished, teacher: Finished) -> dict[str, Any]:
-    """Means over seeds, each with its standard error where there are several."""
+def _with_figures(
+    row: dict[str, Any], online: list[float], baseline: FinishedStage, teacher: FinishedStage
+) -> dict[str, Any]:
+    """``row`` with the means over seeds and their standard errors, which are None with one seed."""
     quality, base = np.array(row["qualities"]), baseline.metrics["quality"]
     figures = {
         "quality": quality,
@@ -102,11 +111,12 @@ def _with_figures(row: dict[str, Any], online: list[float], baseline: Finished, 
 def _table(result: dict[str, Any]) -> Table:
     seeds = len(result["rows"][0]["qualities"])
     table = Table(
-        title=f"One teacher, {seeds} students each of {result['steps']:,} steps",
+        title=f"One teacher; {seeds} students of {result['steps']:,} steps for each kind of soft labels",
         box=box.SIMPLE_HEAD,
         show_edge=False,
         padding=0,
-        caption=f"Means and their standard errors. Teacher {result['teacher']:.4f}, baseline {result['baseline']:.4f}.",
+        caption="Means over seeds and standard errors. "
+        f"Quality: teacher {result['teacher']:.4f}, baseline {result['baseline']:.4f}.",
     )
     for column in ("soft labels", "bytes\nper token", "quality", "fraction kept", "difference\nfrom online"):
         table.add_column(column, justify="left" if column == "soft labels" else "right", no_wrap=True)
@@ -123,5 +133,5 @@ def _cell(row: dict[str, Any], name: str, form: str) -> str:
 
 
 if __name__ == "__main__":
-    disable_progress_bar()  # those of transformers; stages have their own
+    disable_progress_bar()  # of transformers; stages have their own
     typer.run(main)

@@ -7,6 +7,8 @@ config           what a run may set: data, model shape, training, distillation
 special_tokens   the ids of pad, eos and the sentinels, and how ids are stored
 model_size       the operations of a forward pass
 arguments        what public functions refuse
+processes        how many processes compute together, and which of them is the main one
+module_command   how a module of this project is run in a process of its own
 errors           errors that the command line answers with their message alone, each kind with its exit code
 
 data      from a corpus to examples on disk, and the soft labels that are stored for them

@@ -29,7 +29,7 @@ def require_positive(**arguments: Any) -> None:
 def require_sizes(**arguments: Any) -> None:
     """Raise ValueError where one of these is no whole number of at least 1."""
     for name, value in arguments.items():
-        require(name, value, "a whole number of at least 1", lambda size: isinstance(size, Integral) and size >= 1)
+        require(name, value, "a whole number of at least 1", lambda size: isinstance(size, Integral) and int(size) >= 1)
 
 
 def require_fractions(**arguments: Any) -> None:

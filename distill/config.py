@@ -1,6 +1,6 @@
 """What a run may set in this package, with the paper's values as defaults."""
 
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
@@ -14,21 +14,32 @@ Source = Annotated[str, Field(min_length=1)]  # of a model: a directory, or a na
 Fraction = Annotated[float, Field(ge=0, le=1, allow_inf_nan=False)]
 PositiveFloat = Annotated[float, Field(gt=0, le=1e30, allow_inf_nan=False)]
 
-_RENAMED = {
-    "tuning_fraction": "validation_fraction (and the old validation_fraction is now test_fraction)",
-    "validation_examples": "test_examples (and the old validation_fraction is now test_fraction)",
-    "measured": "eval_split (test for the old validation, validation for the old tuning)",
-}
-
 
 class Section(BaseModel):
     """A part of a config: immutable, no unknown keys, no silent conversion of types."""
 
     model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
+    # Former key -> its name today. A renamed field keeps the former one as its serialization_alias, under which
+    # fingerprints and stored records have it.
+    renamed: ClassVar[dict[str, str]] = {}
+
+    @model_validator(mode="before")
+    @classmethod
+    def _refuse_former_keys(cls, values: Any) -> Any:
+        for old, new in cls.renamed.items() if isinstance(values, dict) else ():
+            if old in values:
+                raise ValueError(f"{old} is now called {new}; rename it")
+        return values
 
 
 class DataConfig(Section):
-    """Which text, how it is split and cut into words, and how much of it is used."""
+    """Which text, how it is split and cut into tokens, and how much of it is used."""
+
+    renamed = {
+        "tuning_fraction": "validation_fraction (and the old validation_fraction is now test_fraction)",
+        "validation_examples": "test_examples (and the old validation_fraction is now test_fraction)",
+        "measured": "eval_split (test for the old validation, validation for the old tuning)",
+    }
 
     corpus: str = Field(
         "stdlib", description="stdlib, text:GLOB, jsonl:GLOB, parquet:GLOB or hf:NAME[@REVISION][:CONFIG]"
@@ -41,7 +52,7 @@ class DataConfig(Section):
         "refuse", description="a row without text, or without a value of split_by: refuse it, or skip it and count it"
     )
     tokenizer: str = Field("train", description="train, or a directory or hub name that transformers loads")
-    vocabulary: Annotated[int, Field(ge=400, le=2**20)] = Field(4096, description="words of a trained tokenizer")
+    vocabulary: Annotated[int, Field(ge=400, le=2**20)] = Field(4096, description="tokens of a trained tokenizer")
     input_length: Annotated[int, Field(ge=8, le=2**16)] = Field(512, description="tokens in the encoder")
     noise_density: Annotated[float, Field(gt=0, lt=1)] = 0.15
     mean_span_length: Annotated[float, Field(ge=1, le=2**16, allow_inf_nan=False)] = 3.0
@@ -56,14 +67,6 @@ class DataConfig(Section):
     train_tokens: Annotated[int, Field(gt=0, lt=2**53)] | None = Field(
         None, description="stop reading the corpus after this many; null: all"
     )
-
-    @model_validator(mode="before")
-    @classmethod
-    def _old_names(cls, values: Any) -> Any:
-        """Refuse the names that keys had before, each with its new one."""
-        for old in (_RENAMED.keys() & values.keys()) if isinstance(values, dict) else ():
-            raise ValueError(f"{old} is now called {_RENAMED[old]}; rename it")
-        return values
 
     @model_validator(mode="after")
     def _parts_fit(self) -> "DataConfig":
@@ -157,8 +160,12 @@ class TrainingConfig(Section):
 class LabelsConfig(Section):
     """Sparse soft labels that the teacher makes once, for students of all seeds; see ``distill.data.cached_labels``."""
 
-    form: Literal["top_k", "sampled"] = Field("sampled", description="the likeliest words, or an unbiased sample")
-    words: Positive = Field(16, description="stored per target token")
+    renamed = {"words": "num_tokens"}
+
+    form: Literal["top_k", "sampled"] = Field("sampled", description="the likeliest tokens, or an unbiased sample")
+    num_tokens: Positive = Field(
+        16, serialization_alias="words", description="of the vocabulary, stored per target token"
+    )
     examples: Positive | None = Field(None, description="null: as many as the training takes; it goes round fewer")
     seed: Count = Field(0, description="of the examples' order and corruption, and of the sample")
 
@@ -169,13 +176,17 @@ class DistillConfig(Section):
     With ``hard_fraction`` 1 and nothing to match, the teacher is not read at all, and what concerns it has no effect.
     """
 
+    renamed = {"draws": "num_sampled_experts"}
+
     hard_fraction: Fraction = Field(0.75, description="weight of the hard labels; the rest goes to the soft ones")
     temperature: PositiveFloat = 1.0
     soft_start: Count = Field(0, description="step at which soft labels start; before it, hard labels alone")
     teacher_routing: Literal["top_1", "mixture", "sampled"] = Field(
         "top_1", description="experts that answer the student: the router's choice, all by its weights, or drawn ones"
     )
-    draws: Positive = Field(1, description="experts that sampled draws for each token, anew at each step")
+    num_sampled_experts: Positive = Field(
+        1, serialization_alias="draws", description="that sampled draws for each token, anew at each step"
+    )
     match: list[Literal["hidden", "ffn"]] = Field(
         [], description="besides logits: hidden states of all blocks, outputs of the FFNs in place of Switch layers"
     )
@@ -192,8 +203,10 @@ class DistillConfig(Section):
                 f"soft_start ({self.soft_start}) must be smaller than training.steps ({self.training.steps}); "
                 "for hard labels alone set hard_fraction to 1"
             )
-        if self.draws > 1 and self.teacher_routing != "sampled":
-            raise ValueError(f"draws belongs to teacher_routing sampled; {self.teacher_routing} draws nothing")
+        if self.num_sampled_experts > 1 and self.teacher_routing != "sampled":
+            raise ValueError(
+                f"num_sampled_experts belongs to teacher_routing sampled; {self.teacher_routing} samples no experts"
+            )
         if self.soft_labels == "cached" and self.match:
             raise ValueError("match needs the teacher at every step; set soft_labels to online or match to []")
         if self.soft_labels == "cached" and self.teacher_routing == "sampled":
@@ -209,10 +222,10 @@ class DistillConfig(Section):
         return bool(self.match) or (self.hard_fraction < 1 and self.soft_labels == "online")
 
     @property
-    def taught_examples(self) -> int:
+    def num_teacher_examples(self) -> int:
         """How many examples the teacher sees for the student: of the steps at which it runs, or those it labels."""
         if self.reads_cached_labels:
-            return self.labelled_examples
+            return self.num_labelled_examples
         steps = self.training.steps
         start = self.soft_start if self.hard_fraction < 1 else steps
         matched = min(self.match_steps or steps, start) if self.match else 0
@@ -224,6 +237,6 @@ class DistillConfig(Section):
         return self.soft_labels == "cached" and self.hard_fraction < 1
 
     @property
-    def labelled_examples(self) -> int:
+    def num_labelled_examples(self) -> int:
         """How many examples the teacher labels."""
         return self.labels.examples or self.training.steps * self.training.batch_size

@@ -1,13 +1,15 @@
 """What the command line answers with a sentence alone: one base class, and the kinds that every package may raise."""
 
 import contextlib
-import os
 from collections.abc import Iterator
+
+from distill.processes import num_processes
 
 
 class ExpectedError(Exception):
-    """Something that happens although this project does what it should. The message is one sentence: cause and cure.
+    """Something that happens although this project does what it should.
 
+    The message is one sentence: the cause, and what to do.
     The command line prints the message alone and exits with ``exit_code``. What is no ExpectedError is a mistake of
     ours, and is shown with its traceback.
     """
@@ -30,7 +32,7 @@ class LostProcess(ExpectedError, RuntimeError):
 
 
 @contextlib.contextmanager
-def named_when_lost() -> Iterator[None]:
+def lost_process_errors() -> Iterator[None]:
     """Say of whatever fails within the block because another process of this run has ended that this is so.
 
     Raises:
@@ -49,5 +51,4 @@ def named_when_lost() -> Iterator[None]:
 
 
 def _is_lost_process(error: RuntimeError) -> bool:
-    several = os.environ.get("WORLD_SIZE", "1") != "1"
-    return several and any(name in str(error) for name in ("gloo", "NCCL"))
+    return num_processes() > 1 and any(name in str(error) for name in ("gloo", "NCCL"))

@@ -3,10 +3,12 @@
 Computed chunk by chunk from hidden states and head: only one chunk of the student's and the teacher's logits exists at
 a time, and the gradient of the mixed target, which has a closed form, is taken in the same pass.
 
-N tokens, D d_model, V vocabulary, K words per token of sparse soft labels; n tokens of a tile.
+``F.linear_cross_entropy`` mixes no two targets, and of hard labels in bfloat16 takes at least twice as long on a CPU.
+
+N tokens, D d_model, V vocabulary size, K token ids per target token of sparse soft labels; n tokens of a tile.
 """
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -18,15 +20,15 @@ _CPU_TILE = 2**19  # logits that the element-wise passes work on: small enough f
 
 
 class SparseSoftLabels(NamedTuple):
-    """A teacher's probabilities of a few words per token. What they lack of 1 is the mass of all other words."""
+    """A teacher's probabilities of K tokens for each target token. What they lack of 1 is the mass of all others."""
 
-    words: torch.Tensor  # [N, K] int64; a word may be repeated where the probabilities of a token add up to 1
+    token_ids: torch.Tensor  # [N, K] int64; an id may be repeated where the K probabilities add up to 1
     probs: torch.Tensor  # [N, K]
     entropy: torch.Tensor  # [N], of what these labels stand for, in nats; for reporting alone
 
 
 SoftLabels = torch.Tensor | tuple[torch.Tensor, torch.Tensor] | SparseSoftLabels
-# Cross-entropy and entropy [n]; then the gradient: keep * q_T less the target, at these words [n, K] or at all of them.
+# Cross-entropy and entropy [n]; then the gradient: keep * q_T less the target, at these token ids [n, K] or at all.
 Target = tuple[torch.Tensor, torch.Tensor, torch.Tensor | float, torch.Tensor | None, torch.Tensor]
 
 
@@ -69,7 +71,7 @@ def mixed_cross_entropy(
     Args:
         student_hidden: [N, D], scaled so that ``student_hidden @ student_head.T`` are the logits.
         student_head: [V, D], of any floating dtype.
-        labels: [N] word ids, or ``ignore_index`` for tokens that neither term counts.
+        labels: [N] token ids, or ``ignore_index`` for tokens that neither term counts.
         soft_labels: the teacher's logits [N, V], or (hidden [N, D'], head [V, D']), or ``SparseSoftLabels`` made at
             the same temperature. May be None where ``hard_fraction`` is 1.
         hard_fraction: in [0, 1].
@@ -134,7 +136,17 @@ class _ChunkedLoss(torch.autograd.Function):
     """Loss and gradients in one pass over the tokens; the backward pass only scales the gradients."""
 
     @staticmethod
-    def forward(ctx, hidden_ND, head_VD, labels_N, soft, hard_fraction, temperature, ignore_index, with_gradient):
+    def forward(
+        ctx: Any,
+        hidden_ND: torch.Tensor,
+        head_VD: torch.Tensor,
+        labels_N: torch.Tensor,
+        soft: SoftLabels | None,
+        hard_fraction: float,
+        temperature: float,
+        ignore_index: int,
+        with_gradient: bool,
+    ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
         want_hidden, want_head = (with_gradient and wanted for wanted in ctx.needs_input_grad[:2])
         counted_N = labels_N != ignore_index
         labels_N = labels_N.masked_fill(~counted_N, 0)
@@ -151,7 +163,7 @@ class _ChunkedLoss(torch.autograd.Function):
                 sums += _tile(
                     logits[tile], labels_N[here], counted_N[here], _rows(teacher, tile), hard_fraction, temperature
                 )
-            if want_hidden:
+            if d_hidden is not None:
                 d_hidden[rows] = logits @ head  # the logits have become their gradient
             if want_head:
                 product = (logits.mT @ hidden_ND[rows]).to(head_VD.dtype)  # adding mixed types would take far longer
@@ -164,7 +176,7 @@ class _ChunkedLoss(torch.autograd.Function):
 
     @staticmethod
     @torch.autograd.function.once_differentiable
-    def backward(ctx, d_loss, *_):
+    def backward(ctx: Any, d_loss: torch.Tensor, *_: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
         d_hidden, d_head = ctx.gradients
         ctx.gradients = None
         scaled = (None if gradient is None else gradient.mul_(d_loss) for gradient in (d_hidden, d_head))
@@ -194,17 +206,20 @@ def _tile(
             q_T, log_sum_T = q, log_sum
         else:
             scores, q_T, log_sum_T = _softmax(logits_nV, temperature)
-        describe = _sparse_target if isinstance(soft, SparseSoftLabels) else _dense_target
-        cross_n, entropy_n, keep_n, words, target = describe(scores, q_T, log_sum_T, soft, temperature)
+        cross_n, entropy_n, keep_n, token_ids, target = (
+            _sparse_target(scores, q_T, log_sum_T, soft, temperature)
+            if isinstance(soft, SparseSoftLabels)
+            else _dense_target(scores, q_T, log_sum_T, soft, temperature)
+        )
         soft_weight = (1 - hard_fraction) * temperature
         if temperature != 1:
             gradient = q.mul_(hard_fraction).add_(q_T.mul_(soft_weight * keep_n))
-        elif words is not None:
+        elif token_ids is not None:
             gradient = q.mul_(hard_fraction + soft_weight * keep_n)
-        if words is None:
+        if token_ids is None:
             gradient.sub_(target, alpha=soft_weight)
         else:
-            gradient.scatter_add_(-1, words, target * -soft_weight)
+            gradient.scatter_add_(-1, token_ids, target * -soft_weight)
         soft_sum = temperature**2 * (cross_n * counted_n).sum()
         entropy = temperature**2 * (entropy_n * counted_n).sum()
     one = gradient.new_full((1, 1), -hard_fraction if soft is not None else -1.0)
@@ -237,16 +252,16 @@ def _sparse_target(
 ) -> Target:
     """Of sparse labels.
 
-    The mass r of all other words is one more class, whose probability is 1 - Q with Q the student's on the K words:
-    its gradient spreads r over those words in the student's own proportions.
+    The mass r of all other tokens is one more class, whose probability is 1 - Q with Q the student's on the K ids:
+    its gradient spreads r over those tokens in the student's own proportions.
     """
-    log_q_nK = scores.gather(-1, soft.words) - log_sum_T[:, None]
-    q_nK, p_nK = q_T.gather(-1, soft.words), soft.probs.float()
+    log_q_nK = scores.gather(-1, soft.token_ids) - log_sum_T[:, None]
+    q_nK, p_nK = q_T.gather(-1, soft.token_ids), soft.probs.float()
     rest = (1 - p_nK.sum(-1, keepdim=True)).clamp(min=0)
     others = (1 - q_nK.sum(-1, keepdim=True)).clamp(min=1e-6)
     share = rest / others
     cross_n = -(p_nK * log_q_nK).sum(-1) - (rest * others.log())[:, 0]
-    return cross_n, soft.entropy.float(), 1 - share, soft.words, p_nK - share * q_nK
+    return cross_n, soft.entropy.float(), 1 - share, soft.token_ids, p_nK - share * q_nK
 
 
 def _slices(total: int, size: int) -> list[slice]:
@@ -276,20 +291,20 @@ def _check_shapes(hidden: torch.Tensor, head: torch.Tensor, labels: torch.Tensor
     require("labels.dtype", labels.dtype, "torch.int64", lambda dtype: dtype == torch.int64)
 
 
-def _check_soft_labels(soft_labels: SoftLabels, tokens: int, vocabulary: int) -> None:
+def _check_soft_labels(soft_labels: SoftLabels, tokens: int, vocabulary_size: int) -> None:
     if isinstance(soft_labels, torch.Tensor) and soft_labels.ndim == 2:
-        rows, words = soft_labels.shape
+        rows, size = soft_labels.shape
     elif isinstance(soft_labels, SparseSoftLabels):
-        rows, words = len(soft_labels.words), vocabulary
+        rows, size = len(soft_labels.token_ids), vocabulary_size
     elif isinstance(soft_labels, tuple) and [getattr(one, "ndim", 0) for one in soft_labels] == [2, 2]:
-        rows, words = len(soft_labels[0]), len(soft_labels[1])
+        rows, size = len(soft_labels[0]), len(soft_labels[1])
     else:
         raise ValueError(
             f"soft_labels are a {type(soft_labels).__name__}; "
             "give logits [tokens, vocabulary], (hidden, head) of the teacher, or SparseSoftLabels"
         )
-    if (rows, words) != (tokens, vocabulary):
+    if (rows, size) != (tokens, vocabulary_size):
         raise ValueError(
-            f"soft labels are for {rows} tokens and {words} words, the student's logits for "
-            f"{tokens} tokens and {vocabulary} words"
+            f"soft labels are for {rows} tokens and a vocabulary of {size}, the student's logits for "
+            f"{tokens} tokens and a vocabulary of {vocabulary_size}"
         )

@@ -29,18 +29,18 @@ def forward_flops(shape: dict[str, Any], inputs: int, targets: int, *, experts: 
     return 2.0 * (layers + sparse + targets * width * shape["vocab_size"])
 
 
-def parameters(model: ModelConfig, words: int, experts: int = 0) -> int:
+def num_parameters(model: ModelConfig, vocabulary_size: int, experts: int = 0) -> int:
     """The parameters of a dense T5 of this shape, or of a Switch teacher; tied ones count once.
 
     Args:
-        words: rows of the embedding.
+        vocabulary_size: rows of the embedding.
         experts: in each sparse layer of a teacher; 0 for a dense model.
     """
     ffn = (3 if model.feed_forward == "gated-gelu" else 2) * model.d_model * model.d_ff
     attention = 4 * model.d_model * model.num_heads * model.d_kv
     norms = 2 + 5 * model.num_layers  # one before each of 2 + 3 sublayers, and one at each end
     biases = 2 * _BUCKETS * model.num_heads
-    embeddings = (1 if model.tie_word_embeddings else 2) * words * model.d_model
+    embeddings = (1 if model.tie_word_embeddings else 2) * vocabulary_size * model.d_model
     dense = embeddings + biases + norms * model.d_model + model.num_layers * (3 * attention + 2 * ffn)
     sparse = 2 * (model.num_layers // model.sparse_every) if experts else 0
     return dense + sparse * (experts * (ffn + model.d_model) - ffn)

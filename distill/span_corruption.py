@@ -6,7 +6,7 @@ Fixed lengths in, fixed lengths out: no padding anywhere. B rows, L raw tokens, 
 import math
 from collections.abc import Sequence
 from numbers import Integral
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -95,19 +95,21 @@ def corrupt_spans(
     tokens = np.asarray(tokens)
     if tokens.ndim not in (1, 2) or tokens.dtype.kind not in "iu":
         raise ValueError(f"tokens are {tokens.dtype} of shape {tokens.shape}; they must be integers, [L] or [B, L]")
-    if single := tokens.ndim == 1:
-        tokens, generator = tokens[None], [generator]
+    single = tokens.ndim == 1
+    generators: Any = [generator] if single else generator
+    if single:
+        tokens = tokens[None]
     rows, length = tokens.shape
     noise, spans, num_inputs, num_targets = span_lengths(
         length, noise_density=noise_density, mean_span_length=mean_span_length
     )
-    _check_generators(generator, rows)
+    _check_generators(generators, rows)
     needed = f"the id of the first of {spans} sentinels, {spans - 1} or above"
-    require("sentinel_start", sentinel_start, needed, lambda id_: isinstance(id_, Integral) and id_ >= spans - 1)
-    require("eos", eos, "an id", lambda id_: isinstance(id_, Integral) and id_ >= 0)
+    require("sentinel_start", sentinel_start, needed, lambda id_: isinstance(id_, Integral) and int(id_) >= spans - 1)
+    require("eos", eos, "an id", lambda id_: isinstance(id_, Integral) and int(id_) >= 0)
     # Kept and noise spans alternate, a kept one first, so that an example ends in noise (as in T5's own code).
     lengths = np.empty((rows, spans, 2), dtype=np.int64)
-    for row, row_generator in enumerate(generator):
+    for row, row_generator in enumerate(generators):
         lengths[row, :, 0] = _segment(length - noise, spans, row_generator)
         lengths[row, :, 1] = _segment(noise, spans, row_generator)
     is_noise = np.repeat(np.tile([False, True], rows * spans), lengths.ravel()).reshape(rows, length)

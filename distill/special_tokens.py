@@ -6,20 +6,20 @@ import numpy as np
 
 
 class SpecialTokens(NamedTuple):
-    """Sentinel k is ``sentinel_start - k``, for k < ``sentinels``."""
+    """Ids of a tokenizer. Sentinel k is ``sentinel_start - k``, for k < ``sentinels``."""
 
-    size: int
+    vocabulary_size: int  # tokens of the tokenizer, added ones included
     pad: int
     eos: int
     sentinel_start: int
     sentinels: int
 
 
-def token_type(vocabulary: int) -> type:
+def token_type(vocabulary_size: int) -> type:
     """The smallest of two types that holds every id."""
-    return np.uint16 if vocabulary <= 2**16 else np.uint32
+    return np.uint16 if vocabulary_size <= 2**16 else np.uint32
 
 
-def embedding_rows(words: int) -> int:
-    """Words rounded up to a multiple of 128, as T5 does (32,100 -> 32,128)."""
-    return -(-words // 128) * 128
+def embedding_rows(vocabulary_size: int) -> int:
+    """``vocabulary_size`` rounded up to a multiple of 128, as T5 does (32,100 -> 32,128)."""
+    return -(-vocabulary_size // 128) * 128

@@ -1,13 +1,13 @@
-"""The command line, the four stages and their tracking. The only package that sees teachers and students at once.
+"""The command line, the four stages and their tracking. Only this package imports both teachers and students.
 
-Each folder imports only those above it, and runner and deploy do not import each other.
+Each folder imports only the folders above it in this list. runner and deploy do not import each other.
 
-config     a run's config: presets, YAML files, overrides
-workdir    the stages of a config, and what is known before one is computed
-tracking   MLflow: the store, one run per stage, curves, data sets, lineage
-reporting  intervals, tables, pictures
-runner     stages in their order: reused, computed, published
-deploy     export, serve, and the benchmark of both
+config     config of a run: presets, YAML files, overrides
+workdir    work directory: the stages of a config, and the checks that run before any stage
+tracking   MLflow: store, one run per stage, curves, data sets, lineage
+reporting  intervals, tables, plots
+runner     execution of stages: reuse, compute, publish
+deploy     export and serving of students, and their benchmark
 stages     the four stages and the baseline, one file each
-cli        the commands
+cli        commands
 """

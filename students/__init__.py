@@ -1,20 +1,26 @@
-"""The dense side: a T5 student from a teacher's weights. Imports distill, and teachers to read a teacher.
+"""The dense student: a T5 that is initialised from a teacher, exported and served.
 
-config      what a run may set about its students
-check       faults of a dense T5's directory, found before it is loaded
-weight_map  the name of every teacher tensor in the student, or the reason why it has none
-calibration what passes through the Switch layers on some text
-ffn_init    one dense FFN from the experts of a Switch layer
-initialise  build the student, copy what has a counterpart, build or leave fresh the rest
-export      write it in the format of a runtime, and verify it there
-runtime     run what was exported, without torch where the format needs none
+Imports distill, and from teachers the code that reads a teacher.
+
+config       the settings of a run's students
+check        checks of a dense T5's directory before it is loaded
+load         load a dense T5
+weight_map   the student's tensor for each teacher tensor, or the reason why it has none
+calibration  the activations of the Switch layers on calibration text
+ffn_init     one dense FFN from the experts of a Switch layer
+initialise   build the student, copy the non-expert weights, initialise the FFNs that replace Switch layers
+export       write the student in the format of a runtime, and verify the export
+runtime      run an export, without torch if the format does not need it
+serving      serve an export over HTTP
 """
+
+from typing import Any
 
 __all__ = ["init_student"]
 
 
-def __getattr__(name: str):
-    if name in __all__:  # torch is slow to import, and reading a config does not need it
+def __getattr__(name: str) -> Any:
+    if name in __all__:  # torch is slow to import, and the config does not need it
         from students import initialise
 
         return getattr(initialise, name)

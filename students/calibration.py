@@ -1,10 +1,10 @@
-"""What passes through every Switch layer of a teacher on some text, and how well a student's FFNs do the same.
+"""The activations of a teacher's Switch layers on calibration text, and the errors of a student's FFNs on them.
 
 N tokens, D d_model.
 """
 
-from collections.abc import Iterable
-from typing import NamedTuple
+from collections.abc import Callable, Iterable
+from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -13,40 +13,48 @@ from transformers import SwitchTransformersForConditionalGeneration, T5ForCondit
 
 from distill.data.examples import Batch, checked_batch
 from distill.models.t5_forward import hidden_states
-from teachers.model import short_name, switch_layers
+from teachers.build import SwitchFeedForward, short_name, switch_layers
 
 
 class Activations(NamedTuple):
-    """One Switch layer on all tokens of the text, in float32."""
+    """The activations of one Switch layer on all tokens of the text, in float32."""
 
-    inputs: torch.Tensor  # [N, D], what enters the router and the experts, after the layer norm
-    expert: torch.Tensor  # [N] int64, the router's choice, also of a dropped token
-    gate: torch.Tensor  # [N], its probability; 0 for a dropped token
+    inputs: torch.Tensor  # [N, D], the input of the router and the experts, after the layer norm
+    expert: torch.Tensor  # [N] int64, the expert that the router chooses, for dropped tokens too
+    gate: torch.Tensor  # [N], the router's probability of that expert; 0 for a dropped token
     outputs: torch.Tensor  # [N, D], the gate times the expert's output; 0 for a dropped token
 
 
 @torch.no_grad()
 def record(teacher: SwitchTransformersForConditionalGeneration, batches: Iterable[Batch]) -> dict[str, Activations]:
-    """One pass over ``batches`` in eval mode: the activations of every Switch layer by name, on the teacher's device.
+    """Record the activations of every Switch layer in one pass over ``batches``, in eval mode.
 
-    Memory is that of two hidden states of every token for each Switch layer. The routing depends on the size of the
-    batches, as the experts' capacity does.
+    Memory holds two float32 vectors [D] per token and Switch layer. The routing depends on the batch size, because
+    the capacity of an expert does.
+
+    Args:
+        teacher: a model of ``teachers.load_teacher``; its training mode is restored.
+        batches: ``input_ids`` [B, S] and ``labels`` [B, T], both int64.
+
+    Returns:
+        The activations, on the teacher's device, by the name of the layer's module, such as
+        ``encoder.block.1.layer.1``.
 
     Raises:
-        ValueError: there are no batches, or one of them is none.
+        ValueError: there is no batch, or a batch has another type or shape.
     """
     seen: dict[str, list[Activations]] = {name: [] for name, _ in switch_layers(teacher)}
 
-    def collect(name: str):
-        def hook(layer: nn.Module, args: tuple, output: tuple) -> None:
+    def collect(name: str, block: SwitchFeedForward) -> Callable[..., None]:
+        def hook(layer: nn.Module, args: tuple[torch.Tensor, ...], output: tuple[torch.Tensor, Any]) -> None:
             inputs, outputs = (tensor.flatten(0, -2).float() for tensor in (args[0], output[0]))
-            gate, expert = F.linear(inputs, layer.router.weight.float()).softmax(-1).max(-1)
+            gate, expert = F.linear(inputs, block.mlp.router.weight.float()).softmax(-1).max(-1)
             dropped = ~outputs.any(-1)  # a dropped token's output is exactly zero
             seen[name].append(Activations(inputs, expert, gate.masked_fill(dropped, 0), outputs))
 
         return hook
 
-    handles = [block.mlp.register_forward_hook(collect(name)) for name, block in switch_layers(teacher)]
+    handles = [block.mlp.register_forward_hook(collect(name, block)) for name, block in switch_layers(teacher)]
     was_training = teacher.training
     try:
         teacher.eval()
@@ -63,17 +71,21 @@ def record(teacher: SwitchTransformersForConditionalGeneration, batches: Iterabl
 
 @torch.no_grad()
 def ffn_errors(student: T5ForConditionalGeneration, recorded: dict[str, Activations]) -> dict[str, float]:
-    """Relative squared error of the FFNs that stand where the teacher has Switch layers, on the teacher's activations.
+    """The relative squared error of each FFN that replaces a Switch layer, on the teacher's activations.
+
+    Args:
+        student: a student of the teacher, in any mode.
+        recorded: the result of ``record``.
 
     Returns:
-        ``sum |FFN(x) - y|^2 / sum |y|^2`` over the tokens of ``recorded`` for each layer, under names like
-        ``encoder.1``; 0 is perfect, 1 as good as an output of zero.
+        ``sum |FFN(x) - y|^2 / sum |y|^2`` over the tokens of ``recorded``, by short names such as ``encoder.1``. 0 is
+        a perfect FFN; an FFN whose output is zero has error 1.
     """
     errors = {}
     for name, (inputs, _, _, outputs) in recorded.items():
-        ffn = student.get_submodule(name).DenseReluDense
+        ffn = student.get_submodule(f"{name}.DenseReluDense")
         was_training = ffn.training
-        error = ffn.eval()(inputs.to(ffn.wo.weight.device)) - outputs.to(ffn.wo.weight.device)
+        error = ffn.eval()(inputs.to(student.device)) - outputs.to(student.device)
         ffn.train(was_training)
         errors[short_name(name)] = float(error.square().sum() / outputs.square().sum())
     return errors

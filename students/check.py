@@ -1,51 +1,51 @@
-"""A dense T5's directory before it is loaded: everything that can be wrong with it, said at once. Needs no torch."""
+"""Checks of a dense T5's directory before the model is loaded. Needs no torch."""
 
 from typing import Any
 
 from distill.errors import UserError
-from distill.models.directory import check_weights, ffn_shapes, read_model_config, seq2seq_shapes
+from distill.models.directory import check_weights, read_model_config
 from distill.models.header import POSITIONS, Header, read_header
 
-# What transformers' T5Config has where config.json says nothing.
+# The defaults of transformers' T5Config for keys that config.json leaves out.
 _DEFAULTS = {"vocab_size": 32128, "d_model": 512, "d_kv": 64, "d_ff": 2048, "num_layers": 6, "num_heads": 8}
 _DEFAULTS |= POSITIONS
-_SAME = {"gated-gelu_new": "gated-gelu"}  # transformers computes both by gelu_new
+_SAME_ACTIVATION = {"gated-gelu_new": "gated-gelu"}  # transformers computes both with gelu_new
 
 
-def check_dense(source: str, what: str, *, finite: bool = True) -> Header:
-    """Read the config of a T5, and of a directory the names, shapes and values of its tensors.
+def check_dense(source: str, description: str, *, finite: bool = True) -> Header:
+    """Check the config of a T5 and, if its weights are on this disk, the names, shapes and values of its tensors.
 
     Args:
         source: a directory, or a name on the hub that may be pinned (``NAME@REVISION``).
-        what: names the model in messages.
-        finite: whether to read the values of the tensors.
+        description: the name of the model in messages.
+        finite: whether to check that the values of the tensors are finite.
 
     Returns:
-        What it is.
+        The shape of the T5 and the ids of its special tokens.
 
     Raises:
-        UserError: it cannot be loaded as one.
+        UserError: ``source`` cannot be loaded as a dense T5.
     """
-    config = read_model_config(source, what)
+    config = read_model_config(source, description)
     if (kind := config.get("model_type")) != "t5":
-        raise UserError(f"{what} is a {kind} model; a dense T5 is needed")
-    named = str(config.get("feed_forward_proj", "relu"))
-    matrices = ffn_shapes(config, _DEFAULTS, what, gated=named.startswith("gated-"))
-    ffn = {f"DenseReluDense.{name}": size for name, size in matrices.items()}
-    shapes = seq2seq_shapes(config, _DEFAULTS, lambda *_: ffn, what)
-    # T5's checkpoints hold tied and once used tensors besides, which transformers passes over.
-    found = check_weights(source, shapes, what, allowed=None, finite=finite)
-    # transformers gives a T5 that does not scale a head of its own where its files have one, and else ties it.
+        raise UserError(f"{description} is a {kind} model; a dense T5 is needed")
+    feed_forward = str(config.get("feed_forward_proj", "relu"))
+    found = check_weights(source, description, finite=finite)
+    # If the output is not scaled, transformers loads an untied head from the files, or ties it if they hold none.
     scaled = bool(config.get("scale_decoder_outputs", config.get("tie_word_embeddings") is not False))
     tied = scaled or (found is not None and "lm_head.weight" not in found)
-    _check_activation(config, named, what)
-    return read_header(config, _DEFAULTS, what, feed_forward=_SAME.get(named, named), tied=tied, scaled=scaled)
+    _check_activation(config, feed_forward, description)
+    feed_forward = _SAME_ACTIVATION.get(feed_forward, feed_forward)
+    return read_header(config, _DEFAULTS, description, feed_forward=feed_forward, tied=tied, scaled=scaled)
 
 
-def _check_activation(config: dict[str, Any], named: str, what: str) -> None:
-    """Whether what transformers writes beside ``feed_forward_proj``, and reads instead of it, says the same."""
-    gated, activation = named.startswith("gated-"), named.removeprefix("gated-")
+def _check_activation(config: dict[str, Any], feed_forward: str, description: str) -> None:
+    """Check that ``feed_forward_proj`` agrees with the keys that override it in transformers."""
+    gated, activation = feed_forward.startswith("gated-"), feed_forward.removeprefix("gated-")
     same = {activation, "gelu", "gelu_new"} if gated and activation.startswith("gelu") else {activation}
     if bool(config.get("is_gated_act", gated)) != gated or config.get("dense_act_fn", activation) not in same:
-        beside = f"dense_act_fn {config.get('dense_act_fn')!r:.40} and is_gated_act {config.get('is_gated_act')!r:.40}"
-        raise UserError(f"{what} has feed_forward_proj {named!r:.40} in its config.json, but {beside}; correct it")
+        others = f"dense_act_fn {config.get('dense_act_fn')!r:.40} and is_gated_act {config.get('is_gated_act')!r:.40}"
+        raise UserError(
+            f"{description} has feed_forward_proj {feed_forward!r:.40} in its config.json, but {others}; "
+            "make them agree"
+        )

@@ -1,4 +1,4 @@
-"""What a run may set about its students."""
+"""The settings of a run's students."""
 
 from typing import Literal
 
@@ -8,13 +8,13 @@ from distill.config import Positive, Section
 
 
 class StudentConfig(Section):
-    """How a student is made from its teacher."""
+    """How a student is initialised from its teacher."""
 
     ffn_init: Literal["random", "mean", "usage", "best", "svd", "aligned", "select", "fit", "regress"] = Field(
-        "random", description="the FFNs that replace Switch layers; random is the paper's way"
+        "random", description="initialisation of the FFNs that replace Switch layers; the paper uses random"
     )
-    calibration_examples: Positive = Field(256, description="training examples that all but ffn_init random look at")
-    non_expert_init: Literal["teacher", "random"] = Field("teacher", description="everything else")
+    calibration_examples: Positive = Field(256, description="training examples for calibration; random uses none")
+    non_expert_init: Literal["teacher", "random"] = Field("teacher", description="initialisation of all other weights")
 
     @model_validator(mode="after")
     def _fits_together(self) -> "StudentConfig":

@@ -1,4 +1,4 @@
-"""The name of every teacher tensor in the student, or the reason why it has none (section 4.2 of the paper)."""
+"""The student's tensor for each teacher tensor, or the reason why it has none (section 4.2 of the paper)."""
 
 import re
 from typing import NamedTuple
@@ -16,7 +16,7 @@ _SKIPPED = {
     re.compile(r"\.mlp\.router\.classifier\.weight$"): Skip("router"),
     re.compile(r"\.mlp\.experts\.expert_\d+\.(wi|wi_0|wi_1|wo)\.weight$"): Skip("expert"),
 }
-_RENAMED = re.compile(r"\.mlp\.(wi|wi_0|wi_1|wo)\.weight$")  # a dense FFN of the teacher
+_RENAMED = re.compile(r"\.mlp\.(wi|wi_0|wi_1|wo)\.weight$")  # the dense FFNs of the teacher
 _COPIED = re.compile(
     r"^(shared|lm_head|(encoder|decoder)\.(embed_tokens|final_layer_norm))\.weight$"
     r"|^(encoder|decoder)\.block\.\d+\.layer\.\d+\."
@@ -25,10 +25,16 @@ _COPIED = re.compile(
 
 
 def student_name(teacher_name: str) -> str | Skip:
-    """Where a tensor of a plain transformers Switch model goes in a T5.
+    """The name in a T5 of a tensor of transformers' Switch model.
+
+    Args:
+        teacher_name: a key of the teacher's state dict in the layout of transformers.
+
+    Returns:
+        The key in the state dict of the T5, or a ``Skip`` for a tensor of a router or an expert.
 
     Raises:
-        UserError: the name is neither copied, renamed nor skipped for a known reason.
+        UserError: no Switch Transformer has a tensor of this name.
     """
     for pattern, skip in _SKIPPED.items():
         if pattern.search(teacher_name):

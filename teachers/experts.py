@@ -4,7 +4,8 @@ N tokens, D d_model, E experts, F d_ff; n tokens of one expert, rounded up.
 """
 
 from collections.abc import Callable
-from typing import NamedTuple
+from functools import reduce
+from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -51,7 +52,7 @@ def run_experts(
     ``wi`` and ``wi_gate`` [E, F, D], ``wo`` [E, D, F]; products run in autocast's dtype, else in that of ``tokens_ND``.
     """
     tokens_ND = tokens_ND.to(compute_dtype(tokens_ND))
-    wi, wi_gate, wo = (None if weight is None else weight.to(tokens_ND.dtype) for weight in (wi, wi_gate, wo))
+    wi, wi_gate, wo = _in_dtype(tokens_ND.dtype, wi, wi_gate, wo)
     if tokens_ND.is_cuda and tokens_ND.dtype == torch.bfloat16:
         return _grouped(tokens_ND, routing, inner, wi, wi_gate, wo)
     if capacity * wi[0].numel() < _SMALL:
@@ -71,12 +72,18 @@ def run_all_experts(
 ) -> torch.Tensor:
     """Every expert on every token: ``sum_i gates[:, i] * E_i(x)``, [N, D] float32. Weights as in ``run_experts``."""
     tokens_ND = tokens_ND.to(compute_dtype(tokens_ND))
-    wi, wi_gate, wo = (None if weight is None else weight.to(tokens_ND.dtype) for weight in (wi, wi_gate, wo))
+    wi, wi_gate, wo = _in_dtype(tokens_ND.dtype, wi, wi_gate, wo)
     output_ND = torch.zeros_like(tokens_ND, dtype=torch.float32)
     for expert, gate_N in enumerate(gates_NE.unbind(-1)):  # one at a time: all at once would hold [N, E, F]
         parts = [F.linear(tokens_ND, weight[expert]) for weight in (wi, wi_gate) if weight is not None]
         output_ND = torch.addcmul(output_ND, gate_N[:, None], F.linear(inner(*parts), wo[expert]).float())
     return output_ND
+
+
+def _in_dtype(
+    dtype: torch.dtype, wi: torch.Tensor, wi_gate: torch.Tensor | None, wo: torch.Tensor
+) -> tuple[torch.Tensor, torch.Tensor | None, torch.Tensor]:
+    return wi.to(dtype), None if wi_gate is None else wi_gate.to(dtype), wo.to(dtype)
 
 
 def _slotted(
@@ -120,7 +127,7 @@ class _Slice(NamedTuple):
 
     expert: int
     start: int
-    count: int
+    length: int
     rounded: int
 
 
@@ -144,7 +151,17 @@ class _SlicedExperts(torch.autograd.Function):
     """
 
     @staticmethod
-    def forward(ctx, tokens_ND, routing, slices, inner, wants_gradient, wi, wi_gate, wo):
+    def forward(
+        ctx: Any,
+        tokens_ND: torch.Tensor,
+        routing: Routing,
+        slices: list[_Slice],
+        inner: Inner,
+        wants_gradient: bool,
+        wi: torch.Tensor,
+        wi_gate: torch.Tensor | None,
+        wo: torch.Tensor,
+    ) -> torch.Tensor:
         spare = max((part.start + part.rounded for part in slices), default=0) - len(tokens_ND)
         sorted_ND = tokens_ND[F.pad(routing.order, (0, max(spare, 0)))]
         output_ND = torch.zeros_like(tokens_ND)
@@ -163,7 +180,7 @@ class _SlicedExperts(torch.autograd.Function):
 
     @staticmethod
     @torch.autograd.function.once_differentiable
-    def backward(ctx, d_output_ND):
+    def backward(ctx: Any, d_output_ND: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
         sorted_ND, order, rank, wi, wi_gate, wo = ctx.saved_tensors
         d_sorted_ND = d_output_ND[order]
         d_tokens_ND = torch.zeros_like(d_sorted_ND)
@@ -174,11 +191,11 @@ class _SlicedExperts(torch.autograd.Function):
             d_y_nD = F.pad(d_sorted_ND[start : start + count], (0, 0, 0, rounded - count))
             torch.mm(d_y_nD.mT, h_Fn.detach().mT, out=d_wo[expert])
             d_pre = torch.autograd.grad(h_Fn, pre, torch.mm(wo[expert].mT, d_y_nD.mT))
-            d_x_Dn = 0
+            d_x_Dn = []  # by way of wi, and by way of wi_gate
             for weight, d_weight, d_part in zip(weights, d_weights, d_pre, strict=True):
                 torch.mm(d_part, sorted_ND[start : start + rounded], out=d_weight[expert])
-                d_x_Dn = d_x_Dn + torch.mm(weight[expert].mT, d_part)
-            d_tokens_ND[start : start + count] = d_x_Dn[:, :count].mT
+                d_x_Dn.append(torch.mm(weight[expert].mT, d_part))
+            d_tokens_ND[start : start + count] = reduce(torch.add, d_x_Dn)[:, :count].mT
         ctx.saved = None
         idle = set(range(len(wo))) - {part.expert for part in ctx.slices}
         for gradient in (*d_weights, d_wo):

@@ -2,19 +2,19 @@
 
 import contextlib
 from collections.abc import Callable, Iterator
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from accelerate import Accelerator
 from torch import nn
 
-from teachers.model import short_name, switch_layers
+from teachers.build import short_name, switch_layers
 from teachers.switch_layer import RoutingStatistics
 
 COLLAPSED = 0.999  # of the tokens on one expert are all of them
 
 
-class MeasuredRouting(NamedTuple):
+class RoutingSummary(NamedTuple):
     """Means over forward passes, by layer; L Switch layers, E experts."""
 
     layers: list[str]  # "encoder.1", "decoder.3"
@@ -22,7 +22,7 @@ class MeasuredRouting(NamedTuple):
     dropped_fraction: torch.Tensor  # [L]
     entropy: torch.Tensor  # [L], nats
 
-    def headlines(self) -> dict[str, float]:
+    def overall_metrics(self) -> dict[str, float]:
         """Over all layers; ``load_max`` is the busiest expert's share as a multiple of an equal one."""
         return {
             "dropped_fraction": float(self.dropped_fraction.mean()),
@@ -30,7 +30,7 @@ class MeasuredRouting(NamedTuple):
             "load_max": float(self.load.max()) * self.load.shape[1],
         }
 
-    def collapsed(self) -> str | None:
+    def collapse(self) -> str | None:
         """What is wrong where a layer sends all tokens to one of its experts, and has in effect no others."""
         share, expert = self.load.max(-1)
         if self.load.shape[1] == 1 or share.max() < COLLAPSED:
@@ -38,7 +38,7 @@ class MeasuredRouting(NamedTuple):
         layer = int(share.argmax())
         return f"all tokens of {self.layers[layer]} go to expert {int(expert[layer])}"
 
-    def curves(self) -> dict[str, float]:
+    def layer_metrics(self) -> dict[str, float]:
         """Every figure by layer, and each expert's load as a multiple of an equal share."""
         found: dict[str, float] = {}
         for number, layer in enumerate(self.layers):
@@ -50,7 +50,7 @@ class MeasuredRouting(NamedTuple):
 
 
 @contextlib.contextmanager
-def measured_routing(model: nn.Module) -> Iterator[Callable[[Accelerator], MeasuredRouting]]:
+def measure_routing(model: nn.Module) -> Iterator[Callable[[Accelerator], RoutingSummary]]:
     """Collect the statistics of every Switch layer while the block runs; the yielded function averages them.
 
     It takes the accelerator, whose processes have each seen a part.
@@ -60,8 +60,8 @@ def measured_routing(model: nn.Module) -> Iterator[Callable[[Accelerator], Measu
     sums = torch.zeros(len(layers), 3)  # dropped fraction, entropy, forward passes
     loads = torch.zeros(len(layers), layers[0][1].mlp.num_experts)
 
-    def collect(number: int):
-        def hook(module: nn.Module, args: tuple, output: tuple[torch.Tensor, RoutingStatistics]) -> None:
+    def collect(number: int) -> Callable[..., None]:
+        def hook(module: nn.Module, args: tuple[Any, ...], output: tuple[torch.Tensor, RoutingStatistics]) -> None:
             statistics = output[1]
             one = torch.ones_like(statistics.entropy)
             sums[number] += torch.stack([statistics.dropped_fraction, statistics.entropy, one]).cpu()
@@ -71,10 +71,10 @@ def measured_routing(model: nn.Module) -> Iterator[Callable[[Accelerator], Measu
 
     handles = [layer.mlp.register_forward_hook(collect(number)) for number, (_, layer) in enumerate(layers)]
 
-    def means(accelerator: Accelerator) -> MeasuredRouting:
+    def means(accelerator: Accelerator) -> RoutingSummary:
         dropped, entropy, passes = accelerator.reduce(sums.to(accelerator.device), "sum").cpu().unbind(-1)
         load = accelerator.reduce(loads.to(accelerator.device), "sum").cpu()
-        return MeasuredRouting(names, load / load.sum(-1, keepdim=True), dropped / passes, entropy / passes)
+        return RoutingSummary(names, load / load.sum(-1, keepdim=True), dropped / passes, entropy / passes)
 
     try:
         yield means

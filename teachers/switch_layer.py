@@ -46,9 +46,9 @@ class SwitchLayer(nn.Module):
     Attributes:
         routing: ``top_1`` as above. A frozen teacher may be asked for more of what its experts know ("Every Expert
             Matters", arXiv:2502.12947): ``mixture`` is ``sum_i p_i(x) * E_i(x)`` over all experts, and none is
-            dropped; ``sampled`` is that sum over ``draws`` experts of each token, drawn from p without replacement
-            (all of them where there are fewer), whose capacity is ``draws`` times as large.
-        draws: K of ``sampled``.
+            dropped; ``sampled`` is that sum over ``num_sampled_experts`` experts of each token, drawn from p
+            without replacement (all of them where there are fewer), whose capacity is as many times as large.
+        num_sampled_experts: K of ``sampled``.
     """
 
     def __init__(
@@ -74,7 +74,7 @@ class SwitchLayer(nn.Module):
         self.capacity_factor_train, self.capacity_factor_eval = capacity_factor_train, capacity_factor_eval
         self.jitter, self.dropout, self.expert_dropout = jitter, dropout, expert_dropout
         self.routing: Literal["top_1", "mixture", "sampled"] = "top_1"
-        self.draws = 1
+        self.num_sampled_experts = 1
         gated = activation.startswith("gated-")
         self.activation = ACT2FN["gelu_new" if activation == "gated-gelu" else activation.removeprefix("gated-")]
         self.router = nn.Linear(d_model, num_experts, bias=False)
@@ -142,22 +142,22 @@ class SwitchLayer(nn.Module):
     ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
         """Of the K experts of each token: their weighted sum [N, D], their load [E] and the dropped fraction."""
         if self.routing == "sampled":
-            expert_NK = torch.multinomial(probs_NE, min(self.draws, self.num_experts))
+            expert_NK = torch.multinomial(probs_NE, min(self.num_sampled_experts, self.num_experts))
             gate_NK = probs_NE.gather(-1, expert_NK)
         else:
             gate_NK, expert_NK = probs_NE.max(-1, keepdim=True)
-        draws = expert_NK.shape[1]
-        gate, expert = gate_NK.T.flatten(), expert_NK.T.flatten()  # [K * N], all tokens once for each draw
+        per_token = expert_NK.shape[1]
+        gate, expert = gate_NK.T.flatten(), expert_NK.T.flatten()  # [K * N], all tokens once for each of their experts
         if counted_N is not None:
-            expert = expert.where(counted_N.repeat(draws), self.num_experts)  # an expert that does not exist
-        capacity, routing = self.capacity(tokens * draws), sort_by_expert(expert, self.num_experts)
+            expert = expert.where(counted_N.repeat(per_token), self.num_experts)  # an expert that does not exist
+        capacity, routing = self.capacity(tokens * per_token), sort_by_expert(expert, self.num_experts)
         taken = (routing.position < capacity) & (expert < self.num_experts)
-        copies = tokens_ND.expand(draws, *tokens_ND.shape).flatten(0, 1)
+        copies = tokens_ND.expand(per_token, *tokens_ND.shape).flatten(0, 1)
         output = run_experts(copies, routing, capacity, self._inner, self.wi, self.wi_gate, self.wo)
         output = (output * gate[:, None].to(output.dtype)).where(taken[:, None], 0)
-        dropped = (routing.load.sum() - taken.sum()) / (tokens * draws)
-        output = output.view(draws, *tokens_ND.shape).sum(0) if draws > 1 else output
-        return output, routing.load.float() / (tokens * draws), dropped
+        dropped = (routing.load.sum() - taken.sum()) / (tokens * per_token)
+        output = output.view(per_token, *tokens_ND.shape).sum(0) if per_token > 1 else output
+        return output, routing.load.float() / (tokens * per_token), dropped
 
     def _router_probabilities(self, tokens_ND: torch.Tensor) -> torch.Tensor:
         with torch.autocast(tokens_ND.device.type, enabled=False):

@@ -1,32 +1,31 @@
 """What a Switch teacher is trained on: hard labels plus the load-balancing loss of every Switch layer."""
 
 import torch
-from torch import nn
 from transformers import SwitchTransformersForConditionalGeneration
 
 from distill.data.examples import IGNORE_INDEX
 from distill.loss import sum_of_losses
 from distill.models.t5_forward import hidden_states
-from teachers.model import switch_layers
+from distill.training.train_modules import LossAndMetrics, TrainModule
+from teachers.build import switch_layers
 
 
-class HardLabelsAndLoadBalance(nn.Module):
+class HardLabelsAndLoadBalance(TrainModule):
     """Cross-entropy plus ``load_balancing_weight`` times the load-balancing loss of each layer (section 2.2).
 
     One loss per layer, added: one unbalanced layer is not hidden by the others.
     """
 
     def __init__(self, model: SwitchTransformersForConditionalGeneration, *, load_balancing_weight: float):
-        super().__init__()
-        self.model = model
+        super().__init__(model)
         self.load_balancing_weight = load_balancing_weight
 
-    def forward(self, input_ids: torch.Tensor, labels: torch.Tensor) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
+    def forward(self, input_ids: torch.Tensor, labels: torch.Tensor) -> LossAndMetrics:
         """As in ``distill.training.train_modules``: loss and metrics, summed over target tokens."""
         hidden, head = hidden_states(self.model, input_ids, labels)
         loss = sum_of_losses(hidden, head, labels.flatten(), None, hard_fraction=1.0).loss
         tokens = (labels != IGNORE_INDEX).sum()
-        layers = [layer.statistics for _, layer in switch_layers(self.model)]
+        layers = [layer.statistics for _, layer in switch_layers(self.model) if layer.statistics is not None]
         balance = torch.stack([layer.load_balancing_loss for layer in layers])
         total = loss + self.load_balancing_weight * balance.sum() * tokens
         return total, {

@@ -54,7 +54,7 @@ def data(data_config, tmp_path_factory) -> PreparedData:
 def _train(directory: Path, data: PreparedData, config: DataConfig, *, num_layers: int, **shape) -> Path:
     """A T5 that has learned enough for its words to be sure of themselves, saved with its tokenizer."""
     model = ModelConfig(d_model=32, d_ff=64, d_kv=16, num_heads=2, num_layers=num_layers, sparse_every=1, **shape)
-    t5 = build_dense(model, data.vocab_size, pad=data.words.pad, eos=data.words.eos, seed=0).train()
+    t5 = build_dense(model, data.vocab_size, pad=data.special_tokens.pad, eos=data.special_tokens.eos, seed=0).train()
     examples, optimizer = Examples(data, config, seed=0), torch.optim.AdamW(t5.parameters(), lr=5e-3)
     for step in range(300):
         batch = examples.batch(range(step * 8, step * 8 + 8))

@@ -22,10 +22,10 @@ from distill.evaluation import evaluate
 from distill.models.build import build_dense
 from distill.training.divergence import TrainingDiverged
 from distill.training.loop import Hooks, make_accelerator, train
-from distill.training.sharding import leave_processes
+from distill.training.sharding import leave_process_group
 from distill.training.train_modules import HardAndSoftLabels, HardLabels
+from teachers.build import build_teacher
 from teachers.config import SwitchConfig
-from teachers.model import build_teacher
 from teachers.train_module import HardLabelsAndLoadBalance
 
 SHAPE = ModelConfig(d_model=16, d_ff=32, d_kv=8, num_heads=3, num_layers=2, dropout=0.1)
@@ -38,7 +38,7 @@ EPOCH = 25  # examples; the 64 of a run go round more than twice, and epochs end
 
 
 def make_objective(kind: str, data: PreparedData):
-    words = {"pad": data.words.pad, "eos": data.words.eos}
+    words = {"pad": data.special_tokens.pad, "eos": data.special_tokens.eos}
     dense = build_dense(SHAPE, data.vocab_size, **words, seed=0)
     if kind == "baseline":
         return HardLabels(dense)
@@ -157,7 +157,7 @@ def main() -> None:
         results = courses(data, asked.directory, accelerator)
     results |= {"changed": list(changed), "processes": accelerator.num_processes}
     (asked.directory / f"{rank}.json").write_text(json.dumps(results))
-    leave_processes()
+    leave_process_group()
 
 
 if __name__ == "__main__":

@@ -21,8 +21,8 @@ from distill.span_corruption import corrupt_spans, span_lengths
 from pipelines.reporting import fraction_kept
 from students import init_student
 from teachers import load_teacher, save_teacher
+from teachers.build import build_teacher
 from teachers.config import SwitchConfig
-from teachers.model import build_teacher
 from teachers.switch_layer import SwitchLayer
 
 SHAPE = ModelConfig(d_model=16, d_ff=32, d_kv=8, num_heads=2, num_layers=2)
@@ -181,4 +181,4 @@ def test_a_teacher_is_saved_in_the_current_directory(tmp_path, monkeypatch):
 def test_losses(value):
     losses = np.random.default_rng(0).random((3, 50))
     losses[2, 7] = value
-    assert refused(fraction_kept, *losses) == "losses hold NaN or infinities; leave such examples out of all three"
+    assert refused(fraction_kept, *losses) == "losses contain NaN or infinities; leave such examples out of all losses"

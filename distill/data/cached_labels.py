@@ -3,14 +3,14 @@
 Example i of a training stream is a function of (seed, i), so its labels can be found by i. The arrays are
 memory-mapped and verified by their SHA-256; reading a batch touches its own rows alone.
 
-B examples, T target tokens, N = B x T, K words per token.
+B examples, T target tokens, N = B x T, K token ids per target token.
 """
 
 import os
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 import torch
@@ -22,11 +22,13 @@ from distill.config import LabelsConfig
 from distill.data.examples import Examples
 from distill.data.soft_labels import equal_shares, sparse_labels
 from distill.errors import UserError
-from distill.io.disk import named_when_full, require_space
-from distill.io.files import check_digests, file_digest, read_record, write_json, write_record
+from distill.io.disk import disk_full_errors, require_space
+from distill.io.files import check_digests, file_digest, read_record, write_record
 from distill.loss import SparseSoftLabels
 from distill.models.t5_forward import hidden_states
+from distill.special_tokens import token_type
 
+_STORED_NAMES = {"token_ids": "words"}  # of files, where they differ from the fields of SparseSoftLabels
 _OFFSETS = 4  # stream of random numbers; 1 to 3 are those of distill.data
 _BATCHES_PER_SAVE = 16  # of each process
 
@@ -40,8 +42,8 @@ class LabelledBatch(NamedTuple):
 
     def to(self, device: torch.device) -> "LabelledBatch":
         soft_labels = SparseSoftLabels(*(part.to(device, non_blocking=True) for part in self.soft_labels))
-        plain = (part.to(device, non_blocking=True) for part in (self.input_ids, self.labels))
-        return LabelledBatch(*plain, soft_labels)
+        input_ids, labels = (part.to(device, non_blocking=True) for part in (self.input_ids, self.labels))
+        return LabelledBatch(input_ids, labels, soft_labels)
 
 
 class CachedLabels:
@@ -53,13 +55,13 @@ class CachedLabels:
         Raises:
             UserError: a file is missing or has other bytes than were written.
         """
-        cure = f"copy it again, or delete {directory.parent} and make the labels again with: switch-distill label"
-        self.facts: dict[str, Any] = read_record(directory / "labels.json", cure)
+        hint = f"copy it again, or delete {directory.parent} and make the labels again with: switch-distill label"
+        self.facts: dict[str, Any] = read_record(directory / "labels.json", hint)
         try:
-            check_digests(directory, self.facts["sha256"], cure)
+            check_digests(directory, self.facts["sha256"], hint)
             self._arrays = _open(directory, self.facts, "r")
         except (ValueError, KeyError) as error:
-            raise UserError(f"the files in {directory} are no soft labels ({error}); {cure}") from error
+            raise UserError(f"the files in {directory} are no soft labels ({error}); {hint}") from error
 
     def __len__(self) -> int:
         """Examples."""
@@ -67,22 +69,22 @@ class CachedLabels:
 
     @property
     def bytes_per_token(self) -> int:
-        """2K + 2 for ``sampled``, 4K + 2 for ``top_k``; 2K more where the vocabulary exceeds 65,536 words."""
+        """2K + 2 for ``sampled``, 4K + 2 for ``top_k``; 2K more where the vocabulary exceeds 65,536 tokens."""
         return sum(array.nbytes for array in self._arrays.values()) // self._arrays["entropy"].size
 
     def means(self) -> dict[str, float]:
-        """Per token: ``entropy`` in nats, and ``mass`` of the words that are kept (1 for ``sampled``)."""
+        """Per token: ``entropy`` in nats, and ``mass`` of the tokens that are kept (1 for ``sampled``)."""
         probs = self._arrays.get("probs")
         mass = 1.0 if probs is None else float(probs.mean(dtype=np.float64)) * probs.shape[-1]
         return {"entropy": float(self._arrays["entropy"].mean(dtype=np.float64)), "mass": mass}
 
     def batch(self, indices: Sequence[int]) -> SparseSoftLabels:
-        """Labels of examples ``indices`` (each modulo the number of examples): words, probs [N, K], entropy [N]."""
+        """Labels of examples ``indices`` (each modulo the number of examples): token_ids, probs [N, K], entropy [N]."""
         rows = np.asarray(indices) % len(self)
         read = {name: torch.from_numpy(array[rows]).flatten(0, 1) for name, array in self._arrays.items()}
-        words = read["words"].long()
-        probs = read["probs"].float() if "probs" in read else equal_shares(words)
-        return SparseSoftLabels(words, probs, read["entropy"].float())
+        token_ids = read["token_ids"].long()
+        probs = read["probs"].float() if "probs" in read else equal_shares(token_ids)
+        return SparseSoftLabels(token_ids, probs, read["entropy"].float())
 
 
 class LabelledExamples:
@@ -115,8 +117,9 @@ def make_labels(
 ) -> None:
     """Label the first ``count`` training examples; a killed call goes on where it was and leaves the same bytes.
 
-    Leaves words.npy [count, T, K] (uint16; uint32 for more than 65,536 words), entropy.npy [count, T] (float16), for
-    ``top_k`` probs.npy [count, T, K] (float16), and labels.json, which says what they are and their SHA-256.
+    Leaves words.npy [count, T, K] (token ids in uint16; in uint32 if the vocabulary exceeds 65,536), entropy.npy
+    [count, T] (float16), for ``top_k`` probs.npy [count, T, K] (float16), and labels.json, which says what they are and
+    their SHA-256.
 
     Batches are whole and aligned, the last one too, and processes share them by whole batches: a teacher's expert
     capacity depends on the batch, so neither ``count`` nor the number of processes may change an example's labels.
@@ -133,7 +136,7 @@ def make_labels(
         DiskFull: before the first label; nothing is left of them.
     """
     teacher.eval()
-    facts = {**config.model_dump(mode="json"), "examples": count, "temperature": temperature, **origin}
+    facts = {**config.model_dump(mode="json", by_alias=True), "examples": count, "temperature": temperature, **origin}
     facts |= {"targets": examples.lengths.targets, "vocabulary": teacher.lm_head.weight.shape[0]}
     done, batches = _batches_done(progress, directory, facts), -(-count // batch_size)
     if accelerator.is_main_process and not done:
@@ -155,10 +158,8 @@ def make_labels(
             progress.parent.mkdir(parents=True, exist_ok=True)
             write_record(progress, {"batches": done, "of": facts})
     if accelerator.is_main_process:
-        write_json(
-            directory / "labels.json",
-            {**facts, "sha256": {f"{name}.npy": file_digest(directory / f"{name}.npy") for name in sorted(arrays)}},
-        )
+        paths = sorted(_path(directory, name) for name in arrays)
+        write_record(directory / "labels.json", {**facts, "sha256": {path.name: file_digest(path) for path in paths}})
     accelerator.wait_for_everyone()
 
 
@@ -167,7 +168,7 @@ def _label_batch(
     examples: Examples,
     config: LabelsConfig,
     rows: range,
-    arrays: dict[str, np.ndarray],
+    arrays: Mapping[str, np.ndarray],
     temperature: float,
     accelerator: Accelerator,
 ) -> tuple[float, int]:
@@ -181,7 +182,7 @@ def _label_batch(
             np.random.default_rng((_OFFSETS, config.seed, row)).random(batch.labels.shape[1]) for row in rows
         ]
         offsets = torch.from_numpy(np.concatenate(per_example)).to(accelerator.device)
-    made = sparse_labels(hidden, head, words=config.words, temperature=temperature, offsets=offsets)
+    made = sparse_labels(hidden, head, num_tokens=config.num_tokens, temperature=temperature, offsets=offsets)
     for name, array in arrays.items():
         values = getattr(made, name).unflatten(0, batch.labels.shape).cpu().numpy()
         array[rows.start : rows.stop] = values[: len(array) - rows.start]
@@ -189,28 +190,35 @@ def _label_batch(
 
 
 def _layout(facts: dict[str, Any]) -> dict[str, tuple[type, tuple[int, ...]]]:
-    """Type and shape of each array."""
-    tokens = (facts["examples"], facts["targets"])
-    word = np.uint16 if facts["vocabulary"] <= 2**16 else np.uint32
-    layout = {"words": (word, (*tokens, facts["words"])), "entropy": (np.float16, tokens)}
-    return layout if facts["form"] == "sampled" else {**layout, "probs": (np.float16, (*tokens, facts["words"]))}
+    """Type and shape of each array, by its field of SparseSoftLabels."""
+    targets = (facts["examples"], facts["targets"])
+    stored = (*targets, facts["words"])  # the name of num_tokens in labels.json
+    layout = {"token_ids": (token_type(facts["vocabulary"]), stored), "entropy": (np.float16, targets)}
+    return layout if facts["form"] == "sampled" else {**layout, "probs": (np.float16, stored)}
+
+
+def _path(directory: Path, name: str) -> Path:
+    """The file of an array."""
+    return directory / f"{_STORED_NAMES.get(name, name)}.npy"
 
 
 def _create(directory: Path, facts: dict[str, Any]) -> None:
     directory.mkdir(parents=True, exist_ok=True)
     layout = _layout(facts)
     for name in layout:
-        (directory / f"{name}.npy").unlink(missing_ok=True)
+        _path(directory, name).unlink(missing_ok=True)
     needed = labels_bytes(facts)
-    require_space(directory, needed, "storing soft labels", "lower distill.labels.words or distill.labels.examples")
+    require_space(
+        directory, needed, "storing soft labels", "lower distill.labels.num_tokens or distill.labels.examples"
+    )
     try:
-        with named_when_full(directory, needed):
+        with disk_full_errors(directory, needed):
             for name, (kind, shape) in layout.items():
-                open_memmap(directory / f"{name}.npy", "w+", kind, shape)
-                _reserve(directory / f"{name}.npy")
+                open_memmap(_path(directory, name), "w+", kind, shape)
+                _reserve(_path(directory, name))
     except BaseException:
         for name in layout:
-            (directory / f"{name}.npy").unlink(missing_ok=True)
+            _path(directory, name).unlink(missing_ok=True)
         raise
 
 
@@ -226,16 +234,16 @@ def _reserve(path: Path) -> None:
             os.posix_fallocate(file.fileno(), 0, path.stat().st_size)
 
 
-def _open(directory: Path, facts: dict[str, Any], mode: str) -> dict[str, np.ndarray]:
-    return {name: np.load(directory / f"{name}.npy", mmap_mode=mode, allow_pickle=False) for name in _layout(facts)}
+def _open(directory: Path, facts: dict[str, Any], mode: Literal["r", "r+"]) -> dict[str, np.memmap]:
+    return {name: np.load(_path(directory, name), mmap_mode=mode, allow_pickle=False) for name in _layout(facts)}
 
 
 def _batches_done(progress: Path, directory: Path, facts: dict[str, Any]) -> int:
-    """None where what there is belongs to other labels, or cannot be read."""
+    """0 where what there is belongs to other labels, or cannot be read."""
     try:
         known = read_record(progress, "the labels are made again")
-        whole = {name: (array.dtype, array.shape) for name, array in _open(directory, known["of"], "r").items()}
+        found = {name: (array.dtype, array.shape) for name, array in _open(directory, known["of"], "r").items()}
     except (UserError, OSError, ValueError, KeyError):
         return 0
     expected = {name: (np.dtype(kind), shape) for name, (kind, shape) in _layout(facts).items()}
-    return known["batches"] if known["of"] == facts and whole == expected else 0
+    return known["batches"] if known["of"] == facts and found == expected else 0

@@ -50,15 +50,15 @@ class Examples:
         Raises:
             UserError: see ``example_lengths``, and for evaluated ones ``PreparedData.layout``.
         """
-        self.config, self.words, self.seed = config, data.words, seed
+        self.config, self.special_tokens, self.seed = config, data.special_tokens, seed
         self.raw_length, self.lengths = example_lengths(data, config)
         if seed is None:
             self._segments = data.evaluated(config).tokens
         else:
-            whole = data.parts["train"].tokens // self.raw_length
-            self._segments = data.tokens("train")[: whole * self.raw_length].reshape(whole, self.raw_length)
+            number = data.parts["train"].tokens // self.raw_length
+            self._segments = data.tokens("train")[: number * self.raw_length].reshape(number, self.raw_length)
         self.segments = len(self._segments)
-        self._epoch, self._order = -1, np.empty(0)
+        self._epoch, self._order = -1, np.empty(0, dtype=np.int64)
 
     def batch(self, indices: Sequence[int]) -> Batch:
         """Examples ``indices``, in that order. A training index may exceed one epoch."""
@@ -69,8 +69,8 @@ class Examples:
             [np.random.default_rng((*stream, index)) for index in indices],
             noise_density=self.config.noise_density,
             mean_span_length=self.config.mean_span_length,
-            sentinel_start=self.words.sentinel_start,
-            eos=self.words.eos,
+            sentinel_start=self.special_tokens.sentinel_start,
+            eos=self.special_tokens.eos,
         )
         return Batch(torch.from_numpy(inputs), torch.from_numpy(targets))
 

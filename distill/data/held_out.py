@@ -30,7 +30,7 @@ class EvaluatedExamples(NamedTuple):
     documents: np.ndarray  # [N], the number of the document that an example is from
 
 
-def lay_out(ends: np.ndarray, documents: np.ndarray, length: int) -> Layout:
+def make_layout(ends: np.ndarray, documents: np.ndarray, length: int) -> Layout:
     """The documents of a part that examples of ``length`` tokens can be cut from.
 
     Args:

@@ -9,7 +9,7 @@ from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import numpy as np
 
@@ -20,7 +20,7 @@ from distill.data.prepared_data import TEXT, Part, PreparedData, RoundTrip, read
 from distill.errors import UserError
 from distill.io.files import file_digest, file_digests, new_directory, write_record
 from distill.io.hub import resolve_revision
-from distill.io.lock import one_at_a_time
+from distill.io.lock import exclusive_lock
 from distill.models.save import save_tokenizer
 from distill.special_tokens import token_type
 
@@ -28,6 +28,8 @@ if TYPE_CHECKING:  # transformers takes seconds to import, and prepared data is 
     from transformers import PreTrainedTokenizerFast
 
     from distill.data.round_trip import RoundTripCounter
+
+T = TypeVar("T")
 
 # Of the files that _prepare writes, and a part of the data's fingerprint. Raise it with every change of how documents
 # are read, split or cut into tokens, and of how evaluated examples are chosen (corpus, tokenizer, held_out).
@@ -57,10 +59,10 @@ def prepare_data(
     if is_prepared(config, root):
         return read_prepared(directory)
 
-    def held(by: str) -> None:
+    def on_wait(by: str) -> None:
         say(f"Waiting for {by}, which prepares {config.corpus} (Ctrl-C stops waiting)")
 
-    with one_at_a_time(directory, held):
+    with exclusive_lock(directory, on_wait):
         if not is_prepared(config, root):  # by whoever was waited for
             say(f"Preparing {config.corpus}: splitting documents by hash and cutting them into tokens")
             for left in root.glob(f".{directory.name}.[0-9]*"):  # by a process that was killed
@@ -80,7 +82,7 @@ def _say_losses(data: PreparedData, say: Callable[[str], None]) -> None:
     if data.skipped_rows:
         say(f"Bad rows of {data.name} that were skipped: {data.skipped_rows:,}; the first: {data.first_skipped}")
     if data.round_trip.restored_share < 1 or data.round_trip.unknown_share:
-        say(f"The tokenizer loses text of {data.name}: {data.round_trip.sentence}")
+        say(f"The tokenizer loses text of {data.name}: {data.round_trip.summary}")
 
 
 def is_prepared(config: DataConfig, root: Path) -> bool:
@@ -91,7 +93,7 @@ def is_prepared(config: DataConfig, root: Path) -> bool:
 def _prepare(config: DataConfig, directory: Path) -> dict[str, Any]:
     """Write tokenizer/ and two files for each part; return the fields of PreparedData but the directory."""
     from distill.data.round_trip import RoundTripCounter
-    from distill.data.tokenizer import load_tokenizer, special_tokens
+    from distill.data.tokenizer import find_special_tokens, load_tokenizer
 
     revisions, bad_rows = _revisions(config), BadRows(config.bad_rows)
     documents = _split_documents(config, revisions["revision"], bad_rows)
@@ -111,19 +113,19 @@ def _prepare(config: DataConfig, directory: Path) -> dict[str, Any]:
                 digest.add(document)
             if config.train_tokens and parts["train"].tokens >= config.train_tokens:
                 break
-    facts = _facts(parts)
+    facts = _describe_parts(parts)
     bad_rows.check(sum(part.documents for part in facts.values()))
     _check_parts(config, facts, round_trip.result())
-    words = special_tokens(tokenizer)
+    special_tokens = find_special_tokens(tokenizer)
     # Both which texts are in a part and which of them are one document decide what is evaluated and resampled.
     split = {name: [part.digest.hexdigest(), file_digest(part.texts)] for name, part in parts.items()}
-    identity = json.dumps([_VERSION, split, words, tokenizer.backend_tokenizer.to_str()], sort_keys=True)
+    identity = json.dumps([_VERSION, split, special_tokens, tokenizer.backend_tokenizer.to_str()], sort_keys=True)
     return {
         "name": config.corpus,
         "digest": digest.hexdigest(),
         "fingerprint": hashlib.sha256(identity.encode()).hexdigest()[:32],
         "parts": {name: asdict(part) for name, part in facts.items()},
-        "special_tokens": list(words),
+        "special_tokens": list(special_tokens),
         "skipped_rows": bad_rows.skipped,
         "first_skipped": bad_rows.first,
         "round_trip": round_trip.result()._asdict(),
@@ -131,7 +133,7 @@ def _prepare(config: DataConfig, directory: Path) -> dict[str, Any]:
     }
 
 
-def _facts(parts: dict[str, "_PartWriter"]) -> dict[str, Part]:
+def _describe_parts(parts: dict[str, "_PartWriter"]) -> dict[str, Part]:
     """What there is of each part, once its files are closed."""
     held_out = [name for name in parts if name != "train"]
     found = overlaps(parts["train"].read(), [parts[name].read() for name in held_out])
@@ -145,9 +147,9 @@ def _facts(parts: dict[str, "_PartWriter"]) -> dict[str, Part]:
 class _PartWriter:
     """The files of one part while they are written: NAME.bin holds its tokens, NAME.documents where texts end."""
 
-    def __init__(self, directory: Path, name: str, vocabulary: int):
+    def __init__(self, directory: Path, name: str, vocabulary_size: int):
         self._tokens, self.texts = directory / f"{name}.bin", directory / f"{name}.documents"
-        self._type = token_type(vocabulary)
+        self._type = token_type(vocabulary_size)
         self.digest, self.tokens = Digest(), 0
 
     def __enter__(self) -> "_PartWriter":
@@ -207,9 +209,9 @@ def _write_tokens(
     round_trip: "RoundTripCounter",
 ) -> None:
     """Append a batch to its parts."""
-    from distill.data.tokenizer import encode
+    from distill.data.tokenizer import encode_texts
 
-    for number, ids in enumerate(encode(tokenizer, [document.text for _, document in batch])):
+    for number, ids in enumerate(encode_texts(tokenizer, [document.text for _, document in batch])):
         part, document = batch[number]
         parts[part].add(document, ids)
         round_trip.count(ids)
@@ -234,7 +236,7 @@ def _check_parts(config: DataConfig, parts: dict[str, Part], round_trip: RoundTr
         )
 
 
-def _batches(items: Iterable, size: int) -> Iterator[list]:
+def _batches(items: Iterable[T], size: int) -> Iterator[list[T]]:
     iterator = iter(items)
     while batch := list(itertools.islice(iterator, size)):
         yield batch

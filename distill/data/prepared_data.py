@@ -3,7 +3,7 @@
 Needs no torch, and reads nothing before it is asked for.
 """
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, NamedTuple
 import numpy as np
 
 from distill.config import DataConfig
-from distill.data.held_out import EvaluatedExamples, Layout, choose_examples, lay_out
+from distill.data.held_out import EvaluatedExamples, Layout, choose_examples, make_layout
 from distill.data.vocabulary import Vocabulary, read_vocabulary
 from distill.errors import UserError
 from distill.io.files import check_digests, read_record
@@ -47,7 +47,7 @@ class RoundTrip(NamedTuple):
     sampled: int  # texts
 
     @property
-    def sentence(self) -> str:
+    def summary(self) -> str:
         """The figures in words."""
         most = f", most often {', '.join(_NAMES.get(one, repr(one)) for one in self.most_lost)}" * bool(self.most_lost)
         return (
@@ -65,13 +65,13 @@ class PreparedData:
     digest: str  # of every document, in order
     fingerprint: str  # of everything that an example depends on: the documents, the split and the tokenizer
     parts: dict[str, Part]
-    special_tokens: list[int]  # the fields of SpecialTokens
+    special_tokens: SpecialTokens
     round_trip: RoundTrip  # what the tokenizer loses
-    skipped_rows: int = 0  # bad ones, where data.bad_rows is skip
-    first_skipped: str = ""  # where the first of them stands, and what is wrong with it
-    revision: str | None = None  # commit of a data set on the hub
-    tokenizer_revision: str | None = None  # and of a tokenizer
-    sha256: dict[str, str] = field(default_factory=dict)  # of the files
+    skipped_rows: int  # bad ones, where data.bad_rows is skip
+    first_skipped: str  # where the first of them stands, and what is wrong with it
+    revision: str | None  # commit of a data set on the hub
+    tokenizer_revision: str | None  # and of a tokenizer
+    sha256: dict[str, str]  # of the files
 
     @cached_property
     def tokenizer(self) -> "PreTrainedTokenizerFast":
@@ -83,7 +83,7 @@ class PreparedData:
 
     @cached_property
     def vocabulary(self) -> Vocabulary:
-        """The tokenizer's words; raises as ``tokenizer`` does, and needs no transformers."""
+        """The tokenizer's tokens and their ids; raises as ``tokenizer`` does, and needs no transformers."""
         self._check_tokenizer()
         return read_vocabulary(Path(self.directory) / "tokenizer", f"the tokenizer of {self.name}") or {}
 
@@ -93,13 +93,9 @@ class PreparedData:
         return dict(zip(LOST, (self.skipped_rows, *self.round_trip[:3]), strict=True))
 
     @property
-    def words(self) -> SpecialTokens:
-        return SpecialTokens(*self.special_tokens)
-
-    @property
     def vocab_size(self) -> int:
-        """Of a model that is made for this data: the tokenizer's words, rounded up as T5 does."""
-        return embedding_rows(self.words.size)
+        """Of a model that is made for this data: the tokenizer's vocabulary size, rounded up as T5 does."""
+        return embedding_rows(self.special_tokens.vocabulary_size)
 
     def tokens(self, part: str) -> np.ndarray:
         """All token ids of ``train``, ``test`` or ``validation``, memory-mapped.
@@ -108,7 +104,9 @@ class PreparedData:
             UserError: they are not those that were written.
         """
         self._check({f"{part}.bin"})
-        return np.memmap(Path(self.directory) / f"{part}.bin", dtype=token_type(self.words.size), mode="r")
+        return np.memmap(
+            Path(self.directory) / f"{part}.bin", dtype=token_type(self.special_tokens.vocabulary_size), mode="r"
+        )
 
     def layout(self, config: DataConfig) -> Layout:
         """The documents that evaluated examples are cut from (``distill.data.held_out``).
@@ -120,7 +118,7 @@ class PreparedData:
         if (key := (config.eval_split, raw)) not in self._layouts:
             self._check({f"{config.eval_split}.documents"})
             texts = np.fromfile(Path(self.directory) / f"{config.eval_split}.documents", TEXT)
-            self._layouts[key] = lay_out(texts["end"], texts["document"], raw)
+            self._layouts[key] = make_layout(texts["end"], texts["document"], raw)
         layout = self._layouts[key]
         if (available := int(layout.available.sum())) < config.test_examples:
             raise UserError(
@@ -143,7 +141,7 @@ class PreparedData:
     def _check(self, names: set[str]) -> None:
         """Read files once, when they are first needed: a finished pipeline is answered without."""
         directory = Path(self.directory)
-        check_digests(directory, {name: self.sha256[name] for name in names - self._checked}, cure(directory))
+        check_digests(directory, {name: self.sha256[name] for name in names - self._checked}, damage_hint(directory))
         self._checked.update(names)
 
     @cached_property
@@ -161,13 +159,15 @@ def read_prepared(directory: Path) -> PreparedData:
     Raises:
         UserError: its data.json is damaged.
     """
-    values = read_record(directory / "data.json", cure(directory))
+    values = read_record(directory / "data.json", damage_hint(directory))
     try:
         parts = {name: Part(**part) for name, part in values.pop("parts").items()}
-        round_trip = RoundTrip(**values.pop("round_trip"))
-        return PreparedData(directory=str(directory), parts=parts, round_trip=round_trip, **values)
+        special_tokens, round_trip = SpecialTokens(*values.pop("special_tokens")), RoundTrip(**values.pop("round_trip"))
+        return PreparedData(
+            directory=str(directory), parts=parts, special_tokens=special_tokens, round_trip=round_trip, **values
+        )
     except (TypeError, KeyError, AttributeError) as error:
-        raise UserError(f"{directory / 'data.json'} is not what was written; {cure(directory)}") from error
+        raise UserError(f"{directory / 'data.json'} is not what was written; {damage_hint(directory)}") from error
 
 
 def example_lengths(data: PreparedData, config: DataConfig) -> tuple[int, SpanLengths]:
@@ -184,14 +184,14 @@ def example_lengths(data: PreparedData, config: DataConfig) -> tuple[int, SpanLe
             f"the training part of {data.name} has {data.parts['train'].tokens} tokens, one example needs {raw}; "
             "use more text or a shorter data.input_length"
         )
-    if lengths.spans > data.words.sentinels:
+    if lengths.spans > data.special_tokens.sentinels:
         raise UserError(
             f"an example of data.input_length {config.input_length} has {lengths.spans} spans, but the tokenizer "
-            f"has {data.words.sentinels} sentinels; choose a shorter one"
+            f"has {data.special_tokens.sentinels} sentinels; choose a shorter one"
         )
     return raw, lengths
 
 
-def cure(directory: Path) -> str:
+def damage_hint(directory: Path) -> str:
     """What to do about data in ``directory`` that is damaged."""
     return f"delete {directory}, and the same command prepares the text again"

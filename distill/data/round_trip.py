@@ -19,7 +19,7 @@ class RoundTripCounter:
     def count(self, ids: list[int]) -> None:
         """Count the unknown words among the tokens of a text."""
         self._tokens += len(ids)
-        self._unknown += ids.count(self._unknown_id)
+        self._unknown += 0 if self._unknown_id is None else ids.count(self._unknown_id)
 
     def sample(self, text: str, ids: list[int]) -> None:
         """Compare ``text`` with what its tokens are decoded to."""

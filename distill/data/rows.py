@@ -16,12 +16,12 @@ import lzma
 import sys
 import zlib
 from collections.abc import Callable, Iterable, Iterator
-from typing import IO, Any, NamedTuple
+from typing import Any, NamedTuple
 
 from distill.errors import UserError
 
 # First bytes of a compressed file, because such files have names of many kinds -> what opens it.
-_COMPRESSED = {b"\x1f\x8b": gzip.open, b"BZh": bz2.open, b"\xfd7zXZ\x00": lzma.open}
+_COMPRESSED: dict[bytes, Callable[[Any], Any]] = {b"\x1f\x8b": gzip.open, b"BZh": bz2.open, b"\xfd7zXZ\x00": lzma.open}
 _ZSTD = b"\x28\xb5\x2f\xfd"
 _PARQUET_ROWS = 1000  # that are in memory at a time
 _DAMAGED = (EOFError, zlib.error, gzip.BadGzipFile, lzma.LZMAError)
@@ -35,7 +35,7 @@ class Row(NamedTuple):
     problem: str = ""  # continues a sentence that begins with the place
 
 
-Reader = Callable[[IO[bytes], str, list[str]], Iterator[Row]]
+Reader = Callable[[io.BufferedReader, str, list[str]], Iterator[Row]]
 
 
 def read_rows(path: str, reader: Reader, columns: list[str]) -> Iterator[Row]:
@@ -62,7 +62,7 @@ def read_rows(path: str, reader: Reader, columns: list[str]) -> Iterator[Row]:
         raise UserError(f"{path} cannot be read: {error.strerror or error}") from error
 
 
-def json_rows(file: IO[bytes], path: str, columns: list[str]) -> Iterator[Row]:
+def json_rows(file: io.BufferedReader, path: str, columns: list[str]) -> Iterator[Row]:
     """An object per line, or one array of objects."""
     text = _decompressed(file, path)
     if text.peek(1)[:1] == b"[":
@@ -79,7 +79,7 @@ def json_rows(file: IO[bytes], path: str, columns: list[str]) -> Iterator[Row]:
             yield Row(place, {}, f"is not JSON ({error})")
 
 
-def _array_rows(text: IO[bytes], path: str, columns: list[str]) -> Iterator[Row]:
+def _array_rows(text: io.BufferedReader, path: str, columns: list[str]) -> Iterator[Row]:
     try:
         values = json.loads(text.read().decode("utf-8"))
     except (ValueError, RecursionError) as error:
@@ -96,7 +96,7 @@ def _json_row(place: str, value: Any, columns: list[str]) -> Row:
     return Row(place, value, _missing(columns, value))
 
 
-def parquet_rows(file: IO[bytes], path: str, columns: list[str]) -> Iterator[Row]:
+def parquet_rows(file: io.BufferedReader, path: str, columns: list[str]) -> Iterator[Row]:
     """The rows of a Parquet file."""
     import pyarrow as pa  # slow to import, and few corpora need it
     import pyarrow.parquet as pq
@@ -115,7 +115,7 @@ def parquet_rows(file: IO[bytes], path: str, columns: list[str]) -> Iterator[Row
         raise UserError(f"{path} cannot be read as Parquet ({cause}); copy it again, or leave it out") from error
 
 
-def csv_rows(file: IO[bytes], path: str, columns: list[str], delimiter: str = ",") -> Iterator[Row]:
+def csv_rows(file: io.BufferedReader, path: str, columns: list[str], delimiter: str = ",") -> Iterator[Row]:
     """Rows below a line of names; every value is text. A row stands where its last line does."""
     csv.field_size_limit(sys.maxsize)  # a text may be long
     reader = csv.reader(
@@ -136,7 +136,7 @@ def csv_rows(file: IO[bytes], path: str, columns: list[str], delimiter: str = ",
         raise UserError(f"line {reader.line_num} of {path} is not CSV ({error}); mend it, or leave it out") from error
 
 
-def text_rows(file: IO[bytes], path: str, columns: list[str]) -> Iterator[Row]:
+def text_rows(file: io.BufferedReader, path: str, columns: list[str]) -> Iterator[Row]:
     """A row per line, with the one column ``text``."""
     problem = _missing(columns, ["text"])
     for number, line in enumerate(_decompressed(file, path), 1):
@@ -165,20 +165,20 @@ def _missing(columns: Iterable[str], present: Iterable[str]) -> str:
     return f"has no column {absent[0]!r} (columns: {', '.join(map(str, known))[:200]})" if absent else ""
 
 
-def _open(path: str) -> IO[bytes]:
+def _open(path: str) -> io.BufferedReader:
     if "://" not in path:
         return open(path, "rb")
     from datasets.utils.file_utils import xopen  # slow to import; it knows the hub, and tries again when it breaks off
 
-    return xopen(path, "rb")
+    file = xopen(path, "rb")
+    return file if isinstance(file, io.BufferedReader) else io.BufferedReader(file)
 
 
-def _decompressed(file: IO[bytes], path: str) -> io.BufferedReader:
-    plain = file if isinstance(file, io.BufferedReader) else io.BufferedReader(file)  # type: ignore[arg-type]
-    first = plain.peek(8)[:8]
+def _decompressed(file: io.BufferedReader, path: str) -> io.BufferedReader:
+    first = file.peek(8)[:8]
     if first.startswith(_ZSTD):
         raise UserError(f"{path} is compressed by zstd; decompress it, or compress it by gzip")
     for begins, opened in _COMPRESSED.items():
         if first.startswith(begins):
-            return io.BufferedReader(opened(plain))  # type: ignore[arg-type]
-    return plain
+            return io.BufferedReader(opened(file))
+    return file

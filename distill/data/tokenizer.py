@@ -1,10 +1,10 @@
 """A trained or a loaded tokenizer, checked for what T5's objective needs."""
 
-import itertools
 import json
 from collections.abc import Iterable, Iterator
 from functools import lru_cache
 from pathlib import Path
+from typing import Any
 
 from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers, processors, trainers
 from transformers import AutoTokenizer, PreTrainedTokenizerFast, T5Tokenizer
@@ -19,8 +19,8 @@ _NAMES_ITS_CLASS = {"tokenizer.json", "tokenizer_config.json", "config.json"}
 _HIDDEN = "\ufdd0"  # never a character of text, as Unicode has it
 
 
-def train_tokenizer(texts: Iterable[str], vocabulary: int) -> PreTrainedTokenizerFast:
-    """A byte-level BPE of ``vocabulary`` words, laid out like T5's: <pad> 0, </s> 1, <unk> 2, sentinels last.
+def train_tokenizer(texts: Iterable[str], vocabulary_size: int) -> PreTrainedTokenizerFast:
+    """A byte-level BPE of ``vocabulary_size`` tokens, laid out like T5's: <pad> 0, </s> 1, <unk> 2, sentinels last.
 
     Byte-level, so that decoding gives back every text exactly.
     """
@@ -28,14 +28,14 @@ def train_tokenizer(texts: Iterable[str], vocabulary: int) -> PreTrainedTokenize
     backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     backend.decoder = decoders.ByteLevel()
     trainer = trainers.BpeTrainer(
-        vocab_size=vocabulary - SENTINELS,
+        vocab_size=vocabulary_size - SENTINELS,
         special_tokens=["<pad>", "</s>", "<unk>"],
         initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
         show_progress=False,
     )
     backend.train_from_iterator(_first_characters(texts, TRAINING_CHARACTERS), trainer)
     sentinels = [f"<extra_id_{k}>" for k in reversed(range(SENTINELS))]
-    backend.add_tokens([AddedToken(word, special=True, normalized=False) for word in sentinels])
+    backend.add_tokens([AddedToken(sentinel, special=True, normalized=False) for sentinel in sentinels])
     backend.post_processor = processors.TemplateProcessing(single="$A </s>", special_tokens=[("</s>", 1)])
     return PreTrainedTokenizerFast(
         tokenizer_object=backend,
@@ -55,36 +55,38 @@ def load_tokenizer(source: str | Path) -> PreTrainedTokenizerFast:
     Never runs code of the source.
 
     Raises:
-        UserError: it cannot be loaded, or lacks something that ``special_tokens`` needs.
+        UserError: it cannot be loaded, or lacks something that ``find_special_tokens`` needs.
     """
     directory = local_files(str(source), "model", f"tokenizer {str(source)!r}", TOKENIZER)
     files = {path.name for path in directory.iterdir()}
     # A directory with nothing beside SentencePiece's model does not say whose it is; only T5 calls it so.
     kind = T5Tokenizer if "spiece.model" in files and not files & _NAMES_ITS_CLASS else AutoTokenizer
     try:
-        tokenizer = kind.from_pretrained(directory, trust_remote_code=False)
+        tokenizer: Any = kind.from_pretrained(directory, trust_remote_code=False)
     except Exception as error:  # transformers raises many kinds; each means that this tokenizer cannot be used
         cause = str(error).strip().split("\n")[0]
         raise UserError(f"tokenizer {str(source)!r} cannot be loaded: {cause}") from error
     if not tokenizer.is_fast:
         raise UserError(f"tokenizer {str(source)!r} has no fast version (tokenizer.json); convert it first")
     tokenizer.name_or_path = str(source)  # which messages name; of the hub it is a directory of the cache
-    special_tokens(tokenizer)
+    find_special_tokens(tokenizer)
     return tokenizer
 
 
-def special_tokens(tokenizer: PreTrainedTokenizerFast) -> SpecialTokens:
+def find_special_tokens(tokenizer: PreTrainedTokenizerFast) -> SpecialTokens:
     """Find pad, eos and the sentinels <extra_id_0>, <extra_id_1>, ... that descend by one as in T5.
 
     Raises:
         UserError: one of them is missing, or the sentinels do not descend by one.
     """
     name = tokenizer.name_or_path or "trained"
-    for word in ("pad", "eos"):
-        if getattr(tokenizer, f"{word}_token_id") is None:
-            raise UserError(f"tokenizer {name!r} has no {word} token; use one made for T5, or data.tokenizer: train")
+    for kind in ("pad", "eos"):
+        if getattr(tokenizer, f"{kind}_token_id") is None:
+            raise UserError(f"tokenizer {name!r} has no {kind} token; use one made for T5, or data.tokenizer: train")
     vocabulary = tokenizer.get_vocab()
-    ids = list(itertools.takewhile(lambda i: i is not None, (vocabulary.get(f"<extra_id_{k}>") for k in range(1000))))
+    ids: list[int] = []
+    while (sentinel := vocabulary.get(f"<extra_id_{len(ids)}>")) is not None:
+        ids.append(sentinel)
     if not ids:
         raise UserError(
             f"tokenizer {name!r} has no sentinels <extra_id_0>, <extra_id_1>, ...; "
@@ -95,8 +97,8 @@ def special_tokens(tokenizer: PreTrainedTokenizerFast) -> SpecialTokens:
     return SpecialTokens(len(tokenizer), tokenizer.pad_token_id, tokenizer.eos_token_id, ids[0], len(ids))
 
 
-def encode(tokenizer: PreTrainedTokenizerFast, texts: list[str]) -> list[list[int]]:
-    """Token ids per text, without eos. No text gives the id of a special word: it is cut like any other text."""
+def encode_texts(tokenizer: PreTrainedTokenizerFast, texts: list[str]) -> list[list[int]]:
+    """Token ids per text, without eos. No text gives the id of a special token: it is cut like any other text."""
     backend, special, unknown = _text_backend(tokenizer)
     rows = [encoding.ids for encoding in backend.encode_batch_fast(texts, add_special_tokens=False)]
     # A text that holds a hidden name (see _text_backend) would still give an id.
@@ -107,8 +109,8 @@ def unknown_id(tokenizer: PreTrainedTokenizerFast) -> int | None:
     """The id that stands for what the tokenizer does not know, or None where it knows every text."""
     if tokenizer.unk_token_id is not None:
         return tokenizer.unk_token_id
-    word = getattr(tokenizer.backend_tokenizer.model, "unk_token", None)
-    return tokenizer.backend_tokenizer.token_to_id(word) if word else None
+    token = getattr(tokenizer.backend_tokenizer.model, "unk_token", None)
+    return tokenizer.backend_tokenizer.token_to_id(token) if token else None
 
 
 def _without(ids: list[int], special: frozenset[int], unknown: int | None) -> list[int]:
@@ -118,25 +120,25 @@ def _without(ids: list[int], special: frozenset[int], unknown: int | None) -> li
 
 @lru_cache(maxsize=8)  # a large vocabulary takes a tenth of a second
 def _text_backend(tokenizer: PreTrainedTokenizerFast) -> tuple[Tokenizer, frozenset[int], int | None]:
-    """A copy of the tokenizer in which no text spells a special word; the special ids; and the unknown word's.
+    """A copy of the tokenizer in which no text spells a special token; the special ids; and the unknown token's.
 
-    ``encode_special_tokens`` alone does not do: it covers added tokens, but T5's special words also stand in the
+    ``encode_special_tokens`` alone does not do: it covers added tokens, but T5's special tokens also stand in the
     vocabulary of the Unigram model, where they win over every other spelling. So the copy has other names for them.
     """
     unknown = unknown_id(tokenizer)
-    words = special_tokens(tokenizer)
-    sentinels = range(words.sentinel_start - words.sentinels + 1, words.sentinel_start + 1)
+    known = find_special_tokens(tokenizer)
+    sentinels = range(known.sentinel_start - known.sentinels + 1, known.sentinel_start + 1)
     special = {*tokenizer.all_special_ids, *sentinels}
-    hidden = {word: f"{_HIDDEN}{word}" for word, number in tokenizer.get_vocab().items() if number in special}
+    hidden = {token: f"{_HIDDEN}{token}" for token, number in tokenizer.get_vocab().items() if number in special}
     values = json.loads(tokenizer.backend_tokenizer.to_str())
     values |= {"truncation": None, "padding": None, "post_processor": None}
     for added in values["added_tokens"]:
         added["content"] = hidden.get(added["content"], added["content"])
     model = values["model"]
     if isinstance(model["vocab"], dict):
-        model["vocab"] = {hidden.get(word, word): number for word, number in model["vocab"].items()}
-    else:  # Unigram, with a score for each word
-        model["vocab"] = [[hidden.get(word, word), score] for word, score in model["vocab"]]
+        model["vocab"] = {hidden.get(token, token): number for token, number in model["vocab"].items()}
+    else:  # Unigram, with a score for each token
+        model["vocab"] = [[hidden.get(token, token), score] for token, score in model["vocab"]]
     if model.get("unk_token"):
         model["unk_token"] = hidden.get(model["unk_token"], model["unk_token"])
     if "merges" in model:

@@ -1,23 +1,23 @@
-"""The words of a tokenizer and their ids, read without transformers, and whether two tokenizers have the same ones."""
+"""The tokens of a tokenizer and their ids, read without transformers, and whether two tokenizers have the same ones."""
 
 from pathlib import Path
 
 from tokenizers import Tokenizer
 
 from distill.errors import UserError
-from distill.io.hub_files import TOKENIZER, NotReached, local_files
+from distill.io.hub_files import TOKENIZER, HubFilesUnavailable, local_files
 
-Vocabulary = dict[str, int]  # word -> id
+Vocabulary = dict[str, int]  # token -> id
 
-_SHOWN = 3  # words that a message names
+_SHOWN = 3  # tokens that a message names
 
 
-def read_vocabulary(source: str | Path, what: str) -> Vocabulary | None:
-    """The words of the tokenizer in a directory or a repository, added ones included.
+def read_vocabulary(source: str | Path, description: str) -> Vocabulary | None:
+    """The tokens of the tokenizer in a directory or a repository, added ones included.
 
     Args:
         source: a directory, or a name on the hub that may be pinned (``NAME@REVISION``).
-        what: names it in messages.
+        description: names it in messages.
 
     Returns:
         None where it has neither ``tokenizer.json`` nor ``spiece.model``, or where the hub is not reached and its
@@ -27,15 +27,17 @@ def read_vocabulary(source: str | Path, what: str) -> Vocabulary | None:
         UserError: there is no such source, or its tokenizer is damaged.
     """
     try:
-        directory = local_files(str(source), "model", what, TOKENIZER)
-    except NotReached:
+        directory = local_files(str(source), "model", description, TOKENIZER)
+    except HubFilesUnavailable:
         return None
     if (path := directory / "tokenizer.json").is_file():
         try:
             return Tokenizer.from_file(str(path)).get_vocab()
         except Exception as error:  # tokenizers raises no other kind
             cause = " ".join(str(error).split())[:200]
-            raise UserError(f"{what} has a tokenizer.json that cannot be read ({cause}); copy it again") from error
+            raise UserError(
+                f"{description} has a tokenizer.json that cannot be read ({cause}); copy it again"
+            ) from error
     if (directory / "spiece.model").is_file():
         from distill.data.tokenizer import load_tokenizer
 
@@ -43,31 +45,31 @@ def read_vocabulary(source: str | Path, what: str) -> Vocabulary | None:
     return None
 
 
-def check_same_words(one: Vocabulary, other: Vocabulary, names: tuple[str, str], cure: str) -> None:
+def check_same_vocabulary(one: Vocabulary, other: Vocabulary, names: tuple[str, str], hint: str) -> None:
     """Whether both tokenizers mean the same by every id that both have. One of them may have more.
 
     Args:
         names: of the tokenizers' owners, for messages.
-        cure: the end of the message.
+        hint: the end of the message.
 
     Raises:
-        UserError: they do not; the message names the first words that differ.
+        UserError: they do not; the message names the first tokens that differ.
     """
-    words, others = _by_id(one), _by_id(other)
-    moved = {id_ for word, id_ in one.items() if other.get(word, id_) != id_}
-    replaced = {id_ for id_, word in words.items() if others.get(id_, word) != word}
+    tokens, others = _by_id(one), _by_id(other)
+    moved = {id_ for token, id_ in one.items() if other.get(token, id_) != id_}
+    replaced = {id_ for id_, token in tokens.items() if others.get(id_, token) != token}
     if differing := sorted(moved | replaced):
-        shown = ", ".join(f"{id_} is {_shown(words, id_)} and {_shown(others, id_)}" for id_ in differing[:_SHOWN])
+        shown = ", ".join(f"{id_} is {_shown(tokens, id_)} and {_shown(others, id_)}" for id_ in differing[:_SHOWN])
         more = ", ..." if len(differing) > _SHOWN else ""
         raise UserError(
-            f"{names[0]} and {names[1]} have different tokenizers: {len(differing):,} of {len(one):,} words differ "
-            f"({shown}{more}); {cure}"
+            f"{names[0]} and {names[1]} have different tokenizers: {len(differing):,} of {len(one):,} tokens differ "
+            f"({shown}{more}); {hint}"
         )
 
 
 def _by_id(vocabulary: Vocabulary) -> dict[int, str]:
-    return {id_: word for word, id_ in vocabulary.items()}
+    return {id_: token for token, id_ in vocabulary.items()}
 
 
-def _shown(words: dict[int, str], id_: int) -> str:
-    return f"{words[id_]!r:.24}" if id_ in words else "none"
+def _shown(tokens: dict[int, str], id_: int) -> str:
+    return f"{tokens[id_]!r:.24}" if id_ in tokens else "none"

@@ -10,22 +10,26 @@ from distill.errors import DiskFull
 
 _FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
 # What libraries that are not written in Python say instead of an errno: safetensors and tokenizers, SQLite.
-_SAYS_FULL = ("no space left on device", "disk quota exceeded", "database or disk is full")
+_FULL_MESSAGES = ("no space left on device", "disk quota exceeded", "database or disk is full")
 
 
-def require_space(path: Path, needed: int, what: str, cure: str = "free some, or choose another --workdir") -> None:
+def require_space(
+    path: Path, needed: int, description: str, hint: str = "free some, or choose another --workdir"
+) -> None:
     """Check that the file system of ``path``, which need not exist yet, has ``needed`` bytes left.
 
     Raises:
-        DiskFull: it has not; ``what`` says in the message what needs them.
+        DiskFull: it has not; ``description`` says in the message what needs them.
     """
     free = _free(path)
     if needed > free:
-        raise DiskFull(f"{what} needs about {size(needed)} in {path}, where {size(free)} are left; {cure}")
+        raise DiskFull(
+            f"{description} needs about {format_bytes(needed)} in {path}, where {format_bytes(free)} are left; {hint}"
+        )
 
 
 @contextlib.contextmanager
-def named_when_full(path: Path, needed: int | None = None) -> Iterator[None]:
+def disk_full_errors(path: Path, needed: int | None = None) -> Iterator[None]:
     """Say of whatever finds the disk full within the block that it was writing ``path``, of ``needed`` bytes.
 
     An error that knows its file names that one instead.
@@ -42,10 +46,10 @@ def named_when_full(path: Path, needed: int | None = None) -> Iterator[None]:
         if full is None:
             raise
         file = getattr(full, "filename2", None) or getattr(full, "filename", None) or path
-        wants = f"it needs {size(needed)}, " if needed else ""
+        wants = f"it needs {format_bytes(needed)}, " if needed else ""
         raise DiskFull(
-            f"{file} cannot be written, the disk is full: {wants}{size(_free(path))} are left; what was finished "
-            "before is kept, free some space and give the same command again"
+            f"{file} cannot be written, the disk is full: {wants}{format_bytes(_free(path))} are left; what was "
+            "finished before is kept, free some space and give the same command again"
         ) from error
 
 
@@ -54,7 +58,7 @@ def is_full(error: BaseException | None) -> bool:
     return _find_full(error) is not None
 
 
-def size(count: int) -> str:
+def format_bytes(count: int) -> str:
     """Bytes for people: ``3.1 MB``."""
     for unit, factor in (("TB", 1e12), ("GB", 1e9), ("MB", 1e6)):
         if count >= factor:
@@ -66,7 +70,7 @@ def _find_full(error: BaseException | None) -> BaseException | None:
     while error is not None:
         if isinstance(error, OSError) and error.errno in _FULL:
             return error
-        if any(says in str(error).lower() for says in _SAYS_FULL):
+        if any(says in str(error).lower() for says in _FULL_MESSAGES):
             return error
         error = error.__cause__ or error.__context__
     return None

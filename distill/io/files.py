@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from distill.errors import DiskFull, UserError
-from distill.io.disk import named_when_full
+from distill.io.disk import disk_full_errors
 
 
 def write_json(path: Path, value: Any) -> None:
@@ -31,7 +31,7 @@ def write_bytes(path: Path, content: bytes) -> None:
         DiskFull: ``path`` is what it was before.
     """
     tmp_file = path.with_name(f".{path.name}.{os.getpid()}")
-    with named_when_full(path, len(content)):
+    with disk_full_errors(path, len(content)):
         try:
             with open(tmp_file, "wb") as file:
                 file.write(content)
@@ -43,20 +43,20 @@ def write_bytes(path: Path, content: bytes) -> None:
             raise
 
 
-def read_json(path: Path, cure: str) -> Any:
+def read_json(path: Path, hint: str) -> Any:
     """The value in a JSON file.
 
     Raises:
-        UserError: it cannot be read or is no JSON; ``cure`` says what to do about it.
+        UserError: it cannot be read or is no JSON; ``hint`` says what to do about it.
     """
     try:
         return json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError as error:
-        raise UserError(f"{path} is missing; {cure}") from error
+        raise UserError(f"{path} is missing; {hint}") from error
     except OSError as error:
-        raise UserError(f"{path} cannot be read ({error.strerror}); {cure}") from error
+        raise UserError(f"{path} cannot be read ({error.strerror}); {hint}") from error
     except (ValueError, RecursionError) as error:
-        raise UserError(f"{path} is damaged: it is not JSON; {cure}") from error
+        raise UserError(f"{path} is damaged: it is not JSON; {hint}") from error
 
 
 def write_record(path: Path, values: dict[str, Any]) -> None:
@@ -64,18 +64,17 @@ def write_record(path: Path, values: dict[str, Any]) -> None:
     write_json(path, {**values, "checksum": _checksum(values)})
 
 
-def read_record(path: Path, cure: str) -> dict[str, Any]:
-    """What ``write_record`` wrote; of a file that carries no checksum, what is there.
+def read_record(path: Path, hint: str) -> dict[str, Any]:
+    """What ``write_record`` wrote.
 
     Raises:
         UserError: as ``read_json``, or it has other values than were written.
     """
-    values = read_json(path, cure)
+    values = read_json(path, hint)
     if not isinstance(values, dict):
-        raise UserError(f"{path} is damaged: it holds no keys and values; {cure}")
-    checksum = values.pop("checksum", None)
-    if checksum not in (None, _checksum(values)):
-        raise UserError(f"{path} is damaged: its checksum is not that of its values; {cure}")
+        raise UserError(f"{path} is damaged: it holds no keys and values; {hint}")
+    if values.pop("checksum", None) != _checksum(values):
+        raise UserError(f"{path} is damaged: its checksum is not that of its values; {hint}")
     return values
 
 
@@ -104,24 +103,24 @@ def file_digests(directory: Path, paths: Iterable[Path]) -> dict[str, str]:
     return {path.relative_to(directory).as_posix(): file_digest(path) for path in sorted(paths) if path.is_file()}
 
 
-def check_digests(directory: Path, digests: dict[str, str], cure: str) -> None:
+def check_digests(directory: Path, digests: dict[str, str], hint: str) -> None:
     """Read the files of ``digests`` and compare.
 
     Raises:
-        UserError: one is missing, has other bytes than were written, or is named outside of ``directory``; ``cure``
+        UserError: one is missing, has other bytes than were written, or is named outside of ``directory``; ``hint``
             ends the sentence.
     """
     for name, expected in digests.items():
         if Path(name).is_absolute() or ".." in Path(name).parts:
-            raise UserError(f"the record in {directory} names {name!r:.80}, which is outside; {cure}")
+            raise UserError(f"the record in {directory} names {name!r:.80}, which is outside; {hint}")
         try:
             found = file_digest(directory / name)
         except OSError as error:
-            raise UserError(f"{directory / name} is missing ({error.strerror}); {cure}") from None
+            raise UserError(f"{directory / name} is missing ({error.strerror}); {hint}") from None
         if found != expected:
             raise UserError(
                 f"{directory / name} is damaged: it has SHA-256 {found[:12]}..., not {expected[:12]}... as written; "
-                f"{cure}"
+                f"{hint}"
             )
 
 
@@ -143,7 +142,7 @@ def new_directory(path: Path, needed: int | None = None) -> Iterator[Path]:
     shutil.rmtree(tmp_dir, ignore_errors=True)
     made = [parent for parent in tmp_dir.parents if not parent.exists()]
     try:
-        with named_when_full(path, needed):
+        with disk_full_errors(path, needed):
             make_directory(tmp_dir)
             yield tmp_dir
             for file in tmp_dir.rglob("*"):

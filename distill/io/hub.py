@@ -10,12 +10,12 @@ import re
 from typing import NamedTuple
 
 from distill.errors import UserError
-from distill.io.hub_answers import Away, Kind, hub_api, reason, say
+from distill.io.hub_answers import HubUnreachable, Kind, failure_reason, hub_api, say
 
 _DEFAULT = "main"
 _REVISION = re.compile(r"(?!.*\.\.)\w[\w.+/-]*")  # as git has them: none leads out of a directory of the cache
 _COMMIT = re.compile(r"[0-9a-f]{40}")
-_COMMITS = "SWITCH_DISTILL_COMMITS"  # variable of the environment, see handed_down
+_COMMITS = "SWITCH_DISTILL_COMMITS"  # variable of the environment, see commits_environment
 
 _known: dict[str, str] | None = None  # "KIND NAME REVISION" -> commit, in this process
 
@@ -35,14 +35,14 @@ def split_revision(source: str) -> HubSource:
     return HubSource(name, revision if at else None)
 
 
-def resolve_revision(source: str, kind: Kind, what: str) -> str | None:
+def resolve_revision(source: str, kind: Kind, description: str) -> str | None:
     """The commit that ``source`` stands for now, in 40 hexadecimal digits; of a local directory, None.
 
     The hub is asked once per process, so that everything in it is of one commit. Where it does not answer, or must not
     be asked (HF_HUB_OFFLINE=1), what the local cache knows of the revision holds. A whole commit is not asked for.
 
     Args:
-        what: names the source in messages.
+        description: names the source in messages.
 
     Raises:
         UserError: there is no such name or revision, or neither hub nor cache knows it; or a directory is pinned.
@@ -50,27 +50,29 @@ def resolve_revision(source: str, kind: Kind, what: str) -> str | None:
     name, revision = split_revision(source)
     if os.path.isdir(name):
         if revision is not None:
-            raise UserError(f"{what} is a directory, which has no revisions; leave out @{revision}")
+            raise UserError(f"{description} is a directory, which has no revisions; leave out @{revision}")
         return None
     if revision is not None and not _REVISION.fullmatch(revision):
-        raise UserError(f"{what} is pinned to {revision!r:.80}, no revision; name a branch, a tag or a commit after @")
+        raise UserError(
+            f"{description} is pinned to {revision!r:.80}, no revision; name a branch, a tag or a commit after @"
+        )
     revision = revision or _DEFAULT
     try:
         commit = _commit(name, revision, kind)
     except Exception as error:  # of many kinds: no such name, no such revision, no connection
-        raise UserError(f"{what} is no directory, and {reason(error, revision, kind)}") from error
+        raise UserError(f"{description} is no directory, and {failure_reason(error, revision, kind)}") from error
     if not _COMMIT.fullmatch(commit):
-        raise UserError(f"{what} has a damaged entry for {revision!r} in the hub's cache; delete it, or connect")
+        raise UserError(f"{description} has a damaged entry for {revision!r} in the hub's cache; delete it, or connect")
     return commit
 
 
-def at_revision(source: str, kind: Kind, what: str) -> HubSource:
+def at_revision(source: str, kind: Kind, description: str) -> HubSource:
     """The name to load, and the commit to load it at: see ``resolve_revision``.
 
     Raises:
         UserError: as there.
     """
-    return HubSource(split_revision(source).name, resolve_revision(source, kind, what))
+    return HubSource(split_revision(source).name, resolve_revision(source, kind, description))
 
 
 def known_commits() -> dict[str, str]:
@@ -86,7 +88,7 @@ def take_commits(commits: dict[str, str]) -> None:
     known_commits().update(commits)
 
 
-def handed_down() -> dict[str, str]:
+def commits_environment() -> dict[str, str]:
     """Variables of the environment in which a new process takes the commits that names stand for in this one."""
     return {_COMMITS: json.dumps(known_commits())}
 
@@ -99,9 +101,9 @@ def _commit(name: str, revision: str, kind: Kind) -> str:
 
     try:
         commit = hub_api().resolve_revision(name, repo_type=kind, revision=revision).resolved
-    except Away as away:
+    except HubUnreachable as unreachable:
         commit = HfApi().resolve_revision(name, repo_type=kind, revision=revision, local_files_only=True).resolved
         if not is_offline_mode():  # then nobody expects it to answer
-            say(f"The hub does not answer ({away}); using revision {revision!r} of {name} from the cache")
+            say(f"The hub does not answer ({unreachable}); using revision {revision!r} of {name} from the cache")
     known[key] = commit
     return commit

@@ -12,11 +12,11 @@ from distill.io.files import make_directory
 
 
 @contextlib.contextmanager
-def one_at_a_time(path: Path, held: Callable[[str], None]) -> Iterator[None]:
+def exclusive_lock(path: Path, on_wait: Callable[[str], None]) -> Iterator[None]:
     """Enter the block once no other process of this machine is in it for the same ``path``, which need not exist.
 
     Args:
-        held: is told who is in it ("process 1234") before the wait; it may raise instead of waiting.
+        on_wait: is told who is in it ("process 1234") before the wait; it may raise instead of waiting.
 
     Raises:
         UserError: there is no place for the lock beside ``path``.
@@ -26,7 +26,7 @@ def one_at_a_time(path: Path, held: Callable[[str], None]) -> Iterator[None]:
     file = path.with_name(f".{path.name}.lock")
     lock = FileLock(file)
     try:
-        _acquire(lock, file, held)
+        _acquire(lock, file, on_wait)
         yield
     finally:
         if lock.is_locked:
@@ -37,12 +37,12 @@ def one_at_a_time(path: Path, held: Callable[[str], None]) -> Iterator[None]:
                 parent.rmdir()
 
 
-def _acquire(lock: FileLock, file: Path, held: Callable[[str], None]) -> None:
+def _acquire(lock: FileLock, file: Path, on_wait: Callable[[str], None]) -> None:
     try:
         lock.acquire(timeout=0)
     except Timeout:
         number = file.read_text() if file.exists() else ""
-        held(f"process {number}" if number else "another process")
+        on_wait(f"process {number}" if number else "another process")
         lock.acquire(poll_interval=0.5)
     except OSError as error:
         raise UserError(f"{file.parent} cannot be written to ({error.strerror}); choose another place") from error

@@ -1,13 +1,18 @@
 """A dense T5 from a shape, and what T5 and Switch models have in common."""
 
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch import nn
 from transformers import PreTrainedModel, T5Config, T5ForConditionalGeneration
 
 from distill.config import ModelConfig
-from distill.models.save import say_whether_tied
+from distill.models.save import set_tie_word_embeddings
+
+Model = TypeVar("Model", bound=PreTrainedModel)
+
+# The weights that are the shared embedding, or weights of their own where the model is untied.
+EMBEDDINGS = ("encoder.embed_tokens.weight", "decoder.embed_tokens.weight", "lm_head.weight")
 
 
 def build_dense(model: ModelConfig, vocab_size: int, *, pad: int, eos: int, seed: int) -> T5ForConditionalGeneration:
@@ -39,20 +44,11 @@ def new_t5(config: T5Config, *, seed: int) -> T5ForConditionalGeneration:
     t5 = T5ForConditionalGeneration(config)
     if not config.scale_decoder_outputs:
         t5.lm_head.weight = nn.Parameter(torch.randn(config.vocab_size, config.d_model) * config.d_model**-0.5)
-    say_whether_tied(config)  # not before: transformers would share no embedding at all
+    set_tie_word_embeddings(config)  # not before: transformers would share no embedding at all
     return t5
 
 
-def embeddings(model: PreTrainedModel) -> dict[str, nn.Module]:
-    """The modules whose weight is the shared embedding, or a weight of their own where the model is untied."""
-    return {
-        "encoder.embed_tokens": model.encoder.embed_tokens,
-        "decoder.embed_tokens": model.decoder.embed_tokens,
-        "lm_head": model.lm_head,
-    }
-
-
-def place(model: PreTrainedModel, device: torch.device) -> PreTrainedModel:
+def place(model: Model, device: torch.device) -> Model:
     """Move to ``device``, with the attention that is fastest there.
 
     T5's position bias keeps transformers' sdpa attention off the fused CPU kernel, and what it falls back to is
@@ -60,10 +56,11 @@ def place(model: PreTrainedModel, device: torch.device) -> PreTrainedModel:
     """
     if device.type == "cpu":
         model.set_attn_implementation("eager")
-    return model.to(device)
+    model.to(device)  # type: ignore[arg-type]  # by the annotation of its decorator, ``to`` is not a method
+    return model
 
 
-def freeze(model: PreTrainedModel, dtype: torch.dtype) -> PreTrainedModel:
+def freeze(model: Model, dtype: torch.dtype) -> Model:
     """For inference alone: eval mode, no gradients, and the matrices of its products in ``dtype`` for good, in place.
 
     What is read in float32 whatever the precision keeps its weights: embeddings, routers, norms, position biases.

@@ -12,9 +12,9 @@ from distill.models.directory import dimension
 
 Shape = dict[str, int | str | bool]  # by the names of transformers' T5Config
 
-# Of T5's relative positions, where a config says nothing; and the words without which nothing can be generated.
+# Of T5's relative positions, where a config says nothing; and the token ids without which nothing can be generated.
 POSITIONS = {"relative_attention_num_buckets": 32, "relative_attention_max_distance": 128}
-_WORDS = {"pad": 0, "eos": 1, "decoder_start": None}
+_TOKEN_IDS = {"pad": 0, "eos": 1, "decoder_start": None}
 _SIZES = ("vocab_size", "d_model", "d_ff", "d_kv", "num_heads", "num_layers", *POSITIONS)
 
 
@@ -22,7 +22,8 @@ class Header(NamedTuple):
     """Of a dense T5, or of the student that a Switch model gives."""
 
     shape: Shape
-    pad: int  # ids of words
+    vocab_size: int
+    pad: int  # token ids
     eos: int
     experts: int | None = None  # of the Switch model
 
@@ -30,7 +31,7 @@ class Header(NamedTuple):
 def read_header(
     config: dict[str, Any],
     defaults: dict[str, int],
-    what: str,
+    description: str,
     *,
     feed_forward: str,
     tied: bool,
@@ -40,7 +41,7 @@ def read_header(
     """The header of a model whose config has these ``defaults`` for what it leaves out.
 
     Args:
-        what: names the model in messages.
+        description: names the model in messages.
         feed_forward: activation of its FFNs, ``gated-`` before it where they are gated.
         tied: whether its head is the embedding.
         scaled: whether its last hidden states are scaled by d_model**-0.5.
@@ -48,19 +49,22 @@ def read_header(
     Raises:
         UserError: a size, an id or a rate in its config is none.
     """
-    shape: Shape = {name: dimension(config, name, defaults[name], what) for name in _SIZES}
-    shape["num_decoder_layers"] = dimension(config, "num_decoder_layers", shape["num_layers"], what)
-    shape |= {"feed_forward_proj": feed_forward, "tie_word_embeddings": tied, "scale_decoder_outputs": scaled}
+    sizes = {name: dimension(config, name, defaults[name], description) for name in _SIZES}
+    sizes["num_decoder_layers"] = dimension(config, "num_decoder_layers", sizes["num_layers"], description)
+    shape: Shape = {**sizes, "feed_forward_proj": feed_forward}
+    shape |= {"tie_word_embeddings": tied, "scale_decoder_outputs": scaled}
     for name in ("dropout_rate", "layer_norm_epsilon"):
         value = config.get(name, 0.0)
         if type(value) not in (int, float) or not 0 <= value < 1:  # NaN is not
-            raise UserError(f"{what} has {name} {value!r:.40} in its config.json; it must be a number from 0 to 1")
-    pad, eos, _ = (_word_id(config, name, shape["vocab_size"], what) for name in _WORDS)
-    return Header(shape, pad, eos, experts)
+            raise UserError(
+                f"{description} has {name} {value!r:.40} in its config.json; it must be a number from 0 to 1"
+            )
+    pad, eos, _ = (_token_id(config, name, sizes["vocab_size"], description) for name in _TOKEN_IDS)
+    return Header(shape, sizes["vocab_size"], pad, eos, experts)
 
 
 def shape_of(model: ModelConfig, vocab_size: int | None) -> Shape:
-    """The shape of a dense model that is built here; without its words, where they are not known yet."""
+    """The shape of a dense model that is built here; without its vocabulary size, where that is not known yet."""
     shape: Shape = model.model_dump(include={"d_model", "d_ff", "d_kv", "num_heads", "num_layers"})
     shape |= {"num_decoder_layers": model.num_layers, "feed_forward_proj": model.feed_forward, **POSITIONS}
     shape |= dict.fromkeys(("tie_word_embeddings", "scale_decoder_outputs"), model.tie_word_embeddings)
@@ -73,10 +77,11 @@ def differences(one: Shape, other: Shape) -> list[str]:
     return [f"{name} {one[name]} and {other[name]}" for name in common if one[name] != other[name]]
 
 
-def _word_id(config: dict[str, Any], name: str, words: int, what: str) -> int:
-    value = config.get(f"{name}_token_id", _WORDS[name])
-    if type(value) is not int or not 0 <= value < words:
+def _token_id(config: dict[str, Any], name: str, vocabulary_size: int, description: str) -> int:
+    value = config.get(f"{name}_token_id", _TOKEN_IDS[name])
+    if type(value) is not int or not 0 <= value < vocabulary_size:
         raise UserError(
-            f"{what} has {name}_token_id {value!r:.40} in its config.json; it must be the id of one of {words} words"
+            f"{description} has {name}_token_id {value!r:.40} in its config.json; it must be the id of one of "
+            f"{vocabulary_size} tokens"
         )
     return value

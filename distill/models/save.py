@@ -11,10 +11,10 @@ from distill.errors import UserError
 from distill.io.files import read_json, write_json
 
 if TYPE_CHECKING:
-    from transformers import PreTrainedTokenizerFast, T5Config, T5ForConditionalGeneration
+    from transformers import PreTrainedTokenizerBase, T5Config, T5ForConditionalGeneration
 
 
-def say_whether_tied(config: "T5Config") -> None:
+def set_tie_word_embeddings(config: "T5Config") -> None:
     """Set ``tie_word_embeddings`` to what it is documented to mean: head and embedding are one, the output is scaled.
 
     transformers 5 sets it for every T5 that it reads, and has ``scale_decoder_outputs`` beside it, which no other
@@ -29,11 +29,11 @@ def save_t5(model: "T5ForConditionalGeneration", directory: Path) -> None:
     if not model.config.scale_decoder_outputs:
         # Without it, transformers 4 draws a head at random; save_pretrained leaves it out if it is the embedding.
         state["lm_head.weight"] = model.lm_head.weight.detach().clone()
-    say_whether_tied(model.config)
+    set_tie_word_embeddings(model.config)
     model.save_pretrained(directory, state_dict=state)
 
 
-def save_tokenizer(tokenizer: "PreTrainedTokenizerFast", directory: Path) -> None:
+def save_tokenizer(tokenizer: "PreTrainedTokenizerBase", directory: Path) -> None:
     """Write tokenizer.json and tokenizer_config.json."""
     tokenizer.save_pretrained(directory)
     correct_tokenizer_config(directory / "tokenizer_config.json")
@@ -45,10 +45,10 @@ def correct_tokenizer_config(path: Path) -> None:
     Raises:
         UserError: it is no such file.
     """
-    cure = "save the tokenizer again with save_pretrained"
-    values = read_json(path, cure)
+    hint = "save the tokenizer again with save_pretrained"
+    values = read_json(path, hint)
     if not isinstance(values, dict):
-        raise UserError(f"{path} holds no keys and values; {cure}")
+        raise UserError(f"{path} holds no keys and values; {hint}")
     if values.get("tokenizer_class") == "TokenizersBackend":
         values["tokenizer_class"] = "PreTrainedTokenizerFast"
     if isinstance(values.get("extra_special_tokens"), list):  # transformers 4 has a dictionary of this name

@@ -1,7 +1,7 @@
 """Adafactor (Shazeer and Stern 2018, algorithm 4), as ``torch.optim.Adafactor`` computes it, for many small tensors.
 
-torch's own works tensor by tensor and waits for the device twice for each. Here tensors of one shape are updated
-together, which at a small model's size takes a third of the time, and nothing waits.
+torch's own takes 1.3 to 2 times as long on small models, because it works tensor by tensor, and waits for the device
+twice for each. Here tensors of one shape are updated together, and nothing waits.
 """
 
 from collections import defaultdict
@@ -41,7 +41,7 @@ class Adafactor(torch.optim.Optimizer):
         super().__init__(params, {**defaults, "beta2_decay": beta2_decay, "smallest": smallest, "clip": clip})
 
     @torch.no_grad()
-    def step(self, closure: None = None) -> None:
+    def step(self, closure: None = None) -> None:  # type: ignore[override]  # it takes no closure
         """One update of every parameter that has a gradient."""
         for group in self.param_groups:
             alike: dict[Any, list[torch.Tensor]] = defaultdict(list)
@@ -68,7 +68,7 @@ class Adafactor(torch.optim.Optimizer):
     def _update(self, parameters: list[torch.Tensor], group: dict[str, Any], step: int) -> None:
         """Parameters of one shape and age, stacked along a first dimension."""
         values = stack(parameters)
-        gradients = stack([parameter.grad for parameter in parameters])
+        gradients = stack([parameter.grad for parameter in parameters if parameter.grad is not None])
         each = tuple(range(1, values.ndim))
         alpha = min(group["lr"], step**-0.5) * _rms(values, each).clamp_(min=group["smallest"])
         if group["weight_decay"]:

@@ -14,10 +14,10 @@ from torch import nn
 
 from distill.errors import UserError
 from distill.io.files import check_digests, file_digest, new_directory, read_record, write_record
-from distill.training.sharding import States, copy_into, parts_of_states
+from distill.training.sharding import States, copy_into, local_states
 
-KEPT = 2
-_CURE = "the checkpoint before it is used"
+MAX_CHECKPOINTS = 2
+_HINT = "the checkpoint before it is used"
 _TENSORS = ("model.safetensors", "optimizer.safetensors")
 
 
@@ -47,7 +47,10 @@ def save_checkpoint(directory: Path, progress: Progress, model: nn.Module, state
         save_file({name: value.contiguous() for name, value in tensors.items()}, tmp_dir / "optimizer.safetensors")
         _write_state(tmp_dir, progress)
     before = [other for other in checkpoints(directory) if other < path]
-    for other in set(checkpoints(directory)) - {path, *before[1 - KEPT :]}:  # a later one is of a course given up
+    for other in set(checkpoints(directory)) - {
+        path,
+        *before[1 - MAX_CHECKPOINTS :],
+    }:  # a later one is of an attempt that was given up
         shutil.rmtree(other)
     return path
 
@@ -70,7 +73,7 @@ def load_checkpoint(path: Path, model: nn.Module, optimizer: torch.optim.Optimiz
     for name, value in load_file(path / "optimizer.safetensors").items():
         index, _, key = name.partition(".")
         states.setdefault(int(index), {})[key] = value
-    own = parts_of_states(states, optimizer)
+    own = local_states(states, optimizer)
     optimizer.load_state_dict({"state": own, "param_groups": optimizer.state_dict()["param_groups"]})
     return _read_state(path)[0]
 
@@ -86,7 +89,7 @@ def newest_checkpoint(
         if before and path >= before:
             continue
         try:
-            _check(path)
+            check_digests(path, _read_state(path)[1], _HINT)
         except UserError as error:
             say(str(error))
         else:
@@ -131,13 +134,7 @@ def _write_state(directory: Path, progress: Progress) -> None:
 
 
 def _read_state(path: Path) -> tuple[Progress, dict[str, str]]:
-    """And the digests; none in a checkpoint that was made before there were any."""
-    state = read_record(path / "state.json", _CURE)
-    digests = state.pop("sha256", {})
-    return Progress(**{**state, "norms": tuple(state.get("norms", ()))}), digests
-
-
-def _check(path: Path) -> None:
-    check_digests(path, _read_state(path)[1], _CURE)
-    if missing := [name for name in _TENSORS if not (path / name).is_file()]:
-        raise UserError(f"{path / missing[0]} is missing; {_CURE}")
+    """And the digests of the other files."""
+    state = read_record(path / "state.json", _HINT)
+    digests = state.pop("sha256")
+    return Progress(**{**state, "norms": tuple(state["norms"])}), digests

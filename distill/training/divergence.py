@@ -7,10 +7,10 @@ from statistics import median
 
 from distill.errors import ExpectedError
 
-EXPLOSION = 1000  # times the median of the last gradients' norms
-REMEMBERED = 100  # norms
-FEWEST = 10  # norms that a median is taken of
-RESTARTS = 3  # of a run; each halves the learning rate
+EXPLOSION_FACTOR = 1000  # times the median of the last gradients' norms
+MAX_NORMS = 100  # norms
+MIN_NORMS = 10  # norms that a median is taken of
+MAX_RESTARTS = 3  # of a run; each halves the learning rate
 
 
 class TrainingDiverged(ExpectedError, RuntimeError):
@@ -46,7 +46,7 @@ class NormWatch:
 
     def __init__(self, norms: Iterable[float], clip: float):
         """``clip``: the largest norm that is not clipped; none up to it is an explosion."""
-        self.norms, self.clip = deque(norms, maxlen=REMEMBERED), clip
+        self.norms, self.clip = deque(norms, maxlen=MAX_NORMS), clip
 
     def check(self, loss: float, norm: float) -> None:
         """Of one step, before its update: ``loss`` in nats per target token and the norm before clipping.
@@ -56,7 +56,7 @@ class NormWatch:
         """
         if not math.isfinite(loss + norm):
             raise TrainingDiverged(f"loss {loss:.3g}, gradient norm {norm:.3g}")
-        usual = median(self.norms) if len(self.norms) >= FEWEST else 0
-        if usual and norm > max(EXPLOSION * usual, self.clip):
+        usual = median(self.norms) if len(self.norms) >= MIN_NORMS else 0
+        if usual and norm > max(EXPLOSION_FACTOR * usual, self.clip):
             raise TrainingDiverged(f"gradient norm {norm:.3g}, where {usual:.3g} was usual")
         self.norms.append(norm)

@@ -4,7 +4,6 @@ Every random number of a forward pass is a function of (seed, step, number of th
 a run that is killed and resumed takes the same steps as one that is not, and so do any processes that share the passes.
 """
 
-import math
 import os
 import time
 from collections.abc import Callable, Iterator
@@ -20,12 +19,13 @@ from accelerate.utils import broadcast_object_list, patch_environment
 from torch import nn
 
 from distill.config import TrainingConfig
+from distill.data.cached_labels import LabelledBatch, LabelledExamples
 from distill.data.examples import IGNORE_INDEX, Batch, Examples
 from distill.io.disk import require_space
-from distill.optim.adafactor import Adafactor
-from distill.optim.muon import Muon
+from distill.optim.build import make_optimizer
+from distill.processes import num_processes
 from distill.training.checkpoint import (
-    KEPT,
+    MAX_CHECKPOINTS,
     Progress,
     load_checkpoint,
     mark_restart,
@@ -34,25 +34,27 @@ from distill.training.checkpoint import (
     restart_point,
     save_checkpoint,
 )
-from distill.training.divergence import RESTARTS, NormWatch, TrainingDiverged
+from distill.training.divergence import MAX_RESTARTS, NormWatch, TrainingDiverged
 from distill.training.machine import keep_freed_memory
 from distill.training.precision import resolve_precision
-from distill.training.sharding import fsdp_requested, gathered_parameters, gathered_states, make_whole, shard
+from distill.training.schedule import learning_rate
+from distill.training.sharding import fsdp_requested, gathered_parameters, gathered_states, shard, unshard
 from distill.training.step import MetricWindow, micro_batch_indices, prefetch, seed_pass
+from distill.training.train_modules import TrainModule
 
 
 @dataclass(frozen=True)
 class Hooks:
     """What the caller wants to hear: each step (for a progress bar), the metrics of every few steps, and sentences.
 
-    ``evaluate`` may raise ``TrainingDiverged``. ``on_course`` hears how often training has gone back and begun another
-    course, at its start and each time that it does: the metrics of earlier ones no longer hold from here on.
+    ``evaluate`` may raise ``TrainingDiverged``. ``on_attempt`` hears how often training has gone back and begun another
+    attempt, at its start and each time that it does: the metrics of earlier ones no longer hold from here on.
     """
 
     on_step: Callable[[int, int, dict[str, float]], None] = lambda step, total, metrics: None
     on_metrics: Callable[[int, dict[str, float]], None] = lambda step, metrics: None
     evaluate: Callable[[int], None] = lambda step: None
-    on_course: Callable[[int], None] = lambda number: None
+    on_attempt: Callable[[int], None] = lambda number: None
     say: Callable[[str], None] = lambda text: None
 
 
@@ -65,38 +67,15 @@ def make_accelerator(precision: Literal["auto", "bfloat16", "float32"]) -> Accel
     os.environ["FSDP_CPU_RAM_EFFICIENT_LOADING"] = "false"  # transformers would load weights in one process alone
     keep_freed_memory()
     # Without a GPU, each of several processes would believe that it is alone.
-    cpu = int(os.environ.get("WORLD_SIZE", "1")) > 1 and not torch.accelerator.is_available()
+    cpu = num_processes() > 1 and not torch.accelerator.is_available()
     mixed_precision = "bf16" if resolve_precision(precision) == "bfloat16" else "no"
     with patch_environment(accelerate_use_fsdp="false"):  # which it does on GPUs alone; we do it ourselves
         return Accelerator(mixed_precision=mixed_precision, gradient_accumulation_steps=1, cpu=cpu)
 
 
-def learning_rate(config: TrainingConfig, step: int, steps: int) -> float:
-    """The rate of optimizer step ``step`` (from 0) in a run of ``steps``.
-
-    Linear warm-up, then ``inverse_sqrt``: lr * sqrt(warmup / step), as T5 was trained, with a last part
-    (``cooldown``) that falls linearly to zero; or ``cosine``: half a period down to zero.
-    """
-    warmup = config.warmup_steps
-    if step < warmup:
-        return config.learning_rate * (step + 1) / warmup
-    if config.schedule == "cosine":
-        return config.learning_rate * 0.5 * (1 + math.cos(math.pi * (step - warmup) / (steps - warmup)))
-    trunk = trunk_steps(config, steps)
-    rate = config.learning_rate * math.sqrt(max(warmup, 1) / max(min(step, trunk), warmup, 1))
-    return rate * (steps - step) / (steps - trunk + 1) if step >= trunk and steps > trunk else rate
-
-
-def trunk_steps(config: TrainingConfig, steps: int) -> int:
-    """How many of the first steps do not depend on ``steps``: runs of any longer length share them."""
-    if config.schedule == "cosine":
-        return min(config.warmup_steps, steps)
-    return max(steps - round(config.cooldown * steps), min(config.warmup_steps, steps))
-
-
 def train(
-    objective: nn.Module,
-    examples: Examples,
+    objective: TrainModule,
+    examples: Examples | LabelledExamples,
     config: TrainingConfig,
     *,
     accelerator: Accelerator,
@@ -127,25 +106,25 @@ def train(
     micro_batches = micro_batch_indices(config, accelerator)
     found = newest_checkpoint(directory, hooks.say) if accelerator.is_main_process else None
     [found] = broadcast_object_list([found])
-    course, progress = TrainingLoop(objective, config, accelerator, directory, hooks), Progress()
-    if found or start:
-        progress = load_checkpoint(found or start, objective.model, course.optimizer)
+    loop, progress = TrainingLoop(objective, config, accelerator, directory, hooks), Progress()
+    if begins_at := found or start:
+        progress = load_checkpoint(begins_at, objective.model, loop.optimizer)
     if accelerator.is_main_process:
         remove_unfinished(directory)
         if progress.step < stop:
             _check_space(directory, objective, config)
     if not found and (config.on_divergence == "restart" or progress.step == stop):
-        course.save(progress)  # what the first restart goes back to; or a trunk of no steps, where branches begin
+        loop.save(progress)  # what the first restart goes back to; or a trunk of no steps, where branches begin
     while progress.step < stop:
-        hooks.on_course(progress.restarts)
+        hooks.on_attempt(progress.restarts)
         batches = prefetch(examples, micro_batches, range(progress.step, stop))
         try:
-            progress = course.take_steps(progress, batches, seed, steps, stop)
+            progress = loop.take_steps(progress, batches, seed, steps, stop)
         except TrainingDiverged as error:
-            progress = course.go_back(error)
+            progress = loop.go_back(error)
     accelerator.wait_for_everyone()
-    accelerator.unwrap_model(course.objective, keep_fp32_wrapper=False)
-    make_whole(objective)
+    accelerator.unwrap_model(loop.objective, keep_fp32_wrapper=False)
+    unshard(objective)
     accelerator.free_memory()
 
 
@@ -153,10 +132,10 @@ class TrainingLoop:
     """What a run's steps have in common, and where it is."""
 
     def __init__(
-        self, objective: nn.Module, config: TrainingConfig, accelerator: Accelerator, directory: Path, hooks: Hooks
+        self, objective: TrainModule, config: TrainingConfig, accelerator: Accelerator, directory: Path, hooks: Hooks
     ):
         self.config, self.accelerator, self.directory, self.hooks = config, accelerator, directory, hooks
-        self.bare = self.objective = objective.to(accelerator.device).train()
+        self.unwrapped = self.objective = objective.to(accelerator.device).train()
         sharded = accelerator.num_processes > 1 and fsdp_requested()
         if sharded:
             shard(objective, accelerator.device)
@@ -169,12 +148,17 @@ class TrainingLoop:
         """A checkpoint, by the main process; all others must call it too."""
         main = self.accelerator.is_main_process
         states = gathered_states(self.optimizer, keep=main)
-        with gathered_parameters(self.bare):
+        with gathered_parameters(self.unwrapped):
             if main:
-                save_checkpoint(self.directory, progress, self.bare.model, states)
+                save_checkpoint(self.directory, progress, self.unwrapped.model, states)
 
     def take_steps(
-        self, progress: Progress, batches_of_steps: Iterator[list[Batch]], seed: int, steps: int, stop: int
+        self,
+        progress: Progress,
+        batches_of_steps: Iterator[list[Batch | LabelledBatch]],
+        seed: int,
+        steps: int,
+        stop: int,
     ) -> Progress:
         """From where ``progress`` is to ``stop``, with checkpoints on the way; returns where that is."""
         config, accelerator, hooks = self.config, self.accelerator, self.hooks
@@ -186,7 +170,7 @@ class TrainingLoop:
             for group in self.optimizer.param_groups:
                 group["lr"] = learning_rate(config, step, steps) * 0.5**self.restarts
             batches = [batch.to(accelerator.device) for batch in next(batches_of_steps)]
-            self.bare.step = step
+            self.unwrapped.step = step
             reseed = partial(seed_pass, seed, step)
             sums, tokens = optimizer_step(self.objective, self.optimizer, batches, config, accelerator, watch, reseed)
             processed = sum(batch.input_ids.numel() + batch.labels.numel() for batch in batches)
@@ -200,7 +184,7 @@ class TrainingLoop:
             # What the caller would find after the last step, it could not go back from.
             last = done == stop and config.on_divergence == "restart"
             if last or (config.evaluate_every and done % config.evaluate_every == 0):
-                with gathered_parameters(self.bare):
+                with gathered_parameters(self.unwrapped):
                     hooks.evaluate(done)
             if done % config.checkpoint_every == 0 or done == stop:
                 progress = Progress(done, self.restarts, norms=tuple(watch.norms))
@@ -214,7 +198,7 @@ class TrainingLoop:
             TrainingDiverged: the run stops, and the message says why.
         """
         path = restart_point(self.directory) if self.config.on_divergence == "restart" else None
-        if path is None or self.restarts == RESTARTS:
+        if path is None or self.restarts == MAX_RESTARTS:
             after = f" after {self.restarts} restarts" if self.restarts else ""
             other = "" if self.config.on_divergence == "restart" else ", or set on_divergence to restart"
             raise TrainingDiverged(
@@ -226,7 +210,7 @@ class TrainingLoop:
             mark_restart(path, self.restarts + 1)
         self.accelerator.wait_for_everyone()
         self.optimizer.zero_grad()
-        progress = load_checkpoint(path, self.bare.model, self.optimizer)
+        progress = load_checkpoint(path, self.unwrapped.model, self.optimizer)
         self.hooks.say(
             f"Diverged at step {self.step}: {error}; going on from step {progress.step} with 1/{2**progress.restarts} "
             "of the learning rate"
@@ -237,7 +221,7 @@ class TrainingLoop:
 def optimizer_step(
     objective: nn.Module,
     optimizer: torch.optim.Optimizer,
-    batches: list[Batch],
+    batches: list[Batch | LabelledBatch],
     config: TrainingConfig,
     accelerator: Accelerator,
     watch: NormWatch,
@@ -275,25 +259,5 @@ def _check_space(directory: Path, objective: nn.Module, config: TrainingConfig) 
     """One checkpoint is written while those before it are still there."""
     parameters = sum(parameter.numel() for parameter in objective.parameters())
     there = sum(file.stat().st_size for file in directory.rglob("*") if file.is_file())
-    needed = (KEPT + 1) * config.checkpoint_bytes(parameters) - there
+    needed = (MAX_CHECKPOINTS + 1) * config.checkpoint_bytes(parameters) - there
     require_space(directory, needed, f"training (checkpoints of {parameters:,} parameters)")
-
-
-def make_optimizer(objective: nn.Module, config: TrainingConfig, precision: str = "no") -> torch.optim.Optimizer:
-    """AdamW, Adafactor, or Muon for the blocks' matrices and Adafactor else; norms and position biases do not decay."""
-    decayed, plain, in_blocks = [], [], []
-    for name, parameter in objective.named_parameters():
-        if parameter.ndim < 2 or "relative_attention_bias" in name:
-            plain.append(parameter)
-        elif config.optimizer == "muon" and ".block." in name and "router" not in name:
-            in_blocks.append(parameter)
-        else:
-            decayed.append(parameter)
-    groups = [{"params": decayed, "weight_decay": config.weight_decay}, {"params": plain, "weight_decay": 0.0}]
-    if config.optimizer == "adafactor":
-        return Adafactor(groups, lr=config.learning_rate)
-    if config.optimizer == "muon":
-        matrices = {"params": in_blocks, "weight_decay": config.weight_decay, "orthogonal": True}
-        dtype = torch.bfloat16 if precision == "bf16" else torch.float32
-        return Muon([*groups, matrices], lr=config.learning_rate, dtype=dtype)
-    return torch.optim.AdamW(groups, lr=config.learning_rate, fused=True)

@@ -17,11 +17,11 @@ from distill.models.t5_forward import BlockStates
 class Matching(NamedTuple):
     """Which states are matched, and how much they count.
 
-    ``what`` names ``hidden``, the hidden states after every block of encoder and decoder; ``ffn``, the output of each
+    ``kinds`` names ``hidden``, the hidden states after every block of encoder and decoder; ``ffn``, the output of each
     FFN that replaces a Switch layer against that layer's own; or both, whose losses are added.
     """
 
-    what: Collection[str]
+    kinds: Collection[str]
     weight: float  # of the states, where the loss of one target token has 1
     steps: int | None = None  # in which the weight falls linearly to zero; None: it is constant
 
@@ -36,20 +36,20 @@ class Matching(NamedTuple):
         teacher's states; then the mean over layers. Decoder positions whose label [B, T] is -100 do not count.
         """
         counted_BT = labels != IGNORE_INDEX
-        losses: dict[str, list[torch.Tensor]] = {kind: [] for kind in self.what}
-        for mine, theirs in zip(student, teacher, strict=True):
-            mask = counted_BT if theirs.in_decoder else None
+        losses: dict[str, list[torch.Tensor]] = {kind: [] for kind in self.kinds}
+        for own, target in zip(student, teacher, strict=True):
+            mask = counted_BT if target.in_decoder else None
             if "hidden" in losses:
-                losses["hidden"].append(_relative_error(mine.hidden, theirs.hidden, mask))
-            if "ffn" in losses and theirs.sparse:
-                losses["ffn"].append(_relative_error(mine.ffn, theirs.ffn, mask))
+                losses["hidden"].append(_relative_error(own.hidden, target.hidden, mask))
+            if "ffn" in losses and target.sparse:
+                losses["ffn"].append(_relative_error(own.ffn, target.ffn, mask))
         return torch.stack([torch.stack(of_layers).mean() for of_layers in losses.values()]).sum()
 
 
-def _relative_error(mine_BLD: torch.Tensor, theirs_BLD: torch.Tensor, mask_BL: torch.Tensor | None) -> torch.Tensor:
-    theirs_BLD = theirs_BLD.float()
-    error_BL = (mine_BLD.float() - theirs_BLD).square().sum(-1)
-    scale_BL = theirs_BLD.square().sum(-1)
+def _relative_error(student_BLD: torch.Tensor, teacher_BLD: torch.Tensor, mask_BL: torch.Tensor | None) -> torch.Tensor:
+    teacher_BLD = teacher_BLD.float()
+    error_BL = (student_BLD.float() - teacher_BLD).square().sum(-1)
+    scale_BL = teacher_BLD.square().sum(-1)
     if mask_BL is not None:
         error_BL, scale_BL = error_BL * mask_BL, scale_BL * mask_BL
     return error_BL.sum() / scale_BL.sum()

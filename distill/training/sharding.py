@@ -28,8 +28,7 @@ def fsdp_requested() -> bool:
 def shard(objective: nn.Module, device: torch.device) -> None:
     """Replace the parameters of ``objective``, equal in all processes, by this process's parts; in place."""
     mesh = init_device_mesh(device.type, (torch.distributed.get_world_size(),))
-    fully_shard(objective, mesh=mesh)
-    objective.set_force_sum_reduction_for_comms(True)  # gloo knows no mean
+    fully_shard(objective, mesh=mesh).set_force_sum_reduction_for_comms(True)  # gloo knows no mean
 
 
 @contextmanager
@@ -46,13 +45,13 @@ def gathered_parameters(objective: nn.Module) -> Iterator[None]:
         _replace(objective, {parameter: part for part, parameter in plain.items()})
 
 
-def make_whole(objective: nn.Module) -> None:
+def unshard(objective: nn.Module) -> None:
     """Give ``objective`` plain parameters for good. Hooks of torch stay on its model: do not call load_state_dict."""
     if isinstance(objective, FSDPModule):
         _replace(objective, _gather(objective))
 
 
-def leave_processes() -> None:
+def leave_process_group() -> None:
     """Leave the group of processes, if this is one of several; at the end of the program.
 
     gloo's threads keep the tensors of the last messages until they are given Python's lock. A thread that asks for it
@@ -86,7 +85,7 @@ def gathered_states(optimizer: torch.optim.Optimizer, keep: bool) -> States:
     return found
 
 
-def parts_of_states(states: States, optimizer: torch.optim.Optimizer) -> States:
+def local_states(states: States, optimizer: torch.optim.Optimizer) -> States:
     """What this process keeps of ``states``, which are whole: a state of a part's shape is shared like the part."""
     parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
     return {
@@ -105,7 +104,12 @@ def _part(value: torch.Tensor, parameter: Any) -> torch.Tensor:
 
 def _gather(objective: nn.Module) -> dict[nn.Parameter, nn.Parameter]:
     """Each part, and the parameter that it is a part of, in a storage of its own size, as safetensors wants it."""
-    return {part: nn.Parameter(part.detach().full_tensor().clone()) for part in objective.parameters()}
+    whole = {}
+    for part in objective.parameters():
+        values = part.detach()
+        assert isinstance(values, DTensor)  # as all parameters of a sharded module
+        whole[part] = nn.Parameter(values.full_tensor().clone())
+    return whole
 
 
 def _replace(objective: nn.Module, others: dict[nn.Parameter, nn.Parameter]) -> None:

@@ -9,6 +9,7 @@ import torch
 from accelerate import Accelerator
 
 from distill.config import TrainingConfig
+from distill.data.cached_labels import LabelledBatch, LabelledExamples
 from distill.data.examples import Batch, Examples
 
 
@@ -27,10 +28,12 @@ def micro_batch_indices(config: TrainingConfig, accelerator: Accelerator) -> Cal
     return indices
 
 
-def prefetch(examples: Examples, micro_batches: Callable[[int], list[range]], steps: range) -> Iterator[list[Batch]]:
+def prefetch(
+    examples: Examples | LabelledExamples, micro_batches: Callable[[int], list[range]], steps: range
+) -> Iterator[list[Batch | LabelledBatch]]:
     """The micro-batches of each step, made in a thread while the step before runs."""
 
-    def make(step: int) -> list[Batch]:
+    def make(step: int) -> list[Batch | LabelledBatch]:
         return [examples.batch(indices) for indices in micro_batches(step)]
 
     with ThreadPoolExecutor(max_workers=1) as pool:

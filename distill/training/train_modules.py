@@ -17,12 +17,17 @@ from distill.training.matching import Matching
 LossAndMetrics = tuple[torch.Tensor, dict[str, torch.Tensor]]
 
 
-class HardLabels(nn.Module):
-    """Cross-entropy with the text: the baseline, and a student without soft labels."""
+class TrainModule(nn.Module):
+    """What the training loop trains: ``model``, by a loss that subclasses compute in ``forward``."""
 
     def __init__(self, model: PreTrainedModel):
         super().__init__()
         self.model = model
+        self.step = 0
+
+
+class HardLabels(TrainModule):
+    """Cross-entropy with the text: the baseline, and a student without soft labels."""
 
     def forward(self, input_ids: torch.Tensor, labels: torch.Tensor) -> LossAndMetrics:
         hidden, head = hidden_states(self.model, input_ids, labels)
@@ -30,24 +35,22 @@ class HardLabels(nn.Module):
         return loss, {"loss": loss.detach()}
 
 
-class HardAndCachedLabels(nn.Module):
-    """The mixed loss of section 4.2, with soft labels that come with the batch.
+class _MixedLabels(TrainModule):
+    """The mixed loss of section 4.2, whatever its soft labels come from.
 
     Before step ``soft_start`` the loss is that of the hard labels alone, as in the reference code.
     """
 
     def __init__(self, model: PreTrainedModel, *, hard_fraction: float, temperature: float, soft_start: int = 0):
-        super().__init__()
-        self.model = model
+        super().__init__(model)
         self.hard_fraction, self.temperature, self.soft_start = hard_fraction, temperature, soft_start
-        self.step = 0
 
     @property
     def reads_soft_labels(self) -> bool:
         """Whether soft labels are a part of the loss at this step."""
         return self.hard_fraction < 1 and self.step >= self.soft_start
 
-    def forward(
+    def mixed_loss(
         self,
         input_ids: torch.Tensor,
         labels: torch.Tensor,
@@ -71,7 +74,14 @@ class HardAndCachedLabels(nn.Module):
         return sums.loss, metrics
 
 
-class HardAndSoftLabels(HardAndCachedLabels):
+class HardAndCachedLabels(_MixedLabels):
+    """The mixed loss, with soft labels that come with the batch."""
+
+    def forward(self, input_ids: torch.Tensor, labels: torch.Tensor, soft_labels: SoftLabels) -> LossAndMetrics:
+        return self.mixed_loss(input_ids, labels, soft_labels)
+
+
+class HardAndSoftLabels(_MixedLabels):
     """The same loss, with the soft labels that a teacher (``distill.models.build.freeze``) gives at each step.
 
     With ``matching``, also the error of the student's states, with a weight and a schedule of their own: they do not
@@ -94,15 +104,16 @@ class HardAndSoftLabels(HardAndCachedLabels):
 
     def forward(self, input_ids: torch.Tensor, labels: torch.Tensor) -> LossAndMetrics:
         weight = self.matching.weight_at(self.step) if self.matching else 0
-        mine, theirs = ([], []) if weight else (None, None)
+        student_states: list[BlockStates] = []
+        teacher_states: list[BlockStates] = []
         soft_labels = None
         if weight or self.reads_soft_labels:
             with torch.no_grad():
-                soft_labels = hidden_states(self._teacher[0], input_ids, labels, theirs)
-        loss, metrics = super().forward(input_ids, labels, soft_labels, mine)
-        if weight:
+                soft_labels = hidden_states(self._teacher[0], input_ids, labels, teacher_states if weight else None)
+        loss, metrics = self.mixed_loss(input_ids, labels, soft_labels, student_states if weight else None)
+        if self.matching and weight:
             # Its mean counts once for every target token, so that the weight does not depend on the batch.
-            match = self.matching.loss(mine, theirs, labels) * (labels != IGNORE_INDEX).sum()
+            match = self.matching.loss(student_states, teacher_states, labels) * (labels != IGNORE_INDEX).sum()
             loss = loss + weight * match
             metrics |= {"loss": loss.detach(), "match_loss": match.detach()}
         return loss, metrics

@@ -1,20 +1,23 @@
-"""The commands. Each imports what it needs, so that --help and wrong input are answered at once."""
+"""The commands. Each command imports its modules only when it runs, so that --help and input errors return fast."""
 
 import errno
+import gc
 import json
 import os
 import signal
 import sys
 import traceback
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from distill.errors import ExpectedError, UserError
 from distill.io.disk import is_full
+from distill.processes import is_main_process, num_processes
 from pipelines.cli import serving as cli_serving
-from pipelines.cli.options import Json, Workdir
+from pipelines.cli.completion import complete_config, complete_ratio
+from pipelines.cli.options import Json, Model, Workdir
 from pipelines.runner.parent import end_with_parent
 from pipelines.tracking.store_uri import without_credentials
 from pipelines.workdir.commands import WORK
@@ -22,24 +25,49 @@ from pipelines.workdir.commands import WORK
 if TYPE_CHECKING:
     from rich.console import Console
 
-    from pipelines.runner.runner import Runner
+    from pipelines.runner.runner import StageRunner
     from pipelines.workdir.stage import Stage
 
 app = typer.Typer(
     no_args_is_help=True,
-    add_completion=False,
     pretty_exceptions_enable=False,
     help="Distil a sparse Switch Transformer into a small dense T5 that you can serve.",
 )
 app.add_typer(cli_serving.commands)
 
-# What the parser raises, which typer does not export: its own, or click's in versions that use click.
-_WrongUsage = typer.BadParameter.__base__
+# Base class of the parser's errors: typer's own, or click's in versions that use click. Typer does not export it.
+_WrongUsage: Any = typer.BadParameter.__base__
 
-Config = Annotated[str, typer.Argument(metavar="CONFIG", help="A preset's name or a YAML file.")]
-Ratio = Annotated[str | None, typer.Option(help="One teacher size, for example e8; all of them if not given.")]
-Set = Annotated[list[str] | None, typer.Option("--set", metavar="a.b=c", help="Override one value; repeatable.")]
-Seed = Annotated[int | None, typer.Option(min=0, max=2**31 - 1, help="Run with this seed alone.")]
+Config = Annotated[
+    str, typer.Argument(metavar="CONFIG", help="A preset's name or a YAML file.", autocompletion=complete_config)
+]
+Ratio = Annotated[
+    str | None,
+    typer.Option(help="One teacher size, for example e8. Default: all sizes.", autocompletion=complete_ratio),
+]
+Set = Annotated[list[str] | None, typer.Option("--set", metavar="a.b=c", help="Override one value. Repeatable.")]
+Seed = Annotated[int | None, typer.Option(min=0, max=2**31 - 1, help="Use only this seed.")]
+
+
+def _print_version(requested: bool) -> None:
+    from importlib.metadata import PackageNotFoundError, version
+
+    if not requested:
+        return
+    try:
+        print(f"switch-distill {version('switch-distill')}")
+    except PackageNotFoundError:
+        raise UserError("a clone that is not installed has no version; install it: pip install -e .") from None
+    raise typer.Exit
+
+
+@app.callback()
+def options(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_print_version, is_eager=True, help="Print the version and exit.")
+    ] = False,
+) -> None:
+    """Options of the program itself, before a command."""
 
 
 @app.command()
@@ -51,13 +79,13 @@ def run(
     seed: Seed = None,
     json_: Json = False,
 ) -> None:
-    """All four stages, every ratio; with --ratio, those of one, without the report. Finished stages are reused."""
+    """Run all four stages for every ratio and reuse finished stages. With --ratio, run one ratio without the report."""
     runner = _runner(config, set_, workdir, seed, ratio)
     if ratio:
         _execute([stage for stage in runner.workspace.stages if stage.ratio == ratio], runner, json_)
         return
     stages = runner.workspace.stages
-    if runner.workspace.config.jobs > 1 and os.environ.get("WORLD_SIZE", "1") == "1":
+    if runner.workspace.config.jobs > 1 and num_processes() == 1:
         from pipelines.runner.side_by_side import run_side_by_side
 
         if run_side_by_side(runner, _options(set_, workdir, seed)):
@@ -67,12 +95,12 @@ def run(
 
 @app.command()
 def baseline(config: Config, set_: Set = None, workdir: Workdir = WORK, seed: Seed = None, json_: Json = False) -> None:
-    """The dense model that gains are measured against, at both lengths."""
+    """Train the baseline, the dense model that gains are measured against, at both lengths."""
     _one_kind("baseline", config, None, set_, workdir, seed, json_)
 
 
 def _stage_command(kind: str, description: str, *always: str) -> None:
-    """Add the command of a stage that each ratio has; ``always`` are overrides that it makes."""
+    """Add the command of a stage that exists once per ratio. The command always applies the overrides ``always``."""
 
     def stage(
         config: Config,
@@ -88,10 +116,10 @@ def _stage_command(kind: str, description: str, *always: str) -> None:
 
 
 _stage_command("teacher", "Stage 1: train or load a Switch teacher.")
-_stage_command("init", "Stage 2: a dense student from the teacher's non-expert weights.")
+_stage_command("init", "Stage 2: initialise a dense student from the teacher's non-expert weights.")
 _stage_command(
     "label",
-    "Soft labels, made once by the teacher and stored, for students with distill.soft_labels=cached.",
+    "Compute the teacher's soft labels once and store them, for students with distill.soft_labels=cached.",
     "distill.soft_labels=cached",
 )
 _stage_command("distill", "Stage 3: train the student on hard and soft labels.")
@@ -99,18 +127,18 @@ _stage_command("distill", "Stage 3: train the student on hard and soft labels.")
 
 @app.command()
 def report(config: Config, set_: Set = None, workdir: Workdir = WORK, seed: Seed = None, json_: Json = False) -> None:
-    """Stage 4: the fraction of each teacher's gain that its student keeps."""
+    """Stage 4: report the fraction of each teacher's gain that its student keeps."""
     runner = _runner(config, set_, workdir, seed, kind="report")
     _show_report(runner, runner.workspace.select("report"), json_)
 
 
 @app.command()
 def lineage(
-    model: Annotated[str, typer.Argument(metavar="MODEL", help="A run id, models:/NAME/VERSION, or a directory.")],
+    model: Model,
     workdir: Workdir = WORK,
     json_: Json = False,
 ) -> None:
-    """From a model back to the bytes of its data, read from MLflow."""
+    """Trace a model back to the bytes of its data, with the records in MLflow."""
     from rich.console import Console
 
     from pipelines.tracking.lineage import draw, read_export_lineage, read_lineage
@@ -120,20 +148,20 @@ def lineage(
     if json_:
         print(json.dumps(tree, indent=2))
     else:
-        Console(width=200).print(draw(tree), highlight=False)  # digests are not to be cut
+        Console(width=200).print(draw(tree), highlight=False)  # wide enough for whole digests
 
 
 @app.command()
 def ui(
     workdir: Workdir = WORK,
-    port: Annotated[int, typer.Option(min=1, max=65535)] = 5000,
-    host: Annotated[str, typer.Option()] = "127.0.0.1",
+    port: Annotated[int, typer.Option(min=1, max=65535, help="Port to listen on.")] = 5000,
+    host: Annotated[str, typer.Option(help="Address to listen on. 0.0.0.0 means all addresses.")] = "127.0.0.1",
 ) -> None:
-    """The MLflow UI on this work directory's store."""
+    """Start the MLflow UI on this work directory's store."""
     from pipelines.tracking.store import existing_store
-    from pipelines.tracking.view import serve
+    from pipelines.tracking.view import serve_ui
 
-    serve(existing_store(workdir), workdir, host, port, _stderr())
+    serve_ui(existing_store(workdir), workdir, host, port, _stderr())
 
 
 @app.command()
@@ -147,7 +175,7 @@ def presets(json_: Json = False) -> None:
 
 @app.command("config")
 def show_config(config: Config, set_: Set = None, seed: Seed = None, json_: Json = False) -> None:
-    """Print the resolved config; what it prints is a CONFIG too."""
+    """Print the resolved config. The output is a valid CONFIG."""
     import yaml
 
     from pipelines.config.run_config import load_config
@@ -157,18 +185,19 @@ def show_config(config: Config, set_: Set = None, seed: Seed = None, json_: Json
 
 
 def main() -> None:
-    """The entry point: exit codes 0 done, 1 internal failure, 2 wrong input, 130 interrupted."""
+    """Run the command line. Exit codes: 0 success, 1 internal failure, 2 input error, 130 interrupted."""
     sys.exit(_main())
 
 
 def _main() -> int:
     _quiet_libraries()
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # so that stages end their runs
+    gc.set_threshold(100_000)  # libraries create millions of long-lived objects, and a full scan takes a second
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # an exception, so that stages end their MLflow runs
     end_with_parent()
     try:
-        code = app(standalone_mode=False)
+        code = app(standalone_mode=False, prog_name="switch-distill")  # completion of "python -m ..." cannot work
         if sharding := sys.modules.get("distill.training.sharding"):
-            sharding.leave_processes()
+            sharding.leave_process_group()
     except _WrongUsage as error:
         return _complain(f"{error.format_message()} (see --help)", 2) if error.format_message() else 2
     except ExpectedError as error:
@@ -176,13 +205,13 @@ def _main() -> int:
     except Exception as error:
         if is_full(error):
             cause = str(error).strip().split("\n")[0]
-            return _complain(f"the disk is full ({cause}); free some space and give the same command again", 1)
+            return _complain(f"the disk is full ({cause}); free some space and run the same command again", 1)
         if isinstance(error, OSError) and error.errno == errno.ENAMETOOLONG:
-            return _complain(f"{str(error.filename)[:200]}… is longer than a path can be; choose a shorter one", 2)
+            return _complain(f"{str(error.filename)[:200]}… is too long for a path; choose a shorter one", 2)
         print(without_credentials(traceback.format_exc()), file=sys.stderr, end="")
         return 1
     if code == 130:
-        _complain("interrupted; the same command goes on from the last checkpoint", 130)
+        _complain("interrupted; run the same command again to continue from the last checkpoint", 130)
     return code if isinstance(code, int) else 0
 
 
@@ -192,10 +221,10 @@ def _complain(message: str, code: int) -> int:
 
 
 def _quiet_libraries() -> None:
-    """Progress is ours to show; what libraries print of their own would hide it."""
+    """Silence the output of libraries, which would hide the progress display."""
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
     os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
-    os.environ.setdefault("HF_HUB_VERBOSITY", "critical")  # its attempts to reach the hub
+    os.environ.setdefault("HF_HUB_VERBOSITY", "critical")  # hides its retries to reach the hub
     os.environ.setdefault("HF_DATASETS_DISABLE_PROGRESS_BARS", "1")
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "true")
 
@@ -203,7 +232,7 @@ def _quiet_libraries() -> None:
 def _stderr() -> "Console":
     from rich.console import Console
 
-    return Console(stderr=True, quiet=os.environ.get("RANK", "0") != "0")
+    return Console(stderr=True, quiet=not is_main_process())
 
 
 def _runner(
@@ -213,15 +242,15 @@ def _runner(
     seed: int | None,
     ratio: str | None = None,
     kind: str | None = None,
-) -> "Runner":
+) -> "StageRunner":
     from pipelines.config.run_config import load_config
 
     resolved = load_config(config, overrides or [], seed)
     if ratio is not None and ratio not in resolved.teacher.ratios:
         raise UserError(f"--ratio is {ratio!r}; {config} has {', '.join(resolved.teacher.ratios)}")
-    from pipelines.runner.runner import Runner
+    from pipelines.runner.runner import StageRunner
 
-    return Runner(resolved, config, workdir, _stderr(), kind=kind, ratio=ratio)
+    return StageRunner(resolved, config, workdir, _stderr(), kind=kind, ratio=ratio)
 
 
 def _one_kind(
@@ -237,19 +266,19 @@ def _one_kind(
     _execute(runner.workspace.select(kind, ratio), runner, json_)
 
 
-def _execute(stages: list["Stage"], runner: "Runner", json_: bool) -> None:
+def _execute(stages: list["Stage"], runner: "StageRunner", json_: bool) -> None:
     from pipelines.cli.results import show_stages
 
     show_stages(runner, runner.execute_all(stages), json_)
 
 
-def _show_report(runner: "Runner", stages: list["Stage"], json_: bool) -> None:
+def _show_report(runner: "StageRunner", stages: list["Stage"], json_: bool) -> None:
     from pipelines.cli.results import show_report
 
     show_report(runner, runner.execute_all(stages), json_)
 
 
 def _options(overrides: list[str] | None, workdir: Path, seed: int | None) -> list[str]:
-    """The options of a command, for another one on the same config."""
+    """Command-line options that give another command the same work directory, overrides and seed."""
     options = ["--workdir", str(workdir), *(f"--set={override}" for override in overrides or [])]
     return options if seed is None else [*options, "--seed", str(seed)]

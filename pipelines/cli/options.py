@@ -5,5 +5,8 @@ from typing import Annotated
 
 import typer
 
-Workdir = Annotated[Path, typer.Option(help="Where everything goes.")]
-Json = Annotated[bool, typer.Option("--json", help="Print JSON on stdout, and nothing else there.")]
+Model = Annotated[
+    str, typer.Argument(metavar="MODEL", help="A run id, models:/NAME/VERSION, models:/NAME@ALIAS, or a directory.")
+]
+Workdir = Annotated[Path, typer.Option(help="Work directory, which holds all output.")]
+Json = Annotated[bool, typer.Option("--json", help="Print JSON and nothing else on stdout.")]

@@ -1,4 +1,4 @@
-"""The commands for finished students: export them, serve them, and measure how fast that is."""
+"""The commands for finished students: export, serve, and benchmark."""
 
 import json
 import sys
@@ -7,37 +7,39 @@ from typing import Annotated
 
 import typer
 
-from pipelines.cli.options import Json, Workdir
+from pipelines.cli.options import Json, Model, Workdir
 from pipelines.workdir.commands import WORK, suggest
 
 commands = typer.Typer()
 
-Model = Annotated[
-    str, typer.Argument(metavar="MODEL", help="A run id, models:/NAME/VERSION or @ALIAS, or a directory.")
+Text = Annotated[
+    str | None,
+    typer.Option(metavar="FILES", help="Text files (a glob) for the verification of a model that is in no store."),
 ]
-Text = Annotated[str | None, typer.Option(metavar="FILES", help="Text files (a glob) to verify a directory on.")]
 
 
 @commands.command()
 def export(
     model: Model,
-    format: Annotated[str, typer.Option(help="hf, onnx, ctranslate2 or mlflow.")],
-    output: Annotated[Path, typer.Option(help="A directory that does not exist yet.")],
-    precision: Annotated[str, typer.Option(help="float32, or int8; onnx also has int8-except-head.")] = "float32",
+    format: Annotated[str, typer.Option(help="Format: hf, onnx, ctranslate2 or mlflow.")],
+    output: Annotated[Path, typer.Option(help="Directory of the export. It must not exist yet.")],
+    precision: Annotated[
+        str, typer.Option(help="float32; onnx and ctranslate2 also have int8, and onnx int8-except-head.")
+    ] = "float32",
     text: Text = None,
     workdir: Workdir = WORK,
     json_: Json = False,
 ) -> None:
-    """Write a student in the format of a runtime, and verify there that it answers as before."""
+    """Write a student in the format of a runtime, and verify that the export gives the student's answers."""
     from students.export import check_format
 
-    check_format(format, precision)  # before anything slow is imported
+    check_format(format, precision)  # before the slow imports
     from rich.console import Console
 
-    from pipelines.deploy.export import export as run_export
+    from pipelines.deploy.export import export_student
 
     console = Console(stderr=True)
-    manifest = run_export(
+    manifest = export_student(
         model,
         output,
         format=format,
@@ -55,30 +57,39 @@ def export(
         f"{parity['quality_difference']:+.2g} nats, {parity['greedy_agreement']:.0%} of answers equal to the student's",
         flush=True,
     )
-    console.print(f"Back to the data: {suggest('lineage', output)}", markup=False, highlight=False, soft_wrap=True)
+    trace = f"Trace the student to its data: {suggest('lineage', output)}"
+    console.print(trace, markup=False, highlight=False, soft_wrap=True)
 
 
 @commands.command()
 def serve(
     model: Model,
-    port: Annotated[int, typer.Option(min=0, max=65535, help="0 is any free one.")] = 8000,
-    host: Annotated[str, typer.Option(help="The address to listen on; 0.0.0.0 is all of them.")] = "127.0.0.1",
+    port: Annotated[int, typer.Option(min=0, max=65535, help="0 selects a free port.")] = 8000,
+    host: Annotated[str, typer.Option(help="Address to listen on. 0.0.0.0 means all addresses.")] = "127.0.0.1",
     allowed_host: Annotated[
         list[str] | None,
-        typer.Option(metavar="NAME", help="A host that requests may name besides --host; * is any; repeatable."),
+        typer.Option(metavar="NAME", help="Host name that requests may have, besides --host. * means any. Repeatable."),
     ] = None,
-    format: Annotated[str | None, typer.Option(help="To export to first, where MODEL is no export.")] = None,
-    teacher: Annotated[Path | None, typer.Option(help="A Switch teacher, for the page to compare with.")] = None,
-    threads: Annotated[int | None, typer.Option(min=1, help="Of each model; the runtime decides if not given.")] = None,
-    max_batch: Annotated[int, typer.Option(min=1, help="Prompts in one batch, and in one request.")] = 32,
-    max_queue: Annotated[int, typer.Option(min=1, help="Prompts that may wait; more are answered 429.")] = 256,
-    max_input: Annotated[int, typer.Option(min=1, help="Tokens of a prompt.")] = 512,
-    max_output: Annotated[int, typer.Option(min=1, help="Tokens of an answer.")] = 256,
-    timeout: Annotated[float, typer.Option(min=0.1, help="Seconds that a request may take.")] = 60.0,
+    format: Annotated[
+        str | None, typer.Option(help="Format of the export of a MODEL that is not an export. Default: hf.")
+    ] = None,
+    teacher: Annotated[
+        Path | None, typer.Option(help="Directory of a Switch teacher. The web page shows its answers too.")
+    ] = None,
+    threads: Annotated[
+        int | None, typer.Option(min=1, help="Threads of each model. Default: the runtime's own.")
+    ] = None,
+    max_batch: Annotated[int, typer.Option(min=1, help="Maximum number of prompts in a batch and in a request.")] = 32,
+    max_queue: Annotated[
+        int, typer.Option(min=1, help="Maximum number of waiting prompts. Other requests get status 429.")
+    ] = 256,
+    max_input: Annotated[int, typer.Option(min=1, help="Maximum number of tokens of a prompt.")] = 512,
+    max_output: Annotated[int, typer.Option(min=1, help="Maximum number of tokens of an answer.")] = 256,
+    timeout: Annotated[float, typer.Option(min=0.1, help="Time limit of a request in seconds.")] = 60.0,
     text: Text = None,
     workdir: Workdir = WORK,
 ) -> None:
-    """Serve a student over HTTP: OpenAI's completions, metrics, and a page to try it."""
+    """Serve a student over HTTP: OpenAI's completions API, metrics, and a web page to try the model."""
     from pipelines.deploy.serve import serve_model
     from students.serving.limits import Limits
 
@@ -103,18 +114,22 @@ def serve(
 @commands.command("bench-serving")
 def bench_serving(
     model: Model,
-    teacher: Annotated[Path | None, typer.Option(help="Its Switch teacher, to be measured too.")] = None,
-    threads: Annotated[int, typer.Option(min=1, help="Of each model.")] = 1,
-    rounds: Annotated[int, typer.Option(min=1, help="Turns of each.")] = 5,
-    max_tokens: Annotated[int, typer.Option(min=1, max=256, help="Of each answer.")] = 64,
-    exports: Annotated[Path | None, typer.Option(help="Keeps the exports, and reuses those that are there.")] = None,
+    teacher: Annotated[
+        Path | None, typer.Option(help="Directory of the Switch teacher, which is measured too.")
+    ] = None,
+    threads: Annotated[int, typer.Option(min=1, help="Threads of each model.")] = 1,
+    rounds: Annotated[int, typer.Option(min=1, help="Number of rounds of measurement.")] = 5,
+    max_tokens: Annotated[int, typer.Option(min=1, max=256, help="Number of tokens of each answer.")] = 64,
+    exports: Annotated[
+        Path | None, typer.Option(help="Directory in which exports are kept for reuse. Default: a temporary directory.")
+    ] = None,
     text: Text = None,
     workdir: Workdir = WORK,
     json_: Json = False,
 ) -> None:
-    """Speed, latency, memory and size of every export of a student, and of the server, against plain transformers."""
+    """Compare speed, latency, memory and size of every export and of the server with plain transformers."""
     from pipelines.deploy.bench_serving import bench_serving as run
-    from pipelines.deploy.bench_serving import markdown
+    from pipelines.deploy.bench_serving import markdown_table
 
     result = run(
         model,
@@ -128,8 +143,8 @@ def bench_serving(
         say=_say,
     )
     if json_:
-        _say(markdown(result))
-    print(json.dumps(result, indent=2) if json_ else markdown(result))
+        _say(markdown_table(result))
+    print(json.dumps(result, indent=2) if json_ else markdown_table(result))
 
 
 def _say(line: str) -> None:

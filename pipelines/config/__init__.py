@@ -1,6 +1,6 @@
-"""A run's config.
+"""The config of a run.
 
-run_config  sections, overrides, and errors in one sentence
-presets     named configs; the smallest comes first
-safe_yaml   YAML from anyone: plain values of bounded size, every key once
+run_config  sections, overrides, and error messages of one sentence
+presets     named configs, the smallest first
+safe_yaml   YAML with plain values only and without duplicate keys
 """

@@ -1,9 +1,9 @@
-"""Named configs, as plain values that ``pipelines.config.run_config`` checks; the smallest comes first."""
+"""Named configs, the smallest first. They are plain values that ``pipelines.config.run_config`` validates."""
 
 from collections.abc import Callable
 from typing import Any
 
-# How students are made and trained, with the learning rates that suit the presets of tiny models below.
+# Initialisation and training of students, with learning rates for the tiny models of the presets below.
 RECIPES: dict[str, dict[str, Any]] = {
     "paper": {
         "student": {"ffn_init": "random"},
@@ -14,11 +14,11 @@ RECIPES: dict[str, dict[str, Any]] = {
         "distill": {"hard_fraction": 0.5, "training": {"optimizer": "muon", "learning_rate": 0.01}},
     },
 }
-CONTROL: dict[str, Any] = {"distill": {"hard_fraction": 1.0}}  # the paper's: initialisation alone
+CONTROL: dict[str, Any] = {"distill": {"hard_fraction": 1.0}}  # the paper's control: initialisation, no soft labels
 
 
 def smoke() -> dict[str, Any]:
-    """All four stages in well under a minute: it shows that everything works, and nothing about quality."""
+    """All four stages in well under a minute. Shows that everything works, and nothing about quality."""
     training = {
         "batch_size": 8,
         "learning_rate": 5e-3,
@@ -45,7 +45,7 @@ def smoke() -> dict[str, Any]:
 
 
 def demo() -> dict[str, Any]:
-    """Baseline, three teachers and their students on the standard library's text, in minutes on two cores."""
+    """A baseline, three teachers and their students on Python's standard library, in minutes on two cores."""
     training = {
         "batch_size": 16,
         "optimizer": "adafactor",
@@ -75,11 +75,11 @@ def demo() -> dict[str, Any]:
 
 
 def _laptop() -> dict[str, Any]:
-    """The comparison that two cores can afford: tiny models whose FFNs are narrow, so that experts are worth something.
+    """A comparison for two cores: tiny models with narrow FFNs, so that experts improve the quality.
 
-    Teachers and baseline start from scratch and take the same steps, students a sixth of them. Evaluation batches are
-    large, because experts drop tokens where a batch is small. A quarter of the documents is held out, so that intervals
-    are of about 90 documents.
+    Teachers and baseline start from scratch and take the same number of steps. Students take a sixth of it. Evaluation
+    batches are large, because experts drop more tokens in small batches. A quarter of the documents is held out, so
+    that about 90 documents are resampled for the intervals.
     """
     training = {
         "batch_size": 128,
@@ -126,9 +126,9 @@ def _laptop() -> dict[str, Any]:
 
 
 def table6() -> dict[str, Any]:
-    """The ladder of the paper's table 6: soft labels alone, then initialisation, then hard labels in the mix.
+    """The techniques of the paper's table 6: soft labels alone, then also initialisation, then also hard labels.
 
-    A student that starts from scratch is trained as the baseline is.
+    The student that starts from scratch gets the training settings of the baseline.
     """
     teacher = {**_laptop()["teacher"], "experts": [16]}
     return {
@@ -148,12 +148,12 @@ def table6() -> dict[str, Any]:
 
 
 def table7() -> dict[str, Any]:
-    """The paper's table 7: its recipe with teachers of 2 to 32 experts, and its control beside it."""
+    """The paper's table 7: its recipe with teachers of 2 to 32 experts, compared with its control."""
     return {**_laptop(), "name": "table7", "variants": {"paper": {}, "hard-labels": CONTROL}}
 
 
 def best() -> dict[str, Any]:
-    """The recipe that kept most, beside the paper's, on the teachers of table 7; and how far hard labels alone get."""
+    """The recipe that kept most and the paper's, each also with hard labels alone, on the teachers of table 7."""
     base, recipe, paper = _laptop(), RECIPES["best"], RECIPES["paper"]
     training = {**base["distill"]["training"], **recipe["distill"]["training"]}
     return {
@@ -171,9 +171,9 @@ def best() -> dict[str, Any]:
 
 
 def study() -> dict[str, Any]:
-    """What a student can learn beyond the paper's recipe, one at a time and then together, on validation.
+    """Changes to the paper's recipe, one at a time and then together, measured on the validation split.
 
-    All students take the same steps on the same examples. The variant "paper" is what each other one differs from.
+    All students take the same number of steps on the same examples. Each variant is a change of the variant "paper".
     """
     regress = RECIPES["best"]["student"]
     muon = {"training": RECIPES["best"]["distill"]["training"]}
@@ -184,7 +184,7 @@ def study() -> dict[str, Any]:
         **{f"ffn-{name}": {"student": {"ffn_init": name}} for name in ("mean", "usage", "best", "svd", "aligned")},
         **{f"ffn-{name}": {"student": {**regress, "ffn_init": name}} for name in ("select", "fit", "regress")},
         "mixture": {"distill": {"teacher_routing": "mixture"}},
-        "two-draws": {"distill": {"teacher_routing": "sampled", "draws": 2}},
+        "two-draws": {"distill": {"teacher_routing": "sampled", "num_sampled_experts": 2}},
         "match-hidden": {"distill": {"match": ["hidden"]}},
         "match-ffn": {"distill": {"match": ["ffn"]}},
         "match-ffn-fading": {"distill": {"match": ["ffn"], "match_steps": 500}},
@@ -215,7 +215,7 @@ def study() -> dict[str, Any]:
 
 
 def switch_base() -> dict[str, Any]:
-    """The public Switch-Base checkpoints on C4, as in section 4.2; made for a node with GPUs."""
+    """The public Switch-Base checkpoints on C4, as in section 4.2 of the paper. Needs a node with GPUs."""
     return {
         "name": "switch-base",
         "data": {

@@ -1,4 +1,4 @@
-"""A run's config: presets, YAML files, overrides; whatever is wrong with it is said in one sentence."""
+"""The config of a run: presets, YAML files and overrides. Every error is one sentence."""
 
 import difflib
 import os
@@ -19,14 +19,15 @@ from teachers.config import TeacherConfig
 class BaselineConfig(Section):
     """The dense model that gains are measured against.
 
-    It is trained as the teachers are (teacher.training), which start from scratch too, for ``steps`` and for as many
-    as teacher and student take together; where all teachers are loaded, as the student is (distill.training).
+    It has the training settings of the teachers (teacher.training), or those of the student (distill.training) if all
+    teachers are loaded. It is measured twice: after ``steps``, and after as many steps as teacher and student take
+    together.
     """
 
     steps: Positive | None = Field(
-        None, description="of the baseline, at most as many as teacher and student take; null: as many as the student"
+        None, description="at most the steps of teacher and student together; null: the steps of the student"
     )
-    checkpoint: Source | None = Field(None, description="a T5 to start from, such as a public one; null: from scratch")
+    checkpoint: Source | None = Field(None, description="a T5 to start from, for example a public one; null: none")
 
 
 class ReportConfig(Section):
@@ -42,10 +43,10 @@ class RunConfig(Section):
     seeds: Annotated[list[Annotated[int, Field(ge=0, lt=2**31)]], Field(min_length=1, max_length=1000)] = [0]
     precision: Literal["auto", "bfloat16", "float32"] = Field(
         "auto",
-        description="of training and evaluation; auto: bfloat16 autocast where the machine is built for it",
+        description="of training and evaluation; auto: bfloat16 autocast if the hardware has instructions for it",
     )
     jobs: Annotated[int, Field(ge=1, le=256)] = Field(
-        1, description="baseline and ratios that run computes at a time, each with its share of the cores"
+        1, description="processes that compute baseline and ratios in parallel, each with its share of the cores"
     )
     data: DataConfig = DataConfig()
     model: ModelConfig = ModelConfig()
@@ -55,19 +56,19 @@ class RunConfig(Section):
     baseline: BaselineConfig = BaselineConfig()
     report: ReportConfig = ReportConfig()
     variants: dict[Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9_-]{0,39}$")], dict[str, Any]] = Field(
-        {}, description="several students of each teacher: name -> what differs in the sections student and distill"
+        {}, description="several students of each teacher: name -> changes of the sections student and distill"
     )
 
     @property
     def students(self) -> list["RunConfig"]:
-        """The config of each student of a teacher: of every variant, or of the one without a name."""
+        """The config of each student of a teacher: one per variant, or one if there are no variants."""
         return [self.of_variant(name) for name in self.variants or [None]]
 
     def of_variant(self, name: str | None) -> "RunConfig":
-        """The config of one of ``variants``, which has none itself; of None, this one.
+        """The config of one variant, which has no ``variants`` itself. None gives this config.
 
         Raises:
-            ValidationError: what differs is not a config.
+            ValidationError: the changes of the variant do not give a valid config.
         """
         if name is None:
             return self
@@ -91,25 +92,26 @@ class RunConfig(Section):
     @model_validator(mode="after")
     def _fits_together(self) -> "RunConfig":
         if len(set(self.seeds)) < len(self.seeds):
-            raise ValueError(f"seeds {self.seeds} names one twice")
+            raise ValueError(f"seeds {self.seeds} contains duplicates")
         if self.teacher.checkpoints and self.data.tokenizer == "train":
             raise ValueError(
-                "teacher.checkpoints are loaded models, so data.tokenizer must name their tokenizer instead of train"
+                "teacher.checkpoints are loaded models, so data.tokenizer must name their tokenizer, not train"
             )
-        taught = self.teacher.training.steps if self.teacher.experts else 0
-        if (self.baseline.steps or 0) > (most := taught + self.distill.training.steps):
+        teacher_steps = self.teacher.training.steps if self.teacher.experts else 0
+        if (self.baseline.steps or 0) > (most := teacher_steps + self.distill.training.steps):
             raise ValueError(
-                f"baseline.steps is {self.baseline.steps}, but even the long baseline takes only {most}, as many as "
-                "teacher and student together; make it at most that"
+                f"baseline.steps is {self.baseline.steps}, but even the long baseline takes only {most} steps, as many "
+                f"as teacher and student together; set it to at most {most}"
             )
         return self
 
 
 def load_config(source: str, overrides: list[str] | tuple[str, ...] = (), seed: int | None = None) -> RunConfig:
-    """A preset by name, or a YAML file; then ``a.b=value`` overrides, then ``seed`` for all seeds.
+    """Load a config: a preset or a YAML file, then the overrides ``a.b=value``, then ``seed`` in place of ``seeds``.
 
-    A YAML file may start from a preset, ``preset: demo``, and from a recipe, ``recipe: best``: what it says itself goes
-    before both. The override ``recipe=best`` goes before what the file says, and other overrides before that.
+    A YAML file may start from a preset (``preset: demo``) and a recipe (``recipe: best``). Later entries of this list
+    take precedence: the preset, the recipe in the file, the other keys of the file, the override ``recipe=best``, the
+    other overrides.
 
     Raises:
         UserError: one sentence that names the key, the value and what is allowed.
@@ -129,7 +131,7 @@ def _read(source: str) -> dict[str, Any]:
     if source in PRESETS:
         return PRESETS[source]()
     path = Path(source)
-    if not os.path.isfile(path):  # Path.is_file raises where the name is too long for one
+    if not os.path.isfile(path):  # Path.is_file raises OSError if the name is too long
         close = difflib.get_close_matches(source, PRESETS, n=1)
         hint = f" (did you mean {close[0]}?)" if close else ""
         raise UserError(f"CONFIG {source!r:.200} is neither a preset ({', '.join(PRESETS)}) nor a file{hint}")
@@ -138,7 +140,7 @@ def _read(source: str) -> dict[str, Any]:
     except ValueError as error:
         raise UserError(f"{source} is not readable YAML: {error}") from None
     if not isinstance(values, dict):
-        raise UserError(f"{source} must hold keys and values at its top, such as 'teacher:'")
+        raise UserError(f"{source} must hold keys and values at its top level, such as 'teacher:'")
     preset, recipe = values.pop("preset", None), values.pop("recipe", None)
     values = {"name": re.sub(r"[^A-Za-z0-9_-]", "-", path.stem) or "run", **values}
     base: dict[str, Any] = {}
@@ -156,7 +158,7 @@ def _named(kind: str, name: Any, known: dict[str, Any], source: str) -> Any:
 
 
 def _merge(base: Any, changes: Any) -> Any:
-    """Sections are merged key by key; values, and the checkpoints as one value, are replaced."""
+    """Merge sections key by key and replace values. ``checkpoints`` counts as one value."""
     if not (isinstance(base, dict) and isinstance(changes, dict)):
         return changes
     merged = {key: value if key == "checkpoints" else _merge(base.get(key), value) for key, value in changes.items()}
@@ -179,12 +181,12 @@ def _override(values: dict[str, Any], override: str) -> None:
         inner = values.get(section, {})
         if not isinstance(inner, dict):
             raise UserError(f"--set {key}: {section} is a value, not a section")
-        values[section] = values = dict(inner)  # a section of its own, where a YAML alias shares it with others
+        values[section] = values = dict(inner)  # a copy, because a YAML alias may share the section
     values[last] = value
 
 
 def _sentence(error: ValidationError) -> str:
-    """The first problem in one sentence, and how many more there are."""
+    """One sentence on the first problem, with the number of further problems."""
     problems = error.errors()
     first = problems[0]
     key = ".".join(str(part) for part in first["loc"] if part != "[key]")
@@ -192,7 +194,7 @@ def _sentence(error: ValidationError) -> str:
     if first["type"] == "extra_forbidden":
         allowed = list(_fields_at(first["loc"][:-1]))
         close = difflib.get_close_matches(str(first["loc"][-1]), allowed, n=1)
-        hint = f"did you mean {close[0]}?" if close else f"allowed are {', '.join(allowed)}"
+        hint = f"did you mean {close[0]}?" if close else f"allowed keys: {', '.join(allowed)}"
         return f"there is no key {key}; {hint}{more}"
     if first["type"] == "missing":
         return f"{key} is missing; add it, or start from a preset (preset: demo){more}"
@@ -200,18 +202,18 @@ def _sentence(error: ValidationError) -> str:
     if first["type"] == "value_error":
         return f"{key}: {message}{more}".removeprefix(": ")
     if first["type"] == "model_type":
-        return f"{key} is {_shown(first['input'])}; it must be a section with keys of its own{more}"
+        return f"{key} is {_shown(first['input'])}; it must be a section with its own keys{more}"
     return f"{key} is {_shown(first['input'])}; {message[0].lower()}{message[1:]}{more}"
 
 
 def _shown(value: Any) -> str:
     try:
         return f"{value!r:.80}"
-    except ValueError:  # Python writes no integer of more than 4,300 digits
-        return "a number of thousands of digits"
+    except ValueError:  # Python does not convert integers of more than 4,300 digits to text
+        return "a number with thousands of digits"
 
 
-def _fields_at(location: tuple) -> dict[str, Any]:
+def _fields_at(location: tuple[int | str, ...]) -> dict[str, Any]:
     model: Any = RunConfig
     for part in location:
         model = model.model_fields[part].annotation

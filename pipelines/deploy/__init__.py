@@ -1,10 +1,10 @@
-"""Students in use.
+"""Export, serving and benchmark of students.
 
-export          a student in the format of a runtime, verified there
-export_source   the student and its data, from any name of a model
-card            the model card of an export
-serve           an exported student behind HTTP, its teacher beside it
-teacher_runner  a teacher behind the interface of exported students
-bench_serving   every export against plain transformers
-bench_arms      the processes that it measures
+export            write a student in the format of a runtime, and verify it there
+export_source     find the student that a MODEL argument names, and its held-out text
+card              the model card of an export
+serve             serve an exported student over HTTP, optionally with its teacher
+teacher_runner    a teacher with the interface of exported students
+bench_serving     benchmark of every export against plain transformers
+bench_candidates  the processes that the benchmark measures
 """

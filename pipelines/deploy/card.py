@@ -1,17 +1,17 @@
-"""``model_card.md`` of an export: what it was made of, how good it is, and how to load it."""
+"""The ``model_card.md`` of an export: its origin, its quality, and code to load it."""
 
 import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from pipelines.reporting.table import sample
+from pipelines.reporting.table import describe_sample
 from pipelines.tracking.lineage import nodes
 from pipelines.tracking.store import Store
 
 if TYPE_CHECKING:
     from students.export.parity import Parity
 
-# What a reader pastes into Python in the export's directory.
+# Python code to run in the directory of the export.
 _LOAD = {
     "hf": """from transformers import AutoModelForSeq2SeqLM, AutoTokenizer
 
@@ -28,9 +28,9 @@ print(decode(runner.tokenizer, runner.generate([ids], [64])[0]))""",
 from tokenizers import Tokenizer
 
 tokenizer, translator = Tokenizer.from_file("tokenizer.json"), Translator(".")
-words = tokenizer.encode("The quick <extra_id_0> jumps over the lazy dog.").tokens
-answer = translator.translate_batch([words], beam_size=1, min_decoding_length=0, max_input_length=0)[0].hypotheses[0]
-print(tokenizer.decode([tokenizer.token_to_id(word) for word in answer], skip_special_tokens=False))""",
+tokens = tokenizer.encode("The quick <extra_id_0> jumps over the lazy dog.").tokens
+answer = translator.translate_batch([tokens], beam_size=1, min_decoding_length=0, max_input_length=0)[0].hypotheses[0]
+print(tokenizer.decode([tokenizer.token_to_id(token) for token in answer], skip_special_tokens=False))""",
     "mlflow": """import mlflow, pandas
 
 model = mlflow.pyfunc.load_model(".")
@@ -40,7 +40,17 @@ print(model.predict(frame, params={"max_tokens": 64}))""",
 
 
 def report_row(store: Store, lineage: dict[str, Any]) -> dict[str, Any] | None:
-    """The newest comparison that the exported student is part of: its row of report.json, with baselines and data."""
+    """The row of the exported student in the newest report.json that contains it, with both baselines and the data.
+
+    Args:
+        lineage: of the export, from ``pipelines.tracking.lineage.read_lineage``.
+
+    Returns:
+        None if no finished report contains the student.
+
+    Raises:
+        StoreError: the store fails.
+    """
     student = lineage["inputs"][0]
     experiment = store.client.get_run(student["run_id"]).info.experiment_id
     for run in store.client.search_runs([experiment], "tags.stage = 'report'", order_by=["attributes.start_time DESC"]):
@@ -63,19 +73,22 @@ def model_card(
     plain: "Parity | None",
     versions: dict[str, str],
 ) -> str:
-    """Markdown. What is not known of a model, it does not say.
+    """The model card in Markdown. Facts that are not known are left out.
 
     Args:
-        row: of ``report_row``.
-        parity, plain: of the export's own runtime, and for ``hf`` of a reader without transformers.
-        versions: of what the runtime imported.
+        lineage: of the export.
+        row: from ``report_row``.
+        format, precision: of the export.
+        parity: of the export's own runtime.
+        plain: parity of a reader without transformers, for the format ``hf``.
+        versions: versions of the libraries that the runtime imported.
     """
     student = lineage["inputs"][0]
     lines = [f"# {student['model']}", "", f"A dense T5, exported as {format} in {precision}.", ""]
     facts = {**_origin(student), **_comparison(row), "parity": _parity(parity), "tried with": _tried(versions, plain)}
     lines += [f"- **{name}**: {text}" for name, text in facts.items() if text]
     lines += ["", "Load it from this directory:", "", "```python", _LOAD[format], "```", ""]
-    lines += ["Where it comes from, run by run: `lineage.json`, or `switch-distill lineage` on this directory.", ""]
+    lines += ["All runs that led to this model: `lineage.json`, or `switch-distill lineage` on this directory.", ""]
     return "\n".join(lines)
 
 
@@ -85,13 +98,13 @@ def _origin(student: dict[str, Any]) -> dict[str, str | None]:
     made = f"run `{student['run_id']}`, model `{student['model_id']}`, " if student["run_id"] else ""
     data = [f"{entry['name']} ({entry['context']}), digest `{entry['digest']}`" for entry in student["datasets"]]
     known = teacher["metrics"].get("quality") if teacher else None
+    reached = f", quality {known:.4f}" if known is not None else ""
+    measure = "negative log perplexity on held-out text, nats per token; higher is better"
     return {
         "student": f"{made}weights `{student['sha256']}`",
-        "distilled from": teacher
-        and f"{teacher['model']}, run `{teacher['run_id']}`" + (f", quality {known:.4f}" if known is not None else ""),
+        "distilled from": f"{teacher['model']}, run `{teacher['run_id']}`{reached}" if teacher else None,
         "data": "; ".join(data),
-        "quality": quality is not None
-        and f"{quality:.4f} (negative log perplexity on held-out text, nats per token; higher is better)",
+        "quality": f"{quality:.4f} ({measure})" if quality is not None else None,
     }
 
 
@@ -113,24 +126,25 @@ def _fraction(row: dict[str, Any], suffix: str) -> str:
     if row[f"fraction_kept{suffix}"] is None:
         return f"undefined, because {row[f'fraction{suffix}_undefined']}"
     low, high = row[f"fraction{suffix}_interval"]
-    of = sample(row["data"], row["seeds"])
+    of = describe_sample(row["data"], row["seeds"])
     return f"{row[f'fraction_kept{suffix}']:.1%} (95 % interval of {of}: [{low:.1%}, {high:.1%}])"
 
 
 def _parity(parity: "Parity") -> str:
     return (
-        f"on {parity.tokens:,} tokens of held-out text its runtime differs from the student by "
-        f"{parity.quality_difference:+.2g} nats of quality, by {parity.log_probability_difference_max:.2g} nats at "
-        f"most for a token of the student's own answers; {parity.greedy_agreement:.0%} of greedy answers are equal"
+        f"on {parity.tokens:,} tokens of held-out text, its quality differs from the student's by "
+        f"{parity.quality_difference:+.2g} nats; the log probability of a token of the student's own answers differs "
+        f"by at most {parity.log_probability_difference_max:.2g} nats; {parity.greedy_agreement:.0%} of greedy answers "
+        "are equal"
     )
 
 
 def _tried(versions: dict[str, str], plain: "Parity | None") -> str:
-    """What has read this export: other versions may read it too, but nothing here has tried them."""
+    """The libraries that have read this export, with their versions. Others may read it, but were not tried."""
     tried = ", ".join(f"{name} {version}" for name, version in versions.items())
     if plain is None:
         return tried
     return (
-        f"{tried}; and with a reader of config.json and model.safetensors that uses no transformers "
-        f"(it differs by {plain.log_probability_difference_max:.2g} nats at most)"
+        f"{tried}; and with a reader of config.json and model.safetensors without transformers "
+        f"(log probabilities differ by at most {plain.log_probability_difference_max:.2g} nats)"
     )

@@ -1,4 +1,4 @@
-"""``switch-distill export``: find the student, write it in a format, let the gate judge it, and say what it is."""
+"""``switch-distill export``: find the student, write it in a format, check its parity, and write its description."""
 
 import contextlib
 import platform
@@ -15,14 +15,14 @@ from distill.io.files import directory_digest, file_digest, new_directory, write
 from pipelines.deploy.card import model_card, report_row
 from pipelines.deploy.export_source import Source, find_source, held_out_text
 from pipelines.tracking.lineage import read_lineage
-from pipelines.tracking.run import TrackedRun, describe_run
 from pipelines.tracking.store_uri import UNREADABLE, check_path
+from pipelines.tracking.tracked_run import TrackedRun, describe_run
 from students.export import check_format, write_export
 
 if TYPE_CHECKING:
     from students.export.parity import Parity
 
-# Instructions that decide how fast, and int8 also how exact, a runtime is.
+# CPU instructions that determine the speed of a runtime and, for int8, its exactness.
 _FLAGS = (
     "avx2",
     "avx512f",
@@ -37,7 +37,7 @@ _FLAGS = (
 )
 
 
-def export(
+def export_student(
     model: str,
     output: Path,
     *,
@@ -47,28 +47,32 @@ def export(
     text: str | None = None,
     say: Callable[[str], None] = lambda line: None,
 ) -> dict[str, Any]:
-    """Write a student to ``output`` once its own runtime there has been shown to answer as the student does.
+    """Write a student to ``output``, after a check that the export's runtime gives the student's answers.
+
+    If an exception is raised, nothing is left at ``output``.
 
     Args:
         model: a run id, ``models:/NAME/VERSION``, ``models:/NAME@ALIAS``, or a directory.
+        output: a directory that does not exist yet.
         format, precision: see ``students.export.FORMATS``.
-        workdir: whose store knows the model, and whose held-out text the gate reads.
+        workdir: the work directory whose store knows the model and whose held-out text the check reads.
         text: files (a glob) to compare on instead, for a model that no store knows.
+        say: called with each line of progress.
 
     Returns:
         The manifest.
 
     Raises:
         UserError: the model, the format or the text cannot be used, or ``output`` exists.
-        DiskFull: nothing is left at ``output``.
-        StoreError: the store does not answer; nothing is left at ``output``.
-        students.export.parity.ParityFailure: the export differs from the student; nothing is left at ``output``.
+        DiskFull: the disk has no space for the export.
+        StoreError: the store does not answer.
+        students.export.parity.ParityFailure: the export differs from the student.
     """
     check_format(format, precision)
     _check_output(output, format)
     source = find_source(model, workdir, text)
     weights = sum(file.stat().st_size for file in source.directory.rglob("*") if file.is_file())
-    # An onnx export has two graphs with embeddings of their own, and beside them the source of int8.
+    # An onnx export has two graphs, each with its own embeddings, and temporarily the float32 source of int8.
     needed = weights * (3 if format == "onnx" else 1)
     require_space(output, needed, "the export", "free some, or choose another --output")
     title = f"export {format}" + ("" if precision == "float32" else f" {precision}")
@@ -76,9 +80,9 @@ def export(
     with _run(source, title, settings) as tracked, new_directory(output, needed) as tmp_dir:
         write_export(source.directory, tmp_dir, format, precision)
         write_json(tmp_dir / "manifest.json", settings)
-        say(f"{title}: comparing its answers in a fresh process with the student's")
+        say(f"{title}: comparing the export, in a new process, with the student")
         parity, plain, reply = _verify(source, workdir, text, tmp_dir, settings, tracked)
-        (tmp_dir / "manifest.json").unlink()  # until here it said how to load the files, from now on what they are
+        (tmp_dir / "manifest.json").unlink()  # only for the check; the final manifest follows
         lineage = _lineage(source, title, tmp_dir, output, parity, tracked)
         write_json(tmp_dir / "lineage.json", lineage)
         row = report_row(source.store, lineage) if source.store else None
@@ -99,17 +103,17 @@ def export(
 
 
 def _check_output(output: Path, format: str) -> None:
-    """Raise UserError where an export of ``format`` could not be written, or be read again."""
+    """Raise UserError if an export of ``format`` cannot be written to ``output`` or read from it."""
     if output.exists():
         raise UserError(f"--output {output} exists already; remove it, or choose another directory")
     check_path(output, "--output")
     if format != "mlflow":
         return
-    # MLflow's own server for models takes a path alone, in which it unquotes the directories above too.
+    # MLflow's model server takes only a path, and also unquotes the names of the directories above.
     if found := UNREADABLE.search(output.name) or re.search("%[0-9a-fA-F]{2}", str(output.absolute())):
         raise UserError(
-            f"--output {output} cannot be read by MLflow, to which {found[0]!r} in a model's path means something "
-            "else; choose a directory without it"
+            f"--output {output} cannot be read by MLflow, which gives {found[0]!r} in a model's path another meaning; "
+            "choose a directory without it"
         )
 
 
@@ -121,39 +125,48 @@ def _verify(
     settings: dict[str, str],
     tracked: TrackedRun | None,
 ) -> tuple["Parity", "Parity | None", dict[str, Any]]:
-    """The gate: of the export's own runtime, of ``PlainT5`` for ``hf``, and what the runtime says of itself.
+    """Check the parity of the export with the student. The figures are logged also if the check fails.
 
-    Figures are logged whatever they are.
+    Returns:
+        Parity of the export's own runtime, parity of ``PlainT5`` (for ``hf``, else None), and the facts that the
+        runtime reports about itself.
     """
     from tokenizers import Tokenizer
 
-    from students.export.parity import ask, ask_plain_t5, check, compare, make_examples, student_reference
+    from students.export.parity import (
+        check_parity,
+        compare,
+        compare_plain_t5,
+        make_examples,
+        run_export,
+        student_reference,
+    )
 
     held_out = held_out_text(source, workdir, text)
     if tracked:
         size = {"tokens": len(held_out.tokens)}
         tracked.log_data(held_out.name, held_out.digest, held_out.split, held_out.source, size)
     tokenizer = Tokenizer.from_file(str(source.directory / "tokenizer.json"))
-    examples = make_examples(held_out.tokens, held_out.words, tokenizer)
+    examples = make_examples(held_out.tokens, held_out.special_tokens, tokenizer)
     reference = student_reference(source.directory, examples)
-    reply = ask(directory, examples, reference.answers)
+    reply = run_export(directory, examples, reference.answers)
     parity = compare(reference, reply)
     if tracked:
         tracked.log_results(asdict(parity))
-    check(parity, settings["precision"], "the export does not answer as the student does")
+    check_parity(parity, settings["precision"], "the export differs from the student")
     if settings["format"] != "hf":
         return parity, None, reply
-    plain = ask_plain_t5(directory, examples, reference)
+    plain = compare_plain_t5(directory, examples, reference)
     if tracked:
         tracked.log_results({f"plain_t5_{name}": value for name, value in asdict(plain).items()})
-    only = f"only transformers {reply['versions']['transformers']} reads this student from the files of hf"
-    check(plain, settings["precision"], f"{only}; use --format onnx or ctranslate2. Another reader differs")
+    only = f"only transformers {reply['versions']['transformers']} reads the files of this hf export correctly"
+    check_parity(plain, settings["precision"], f"{only}; use --format onnx or ctranslate2. Another reader differs")
     return parity, plain, reply
 
 
 @contextlib.contextmanager
 def _run(source: Source, title: str, settings: dict[str, str]) -> Iterator[TrackedRun | None]:
-    """The export's own MLflow run, with the student as its input; none for a model that no store knows."""
+    """The MLflow run of the export, with the student as its input; None for a model that no store knows."""
     if source.store is None:
         yield None
         return
@@ -178,16 +191,17 @@ def _run(source: Source, title: str, settings: dict[str, str]) -> Iterator[Track
 def _lineage(
     source: Source, title: str, directory: Path, output: Path, parity: "Parity", tracked: TrackedRun | None
 ) -> dict[str, Any]:
-    """What lineage.json holds: the export at the root, then what MLflow knows of its student."""
+    """The values of lineage.json: the export at the root, then the lineage of its student in MLflow."""
     if tracked is None:
-        unknown = {"model_id": None, "run_id": None, "run": None, "stage": None, "metrics": {}, "datasets": []}
+        unknown: dict[str, Any] = {"model_id": None, "run_id": None, "run": None, "stage": None, "loaded": None}
+        unknown |= {"metrics": {}, "datasets": []}
         student = {**unknown, "model": source.name, "sha256": directory_digest(source.directory), "inputs": []}
         exported = {**unknown, "model": title, "sha256": directory_digest(directory), "stage": "export"}
         return {**exported, "metrics": asdict(parity), "inputs": [student]}
     name = f"{source.lineage['model']}-{title.removeprefix('export ').replace(' ', '-')}"
     model_id, _ = tracked.log_model_output(name, directory, {"export": title}, upload=False, form="export")
     tracked.client.set_logged_model_tags(model_id, {"directory": str(output.absolute())})
-    return read_lineage(source.store, model_id)
+    return read_lineage(tracked.store, model_id)
 
 
 def _names(directory: Path) -> list[str]:
@@ -195,7 +209,7 @@ def _names(directory: Path) -> list[str]:
 
 
 def _processor() -> dict[str, Any]:
-    """Name and the instructions that matter, as far as the system tells."""
+    """Name of the processor and its instructions of ``_FLAGS``, as far as the system reports them."""
     facts = {"machine": platform.machine(), "name": platform.processor(), "flags": []}
     with contextlib.suppress(OSError):
         lines = Path("/proc/cpuinfo").read_text().splitlines()

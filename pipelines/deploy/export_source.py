@@ -1,6 +1,6 @@
-"""Which student is exported, and the held-out text that its export is compared on."""
+"""The student to export, and the held-out text on which its export is compared with it."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -16,12 +16,12 @@ from pipelines.tracking.store import Store, existing_store
 
 @dataclass(frozen=True)
 class Source:
-    """A student on disk, and what the store knows of it."""
+    """A student on disk, with its store and lineage if a store knows it."""
 
     name: str
     directory: Path
     store: Store | None = None
-    lineage: dict[str, Any] | None = None
+    lineage: dict[str, Any] = field(default_factory=dict)
 
 
 class HeldOutText(NamedTuple):
@@ -30,15 +30,20 @@ class HeldOutText(NamedTuple):
     name: str
     digest: str
     tokens: np.ndarray
-    words: SpecialTokens
+    special_tokens: SpecialTokens
     split: str  # test or validation
-    source: tuple[str, str]  # of MLflow, see pipelines.tracking.data_source
+    source: tuple[str, str]  # in MLflow's format, see pipelines.tracking.data_source
 
 
 def find_source(model: str, workdir: Path, text: str | None) -> Source:
-    """The student that MODEL names, with its lineage where a store knows it.
+    """The student that MODEL names, with its lineage if a store knows it.
 
-    A directory whose text to compare on is given needs no store.
+    A directory needs no store if ``text`` is given.
+
+    Args:
+        model: the MODEL argument of the command line.
+        workdir: the work directory of the store.
+        text: files (a glob) to compare the export on.
 
     Raises:
         UserError: there is no such model, or its files have changed since it was made.
@@ -48,20 +53,20 @@ def find_source(model: str, workdir: Path, text: str | None) -> Source:
         return Source(local.absolute().name, local)
     if local and not _is_recorded(local):
         raise UserError(
-            f"no store knows {model}, so that there is no text to compare its export on; give some with --text FILES"
+            f"no store knows {model}, so there is no text to compare its export on; give text with --text FILES"
         )
     store = existing_store(workdir)
     model_id = find_model(store, model)
     lineage = read_lineage(store, model_id)
-    exported = local and (local / "manifest.json").is_file()
-    return Source(lineage["model"], local if exported else store.model_files(model_id), store, lineage)
+    directory = local if local and (local / "manifest.json").is_file() else store.model_files(model_id)
+    return Source(lineage["model"], directory, store, lineage)
 
 
 def held_out_text(source: Source, workdir: Path, text: str | None) -> HeldOutText:
-    """The held-out part of its data that the student was measured on, or ``text``, files that a glob names.
+    """The held-out split that the student was evaluated on, or the text of the files ``text`` (a glob).
 
     Raises:
-        UserError: the work directory has not that data, or the files cannot be used.
+        UserError: the work directory does not have the data, or the files cannot be used.
     """
     from tokenizers import Tokenizer
 
@@ -76,29 +81,31 @@ def held_out_text(source: Source, workdir: Path, text: str | None) -> HeldOutTex
     }
     for path in sorted(workdir.glob("data/*/data.json")):
         data = read_prepared(path.parent)
-        words = Tokenizer.from_file(str(path.parent / "tokenizer" / "tokenizer.json")).get_vocab()
-        for name, part in data.parts.items():  # what the student was evaluated on
-            if part.digest in digests and words == vocabulary:
+        own = Tokenizer.from_file(str(path.parent / "tokenizer" / "tokenizer.json")).get_vocab()
+        for name, part in data.parts.items():  # one of them is the split that the student was evaluated on
+            if part.digest in digests and own == vocabulary:
                 place = mlflow_source(data.name, data.revision, path.parent)
-                return HeldOutText(f"{data.name}-{name}", part.digest, data.tokens(name), data.words, name, place)
+                return HeldOutText(
+                    f"{data.name}-{name}", part.digest, data.tokens(name), data.special_tokens, name, place
+                )
     raise UserError(
         f"the held-out text of {source.name} (digest {', '.join(sorted(digests)) or 'unknown'}) is not in "
-        f"{workdir / 'data'}; name the work directory that made it, or other text with --text FILES"
+        f"{workdir / 'data'}; name the work directory that made it with --workdir, or other text with --text FILES"
     )
 
 
 def _of_files(source: Source, pattern: str) -> HeldOutText:
     from distill.data.corpus import Digest, read_documents
-    from distill.data.tokenizer import encode, load_tokenizer, special_tokens
+    from distill.data.tokenizer import encode_texts, find_special_tokens, load_tokenizer
 
     documents, digest = list(read_documents(f"text:{pattern}")), Digest()
     for document in documents:
         digest.add(document)
     tokenizer = load_tokenizer(source.directory)
-    ids = [id_ for row in encode(tokenizer, [document.text for document in documents]) for id_ in row]
+    ids = [id_ for row in encode_texts(tokenizer, [document.text for document in documents]) for id_ in row]
     corpus = f"text:{pattern}"
     place = mlflow_source(corpus, None, source.directory)
-    return HeldOutText(corpus, digest.hexdigest(), np.array(ids), special_tokens(tokenizer), "test", place)
+    return HeldOutText(corpus, digest.hexdigest(), np.array(ids), find_special_tokens(tokenizer), "test", place)
 
 
 def _is_recorded(directory: Path) -> bool:

@@ -1,6 +1,6 @@
-"""What ``switch-distill serve`` serves: an exported student, exported first where need be, and its teacher beside it.
+"""``switch-distill serve``: serve an exported student, optionally with its teacher. A student is exported first.
 
-Imports no torch: the process of an onnx or ctranslate2 server stays small.
+Imports no torch, so that the process of an onnx or ctranslate2 server stays small.
 """
 
 import contextlib
@@ -13,9 +13,10 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 
-from distill.data.vocabulary import check_same_words, read_vocabulary
+from distill.data.vocabulary import check_same_vocabulary, read_vocabulary
 from distill.errors import UserError
 from distill.io.files import directory_uri
+from distill.module_command import module_command
 from pipelines.workdir.commands import quoted, suggest
 from students.runtime import Runner, load_runner, read_manifest
 from students.serving.limits import Limits
@@ -36,27 +37,31 @@ def serve_model(
     threads: int | None,
     say: Callable[[str], None],
 ) -> None:
-    """Serve ``model`` until it is stopped.
+    """Serve ``model`` until the process is stopped.
 
     Args:
-        model: an exported directory, or anything that ``switch-distill export`` takes.
-        teacher: the directory of a Switch teacher, for the page to compare with.
-        allowed_hosts: that requests may name besides ``host`` and loopback's; "*" is any.
-        format: of the export; an exported directory's own, or hf, if None.
+        model: an exported directory, or any MODEL argument of ``switch-distill export``.
+        teacher: the directory of a Switch teacher, which the web page compares the student with.
+        host, port: the address to listen on.
+        allowed_hosts: hosts that requests may name besides ``host`` and those of loopback; "*" allows any.
+        format: format of the export; None: the format of an exported directory, else hf.
+        workdir: the work directory whose store knows the model.
         text: files (a glob) to verify the export on, for a model that no store knows.
-        threads: for each model; the runtime's default if None.
+        limits: limits of requests.
+        threads: threads of each model; None: the runtime's default.
+        say: called with each line of progress.
 
     Raises:
-        UserError: the model cannot be found, exported or served, the address is taken, or a host is not a name.
+        UserError: the model cannot be found, exported or served, the address is in use, or a host name is invalid.
     """
-    check(model, teacher)
+    check_serving(model, teacher)
     from students.serving.hosts import allowed_names
     from students.serving.models import Model
     from students.serving.server import serve
 
-    allowed_names(host, allowed_hosts)  # what is wrong with them is said before an export that takes minutes
+    allowed_names(host, allowed_hosts)  # checks the names before an export that takes minutes
 
-    with exported(model, format, workdir, text, say) as directory:
+    with exported_model(model, format, workdir, text, say) as directory:
         check_same_tokenizer(model, directory, teacher)
         longest = _answer_length(directory)
         name = served_name(directory)
@@ -69,7 +74,7 @@ def serve_model(
             )
         ]
         if teacher is not None:
-            # One prompt at a time: experts have a capacity per batch, so that company would change an answer.
+            # One prompt at a time: experts have a capacity per batch, so other prompts in the batch change an answer.
             alone = replace(limits, max_batch=1)
             beside = name + "-teacher"
             models.append(
@@ -78,12 +83,12 @@ def serve_model(
         serve(models, host, port, allowed_hosts=allowed_hosts, say=say)
 
 
-def check(model: str, teacher: Path | None) -> None:
-    """Say at once what would keep a server from starting.
+def check_serving(model: str, teacher: Path | None) -> None:
+    """Check that a server can start, before any slow step.
 
     Raises:
-        UserError: its libraries are not installed, ``teacher`` is no Switch teacher with a tokenizer, or has another
-            one than ``model`` where that is a directory.
+        UserError: the libraries of the server are not installed, or ``teacher`` is not a Switch teacher with a
+            tokenizer. Also if ``model`` is a directory with another vocabulary than the teacher's.
     """
     if missing := [name for name in ("fastapi", "uvicorn", "prometheus_client") if not importlib.util.find_spec(name)]:
         raise UserError(f'serving needs {", ".join(missing)}; install it with: pip install "switch-distill[serve]"')
@@ -98,27 +103,32 @@ def check(model: str, teacher: Path | None) -> None:
 
 
 def check_same_tokenizer(model: str, student: Path, teacher: Path | None) -> None:
-    """Whether ``model``, whose files are in ``student``, and the teacher beside it read and write the same words.
+    """Check that student and teacher have the same vocabulary.
+
+    Args:
+        model: the name of the student in messages.
+        student: the directory of the student.
+        teacher: the directory of the teacher; None: check nothing.
 
     Raises:
-        UserError: they do not.
+        UserError: the vocabularies differ.
     """
-    if teacher is None or (words := read_vocabulary(student, model)) is None:
+    if teacher is None or (vocabulary := read_vocabulary(student, model)) is None:
         return
     names = (f"--teacher {teacher}", model)
     others = read_vocabulary(teacher, names[0]) or {}
-    check_same_words(others, words, names, "name the teacher that the student was made from")
+    check_same_vocabulary(others, vocabulary, names, "name the teacher that the student was made from")
 
 
 @contextlib.contextmanager
-def exported(
+def exported_model(
     model: str, format: str | None, workdir: Path, text: str | None, say: Callable[[str], None]
 ) -> Iterator[Path]:
-    """The directory of ``model`` exported: itself if it is an export, else a temporary one, verified as all are.
+    """The directory of an export: ``model`` itself if it is one, else a new verified export in a temporary directory.
 
     Raises:
-        UserError: it is an export of another format.
-        SystemExit: it cannot be exported; the export has said why.
+        UserError: ``model`` is an export of another format.
+        SystemExit: the export failed. Its process has printed the reason.
     """
     if (Path(model) / "manifest.json").is_file():
         own = read_manifest(model)["format"]
@@ -126,28 +136,28 @@ def exported(
             command = quoted("mlflow", "models", "serve", "-m", directory_uri(Path(model)), "--env-manager", "local")
             raise UserError(f"{model} is an mlflow export; serve it with: {command}")
         if format not in (None, own):
-            raise UserError(f"{model} is an export of format {own}; leave out --format, or name the model itself")
+            raise UserError(f"{model} is an export of format {own}; omit --format, or name the model itself")
         yield Path(model)
         return
     with tempfile.TemporaryDirectory(prefix="switch-distill-") as beside:
         directory = Path(beside) / "export"
         place = Path(model) if Path(model).exists() else model
         command = suggest("export", place, "--format", format or "hf", "--output", "DIR", workdir=workdir)
-        say(f"{model} is no export; exporting it (to serve at once: {command})")
+        say(f"{model} is not an export; exporting it first (to keep the export: {command})")
         if code := export_in_process(model, format or "hf", "float32", directory, workdir, text):
             raise SystemExit(code)
         yield directory
 
 
 def export_in_process(model: str, format: str, precision: str, directory: Path, workdir: Path, text: str | None) -> int:
-    """``switch-distill export`` in a process of its own, which takes its memory with it; its exit code."""
+    """Run ``switch-distill export`` in its own process, which frees all of its memory; return its exit code."""
     command = ["export", model, f"--format={format}", f"--precision={precision}", f"--output={directory}"]
     options = [f"--workdir={workdir}", *([f"--text={text}"] if text else [])]
-    return subprocess.run([sys.executable, "-m", "pipelines.cli", *command, *options], stdout=sys.stderr).returncode
+    return subprocess.run(module_command("pipelines.cli", *command, *options), stdout=sys.stderr).returncode
 
 
 def served_name(directory: Path) -> str:
-    """What clients call it: the student's name in the lineage of its export."""
+    """The name of the model for clients: the student's name in the lineage of the export."""
     path = directory / "lineage.json"
     if not path.is_file():
         return directory.resolve().name

@@ -1,4 +1,4 @@
-"""A Switch teacher behind the same interface as an exported student."""
+"""A Switch teacher with the same interface as an exported student."""
 
 from pathlib import Path
 
@@ -7,21 +7,25 @@ from tokenizers import Tokenizer
 
 from students.runtime.batches import SpecialIds
 from students.runtime.hf_runner import HfRunner
-from teachers.model import load_teacher
+from teachers.load import load_teacher
 
 
 class TeacherRunner(HfRunner):
-    """``generate`` of plain transformers on a teacher of ``load_teacher``, in float32."""
+    """Runs ``generate`` of transformers on a teacher from ``load_teacher``, in float32."""
 
     def __init__(self, directory: Path, threads: int | None = None):
-        """``directory`` is one that ``save_teacher`` or transformers wrote, with a tokenizer.json.
+        """Load the teacher.
+
+        Args:
+            directory: a directory that ``save_teacher`` or transformers wrote, with a tokenizer.json.
+            threads: threads of torch; None: its default.
 
         Raises:
-            UserError: there is no teacher in it.
+            UserError: there is no teacher in the directory.
         """
         if threads:
             torch.set_num_threads(threads)
         self.model = load_teacher(directory)
         self.tokenizer = Tokenizer.from_file(str(directory / "tokenizer.json"))
-        config = self.model.config  # which has a start even where config.json names none
+        config = self.model.config  # has a start token even if config.json has none
         self._ids = SpecialIds(config.decoder_start_token_id, config.pad_token_id, config.eos_token_id)

@@ -1,11 +1,11 @@
 """The report.
 
 bootstrap  gains, fractions kept and their intervals
-verdict    why a fraction is undefined, in words
+verdict    sentences: why a fraction is undefined, which models are worse than a baseline
 table      the table of a report: in Markdown, for a terminal, and as CSV
-plot       pictures
-paper      the paper's figures beside ours
-registry   figures and tags of each student in MLflow, and which is the champion
+plot       plots
+paper      figures of the paper, for comparison
+registry   metrics and tags of each student in MLflow, and the champion alias
 """
 
 from typing import Any
@@ -14,7 +14,7 @@ __all__ = ["fraction_kept"]
 
 
 def __getattr__(name: str) -> Any:
-    if name in __all__:  # scipy is slow to import, and few commands need it
+    if name in __all__:  # imported on use, because scipy is slow to import and few commands need it
         from pipelines.reporting import bootstrap
 
         return getattr(bootstrap, name)

@@ -1,16 +1,18 @@
-"""Figures of the paper that a report sets beside its own: fractions kept, and the compression of its teachers."""
+"""Figures of the paper that a report compares its own with: fractions kept, and compression."""
 
-# Table 6, one teacher of 3.8B parameters; "initialisation alone" ends just below the baseline.
+# Table 6: a teacher of 3.8B parameters. The student with initialisation alone ends just below the baseline.
 TABLE_6 = {"soft-labels": "3%", "initialised": "20%", "hard-and-soft": "29%", "hard-labels": "<0"}
 
-# Table 7: teachers of 1.1B to 14.7B parameters, by their number of experts.
+# Table 7: teachers of 1.1B to 14.7B parameters. Number of experts -> (fraction kept, compression).
 TABLE_7 = {16: (0.37, 0.82), 32: (0.32, 0.90), 64: (0.30, 0.95), 128: (0.27, 0.97), 256: (0.28, 0.99)}
 
 
 def kept_in_paper(variant: str | None, experts: int | None) -> str:
-    """What the paper keeps with the technique of that name, or with a teacher of as many experts; else a dash.
+    """The fraction kept in the paper: for a technique of table 6 or a teacher of table 7; a dash if there is none.
 
-    A variant named "paper" is what its table 7 is about. Without ``experts``, the mean of its teachers.
+    Args:
+        variant: name of a technique of table 6. None and "paper" select table 7.
+        experts: number of experts of the teacher in table 7; None: the mean over its teachers.
     """
     if variant not in (None, "paper"):
         return TABLE_6.get(variant, "–")

@@ -1,4 +1,4 @@
-"""The report's picture: fraction kept, quality and compression against the number of experts, or by variant."""
+"""The plots of a report: fraction kept, quality and compression against the number of experts, or by variant."""
 
 from pathlib import Path
 from typing import Any
@@ -6,16 +6,22 @@ from typing import Any
 import numpy as np
 
 from pipelines.reporting.paper import TABLE_6, TABLE_7
-from pipelines.reporting.table import sample
+from pipelines.reporting.table import describe_sample
 from pipelines.reporting.verdict import why_none
-from pipelines.tracking.run import COLOURS
+from pipelines.tracking.tracked_run import COLOURS
 
 _AGAINST = {"": ("o", "-", "against the baseline"), "_long": ("s", "--", "against the long baseline")}
 
 
 def plot_report(report: dict[str, Any], path: Path) -> None:
-    """Write a PNG: for several ratios three panels over experts, with the paper's table 7 as a faint line; for
-    several variants of one ratio a bar for each."""
+    """Write the plot of a report as a PNG.
+
+    Several ratios give three panels over the number of experts, with the paper's table 7 as a faint line. Several
+    variants of one ratio give a bar per variant.
+
+    Args:
+        report: the values of report.json.
+    """
     plt = _pyplot()
     rows = report["ratios"]
     if len({row["ratio"] for row in rows}) == 1 and len(rows) > 1:
@@ -31,14 +37,19 @@ def plot_report(report: dict[str, Any], path: Path) -> None:
     data = report["data"]
     figure.suptitle(
         f"Distilled students on {data['name']}: {data['test_examples']:,} {data['eval_split']} examples of "
-        f"{sample(data, rows[0]['seeds'])}"
+        f"{describe_sample(data, rows[0]['seeds'])}"
     )
     figure.savefig(path, dpi=130, metadata={"Software": None})
     plt.close(figure)
 
 
 def plot_routing(layers: list[str], load: np.ndarray, path: Path) -> None:
-    """Write a PNG: the load of every expert and layer, [layers, experts], as a multiple of an equal share."""
+    """Write a PNG with the load of every expert in every layer, as a multiple of an equal share.
+
+    Args:
+        layers: names of the layers.
+        load: [layers, experts], share of the tokens that each expert gets; each row sums to 1.
+    """
     plt = _pyplot()
     experts = load.shape[1]
     figure, axes = plt.subplots(figsize=(max(5.0, 1.5 + 0.2 * experts), 1.4 + 0.35 * len(layers)), layout="constrained")
@@ -69,15 +80,15 @@ def _over_experts(axes: Any, rows: list[dict[str, Any]], *, with_paper: bool) ->
 
 
 def _draw_kept(axes: Any, rows: list[dict[str, Any]]) -> None:
-    """Fraction kept with its interval: a line for each variant and each of the two baselines.
+    """Plot the fraction kept with its interval: a line for each variant and each of the two baselines.
 
-    Of several variants, those against the long baseline have no intervals, which would hide the others. An interval
-    that is far longer than the points are apart leaves the panel.
+    With several variants, lines against the long baseline have no intervals, because these would hide the other ones.
+    An interval that is much longer than the distance between the points is cut at the edge of the panel.
     """
     points = [100 * kept for kept, _ in TABLE_7.values()]
     variants = _by_variant(rows)
     for number, (colour, (variant, of_variant)) in enumerate(zip(_colours(rows), variants.items(), strict=True)):
-        aside = 2 ** (0.1 * (number - (len(variants) - 1) / 2))  # so that intervals do not hide one another
+        aside = 2 ** (0.1 * (number - (len(variants) - 1) / 2))  # shifts the intervals apart
         for suffix, (marker, line, against) in _AGAINST.items():
             label = against if variant is None else variant if not suffix else None
             defined = [row for row in of_variant if row[f"fraction_kept{suffix}"] is not None]
@@ -115,13 +126,13 @@ def _draw_kept(axes: Any, rows: list[dict[str, Any]]) -> None:
 
 
 def _draw_quality(axes: Any, report: dict[str, Any]) -> None:
-    """Negative log perplexity of teachers and students, and both baselines (the paper's figure 4, left)."""
+    """Plot the negative log perplexity of teachers, students and both baselines (the paper's figure 4, left)."""
     rows = report["ratios"]
     for colour, (variant, of_variant) in zip(_colours(rows), _by_variant(rows).items(), strict=True):
         experts = [row["experts"] for row in of_variant]
         if colour == COLOURS[0]:
             axes.plot(experts, [row["teacher_quality"] for row in of_variant], "k^-", label="teacher")
-        label = "student" if variant is None else None  # the first panel says which colour is which variant
+        label = "student" if variant is None else None  # the legend of the first panel names the variants
         axes.plot(experts, [row["student_quality"] for row in of_variant], "o-", color=colour, label=label)
     for name, line in (("baseline", "-"), ("long_baseline", "--")):
         axes.axhline(report[name]["quality"], color="0.5", linestyle=line, label=name.replace("_", " "))
@@ -143,9 +154,10 @@ def _draw_compression(axes: Any, rows: list[dict[str, Any]]) -> None:
 
 
 def _draw_bars(axes: Any, rows: list[dict[str, Any]]) -> None:
-    """Fraction kept by each variant of one ratio, against both baselines, and what the paper has for it.
+    """Plot the fraction kept by each variant of one ratio, against both baselines, and the figures of the paper.
 
-    The axis is made for the first baseline: over the other a teacher may gain so little that any fraction is possible.
+    The limits of the axis fit the fractions against the baseline. The gain over the long baseline may be so small that
+    fractions of it have very long intervals.
     """
     places = np.arange(len(rows))[::-1]
     for shift, (suffix, (_, _, against)), colour in zip((0.2, -0.2), _AGAINST.items(), COLOURS[:2], strict=True):
@@ -170,10 +182,10 @@ def _draw_bars(axes: Any, rows: list[dict[str, Any]]) -> None:
         axes.plot(kept, [place for place, _ in of_paper], "D", color="0.2", label="paper, table 6")
     axes.set_yticks(places, [row["variant"] for row in rows])
     axes.axvline(0, color="0.6", linewidth=0.8)
-    whole = axes.get_xlim()
+    limits = axes.get_xlim()
     intervals = [row["fraction_interval"] or row["fraction_long_interval"] or () for row in rows]
-    shown = _near([0.0, 100.0, *(100 * edge for interval in intervals for edge in interval)], 10, whole)
-    cut = "" if shown == whole else "; what is longer is cut"
+    shown = _near([0.0, 100.0, *(100 * edge for interval in intervals for edge in interval)], 10, limits)
+    cut = "" if shown == limits else "; longer intervals are cut"
     axes.set(xlabel=f"fraction of the gain of teacher {rows[0]['ratio']} kept (%){cut}")
     axes.set(xlim=shown, ylim=(-0.7, len(rows) - 0.3))
     axes.grid(alpha=0.25, axis="x")
@@ -188,12 +200,12 @@ def _colours(rows: list[dict[str, Any]]) -> list[str]:
     return [COLOURS[number % len(COLOURS)] for number in range(len(_by_variant(rows)))]
 
 
-def _near(values: list[float], room: float, whole: tuple[float, float]) -> tuple[float, float]:
-    """The limits of an axis that goes no further than ``room`` beyond ``values``, nor than ``whole``."""
-    return max(whole[0], min(values) - room), min(whole[1], max(values) + room)
+def _near(values: list[float], room: float, limits: tuple[float, float]) -> tuple[float, float]:
+    """Limits of an axis: ``limits``, cut at a distance of ``room`` from ``values``."""
+    return max(limits[0], min(values) - room), min(limits[1], max(values) + room)
 
 
 def _errors(row: dict[str, Any], suffix: str) -> tuple[float, float]:
-    """How far the interval reaches below and above the fraction, in per cent."""
+    """Distance from the fraction to both ends of its interval, in per cent."""
     fraction, (low, high) = row[f"fraction_kept{suffix}"], row[f"fraction{suffix}_interval"]
     return max(100 * (fraction - low), 0.0), max(100 * (high - fraction), 0.0)

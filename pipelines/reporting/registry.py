@@ -1,32 +1,36 @@
-"""What MLflow says of each student of a comparison, on its run and in the registry, and who is champion."""
+"""Metrics and tags of the students of a comparison in MLflow, on their runs and in the registry, and the champion."""
 
 from typing import Any
 
-from pipelines.tracking.run import COLOURS, TrackedRun
 from pipelines.tracking.store import Store
-from pipelines.workdir.stage import Finished, Stage, of_kind
+from pipelines.tracking.tracked_run import COLOURS, TrackedRun
+from pipelines.workdir.stage import FinishedStage, Stage, inputs_of_kind
 
 CHAMPION = "champion"
 
 
-def log_comparison(tracked: TrackedRun, report: dict[str, Any], stage: Stage, inputs: dict[str, Finished]) -> None:
-    """The figures by which the UI compares students, on their runs and on their registered versions.
+def log_comparison(tracked: TrackedRun, report: dict[str, Any], stage: Stage, inputs: dict[str, FinishedStage]) -> None:
+    """Log the metrics by which the UI compares students, on their runs and on their registered versions.
 
     Args:
         tracked: the report's run.
-        report: report.json.
-        stage, inputs: the report's.
+        report: the values of report.json.
+        stage: the report's stage.
+        inputs: role -> record of the stages that the report reads.
+
+    Raises:
+        StoreError: the store fails.
     """
     students, documents = [], report["data"]["test_documents"]
-    told_apart = "ratio" if report["ratios"][0]["variant"] is None else "variant"  # by colour
-    kinds = list(dict.fromkeys(row[told_apart] for row in report["ratios"]))
+    coloured_by = "ratio" if report["ratios"][0]["variant"] is None else "variant"
+    groups = list(dict.fromkeys(row[coloured_by] for row in report["ratios"]))
     for row in report["ratios"]:
-        colour = COLOURS[kinds.index(row[told_apart]) % len(COLOURS)]
+        colour = COLOURS[groups.index(row[coloured_by]) % len(COLOURS)]
         tags = {f"comparison.{stage.fingerprint[:12]}": "1", "mlflow.runColor": colour}
         shared = {**{key: row[key] for key in ("experts", "compression")}, "test_documents": documents}
-        for teacher in of_kind(stage, inputs, "teacher", row["ratio"]):
+        for teacher in inputs_of_kind(stage, inputs, "teacher", row["ratio"]):
             tracked.set_tags(tags, teacher.run_id)
-        students.append(of_kind(stage, inputs, "distill", row["ratio"], row["variant"]))
+        students.append(inputs_of_kind(stage, inputs, "distill", row["ratio"], row["variant"]))
         for place, student in enumerate(students[-1]):
             figures = {key: row[key] for key in ("gain", "fraction_kept", "fraction_kept_long")}
             for suffix in ("", "_long"):
@@ -41,22 +45,25 @@ def log_comparison(tracked: TrackedRun, report: dict[str, Any], stage: Stage, in
     tag_students(tracked.store, report, students)
 
 
-def tag_students(store: Store, report: dict[str, Any], students: list[list[Finished]]) -> None:
-    """Fraction kept, compression and quality as tags of each student's version; the alias for the best of them.
+def tag_students(store: Store, report: dict[str, Any], students: list[list[FinishedStage]]) -> None:
+    """Set fraction kept, compression and quality as tags of each student's version, and the champion alias.
+
+    The champion is the student of highest quality among the rows whose mean over seeds is better than the baseline. All
+    qualities are measured on the same examples. Champion aliases of earlier comparisons under the same registered names
+    are removed. If no row is better than the baseline, there is no champion.
 
     Args:
-        report: report.json.
-        students: of each row of the report, one per seed, each with a registered version as its URI.
+        report: the values of report.json.
+        students: for each row of the report the students, one per seed, each with a registered version as its URI.
 
-    The best is the one of highest quality, which is measured on the same examples for all; it must be better than the
-    baseline. The names of this comparison have the alias once, or where nothing is better not at all, whatever an
-    earlier comparison said.
+    Raises:
+        StoreError: the store fails.
     """
-    from pipelines.reporting.table import sample  # slow to import, and only a report needs it
+    from pipelines.reporting.table import describe_sample  # slow to import, and only a report needs it
 
     for row, of_seeds in zip(report["ratios"], students, strict=True):
         fraction, interval = row["fraction_kept"], row["fraction_interval"]
-        of = sample(report["data"], row["seeds"])
+        of = describe_sample(report["data"], row["seeds"])
         bounds = "undefined" if interval is None else f"[{interval[0]:.4f}, {interval[1]:.4f}] of {of}"
         for student in of_seeds:
             tags = {
@@ -75,14 +82,15 @@ def tag_students(store: Store, report: dict[str, Any], students: list[list[Finis
         store.client.set_registered_model_alias(best, CHAMPION, version)
 
 
-def _champion(report: dict[str, Any], students: list[list[Finished]]) -> tuple[str, str] | None:
-    """Name and version of the best student, of those rows whose mean over seeds is above the baseline's."""
+def _champion(report: dict[str, Any], students: list[list[FinishedStage]]) -> tuple[str, str] | None:
+    """Name and version of the best student among the rows whose mean over seeds is better than the baseline."""
     above = [row["student_quality"] > report["baseline"]["quality"] for row in report["ratios"]]
     worth = [student for of_seeds, better in zip(students, above, strict=True) if better for student in of_seeds]
     return _version(max(worth, key=lambda student: student.metrics["quality"])) if worth else None
 
 
-def _version(student: Finished) -> tuple[str, str]:
-    """Name and version from ``models:/NAME/VERSION``."""
+def _version(student: FinishedStage) -> tuple[str, str]:
+    """Registered name and version of a student, from its URI ``models:/NAME/VERSION``."""
+    assert student.model_uri is not None  # a student is published before its report
     name, _, version = student.model_uri.removeprefix("models:/").rpartition("/")
     return name, version

@@ -5,52 +5,55 @@ import io
 from typing import Any
 
 from rich import box
+from rich.console import JustifyMethod
 from rich.table import Table
 
 from distill.data.overlap import WINDOW
-from pipelines.reporting.bootstrap import FEWEST_DOCUMENTS
+from pipelines.reporting.bootstrap import MIN_DOCUMENTS
 from pipelines.reporting.paper import kept_in_paper
 from pipelines.reporting.verdict import verdicts, why_none
 
 
-def markdown(report: dict[str, Any]) -> str:
-    """report.md: the table of the terminal, and what its columns mean."""
+def report_markdown(report: dict[str, Any]) -> str:
+    """The text of report.md: the table, and an explanation of its columns."""
     header, rows = _cells(report)
     lines = ["| " + " | ".join(header) + " |", "| :--- |" + " ---: |" * (len(header) - 1)]
     lines += ["| " + " | ".join(row) + " |" for row in rows]
     data = report["data"]
-    shared = "not measured" if data["overlap"] is None else f"{data['overlap']:.1%}"
     return (
         "# Fraction of the teacher's gain that the student keeps\n\n" + "\n".join(lines) + f"\n\n{_caption(report)}\n\n"
         f"Quality Q is the negative log perplexity on {data['test_examples']:,} examples from "
-        f"{data['test_documents']:,} documents of the {data['eval_split']} part (the largest gives "
+        f"{data['test_documents']:,} documents of the {data['eval_split']} split (the largest has "
         f"{data['largest_document']:.1%} of the examples), in nats per target token; higher is better. Gain is "
         "Q teacher - Q baseline; kept is (Q student - Q baseline) / gain. Intervals are 95 % paired bootstrap "
-        f"intervals that resample documents and seeds. {_sample(report)}\n\n"
-        f"Overlap: {shared} of the {data['eval_split']} text also stands in the training text, in runs of {WINDOW} "
-        f"tokens or more.{_lost(data)}\n\n{_undefined_rows(report)}{_differences(report)}"
-        f"## What each model has seen\n\n{_seen(report)}\n\nA student's figures are of its own steps, its teacher's "
-        "forward passes among the operations; before them it has what its teacher's training left in the weights that "
-        "it was given, and what fitting its FFNs to the teacher's experts took (`student.ffn_init`), which is not "
-        "counted. The long baseline has the tokens of teacher and student.\n\n"
+        f"intervals over documents and seeds. {_sample(report)}\n\n"
+        f"Overlap: {data['overlap']:.1%} of the {data['eval_split']} text also occurs in the training text, in runs of "
+        f"{WINDOW} tokens or more.{_lost(data)}\n\n{_undefined_rows(report)}{_differences(report)}"
+        f"## Training of each model\n\n{_training(report)}\n\nThe figures of a student count its own steps, and its "
+        "operations include the forward passes of its teacher. They do not count the training behind the student's "
+        "initial weights, nor the fit of its FFNs to the teacher's experts (`student.ffn_init`). The long baseline "
+        "takes as many steps as teacher and student together.\n\n"
         f"Data: {data['name']}, {data['train_tokens']:,} training tokens, digest `{data['digest']}`. "
         f"Report: `{report['fingerprint']}`.\n"
     )
 
 
 def _lost(data: dict[str, Any]) -> str:
-    """What of the corpus is not in the data, where that is anything."""
+    """Sentences on parts of the corpus that are not in the data: bad rows, unknown tokens, lost characters."""
     skipped = f" Bad rows of the corpus that were skipped: {data['skipped_rows']:,}." if data["skipped_rows"] else ""
     if not data["unknown_share"] and data["restored_share"] == 1:
         return skipped
     return (
-        f"{skipped} The tokenizer loses text: {data['unknown_share']:.1%} of the tokens are unknown words, and "
+        f"{skipped} The tokenizer loses text: {data['unknown_share']:.1%} of the tokens are unknown, and "
         f"decoding loses {data['lost_share']:.1%} of the characters."
     )
 
 
-def comma_separated(report: dict[str, Any]) -> str:
-    """report.csv: a line per ratio and variant with every figure at full precision, an interval as low and high."""
+def report_csv(report: dict[str, Any]) -> str:
+    """The text of report.csv: a line per ratio and variant, with all figures at full precision.
+
+    An interval has two columns, with the suffixes ``_low`` and ``_high``.
+    """
     lines = []
     for row in report["ratios"]:
         line: dict[str, Any] = {}
@@ -72,10 +75,10 @@ def comma_separated(report: dict[str, Any]) -> str:
     return text.getvalue()
 
 
-def table(report: dict[str, Any]) -> Table:
-    """The report for a terminal of 80 columns: an interval stands under its figure.
+def report_table(report: dict[str, Any]) -> Table:
+    """The report for a terminal of 80 columns, with each interval below its figure.
 
-    A column for variants takes the place of the teachers' sizes, which report.md has.
+    If there are variants, their column replaces size and compression, which are in report.md.
     """
     header, rows = _cells(report)
     left_out = {"size", "compression"} if "variant" in header else set()
@@ -89,7 +92,7 @@ def table(report: dict[str, Any]) -> Table:
     )
     for name in (header[place] for place in shown):
         broken = name.replace("compression", "com-\npression").replace("Q ", "Q\n").replace(", ", ",\n")
-        justify = "left" if name in ("ratio", "variant") else "right"
+        justify: JustifyMethod = "left" if name in ("ratio", "variant") else "right"
         drawn.add_column(broken, justify=justify, no_wrap=name != "variant", overflow="fold")
     for row in rows:
         drawn.add_row(*(row[place].replace(" [", "\n[") for place in shown))
@@ -125,8 +128,8 @@ def _cells(report: dict[str, Any]) -> tuple[list[str], list[list[str]]]:
     return header, rows
 
 
-def _seen(report: dict[str, Any]) -> str:
-    """What every model has seen, so that more training is not taken for a better method."""
+def _training(report: dict[str, Any]) -> str:
+    """A table of steps, tokens and operations of every model, which shows if one of them had more training."""
     rows = [
         ("baseline", report["baseline"]["steps"], report["baseline"]["tokens"], report["baseline"]["flops"]),
         ("long baseline", *(report["long_baseline"][key] for key in ("steps", "tokens", "flops"))),
@@ -139,20 +142,20 @@ def _seen(report: dict[str, Any]) -> str:
         rows.append((f"student {name}", row["student_steps"], row["student_tokens"], row["student_flops"]))
     lines = ["| model | steps | tokens | floating-point operations |", "| :--- | ---: | ---: | ---: |"]
     for name, steps, tokens, flops in rows:
-        known = ("elsewhere",) * 3 if tokens is None else (f"{steps:,}", f"{tokens:,}", f"{flops:.2e}")
+        known = ("unknown",) * 3 if tokens is None else (f"{steps:,}", f"{tokens:,}", f"{flops:.2e}")
         lines.append(f"| {name} | {' | '.join(known)} |")
     return "\n".join(lines)
 
 
 def _differences(report: dict[str, Any]) -> str:
-    """What variants keep more or less than one of them, where several seeds say."""
+    """The section on differences between variants; empty with one seed."""
     if not report["differences"]:
         return ""
     lines = [
         "## Differences between students, seed by seed",
         "",
-        "In points of what each seed's student keeps of its own teacher's gain, the mean over ratios; with Student's "
-        "95 % interval over seeds.",
+        "Difference of the fraction kept, in percentage points. The fraction of a seed is that of its student and its "
+        "own teacher, averaged over ratios. Intervals are 95 % Student's t intervals over seeds.",
         "",
         "| variant | difference | by seed |",
         "| :--- | ---: | ---: |",
@@ -161,59 +164,64 @@ def _differences(report: dict[str, Any]) -> str:
         low, high = one["interval"]
         by_seed = ", ".join(f"{100 * value:+.0f}" for value in one["by_seed"])
         cell = f"{100 * one['difference']:+.0f} [{100 * low:+.0f}, {100 * high:+.0f}]"
-        lines.append(f"| {one['variant']} to {one['to']} | {cell} | {by_seed} |")
+        lines.append(f"| {one['variant']} - {one['to']} | {cell} | {by_seed} |")
     return "\n".join(lines) + "\n\n"
 
 
 def _caption(report: dict[str, Any]) -> str:
-    """Both baselines, what is worse than they are, and for which ratios a fraction is undefined."""
+    """The caption: quality of both baselines, models that are worse, ratios without a fraction, and the sample."""
     short, long = report["baseline"], report["long_baseline"]
-    as_students = ", as many as the student takes" * all(r["student_steps"] == short["steps"] for r in report["ratios"])
+    as_students = ", as many as the student" * all(r["student_steps"] == short["steps"] for r in report["ratios"])
     together = {r["variant"]: (r["teacher_steps"] or 0) + r["student_steps"] for r in report["ratios"]}
     more = [variant for variant, steps in together.items() if steps > long["steps"]]
-    longer = f" (not for {', '.join(more)}, which takes more)" if more else ""
+    longer = f" (except {', '.join(more)}, which takes more)" if more else ""
     text = (
-        f"Size is the teacher's; student and baseline have {_millions(short['parameters'])}. The baseline stands at "
-        f"{short['quality']:.3f} after {short['steps']:,} steps{as_students}; the long baseline at "
-        f"{long['quality']:.3f} after {long['steps']:,}, as many as teacher and student take together{longer}. "
-        "Paper: what tables 6 and 7 keep with that technique, or with a teacher of as many experts, and the mean of "
-        "table 7."
+        f"Size is the teacher's; student and baseline have {_millions(short['parameters'])}. The baseline has quality "
+        f"{short['quality']:.3f} after {short['steps']:,} steps{as_students}; the long baseline has "
+        f"{long['quality']:.3f} after {long['steps']:,}, as many as teacher and student together{longer}. Paper: "
+        "fraction kept in its tables 6 and 7 with the same technique or with a teacher of as many experts, and the "
+        "mean of table 7."
     )
     return f"{text}{verdicts(report)} {_sample(report)}"
 
 
-def sample(data: dict[str, Any], seeds: list[int]) -> str:
-    """What intervals are of: ``89 documents and 3 seeds``. ``data`` is that of report.json."""
+def describe_sample(data: dict[str, Any], seeds: list[int]) -> str:
+    """The sample that intervals resample, for example ``89 documents and 3 seeds``.
+
+    Args:
+        data: the section ``data`` of report.json.
+        seeds: the seeds of a row.
+    """
     documents = data["test_documents"]
     return f"{documents:,} document{'s' * (documents != 1)} and {len(seeds)} seed{'s' * (len(seeds) != 1)}"
 
 
 def _sample(report: dict[str, Any]) -> str:
-    """What intervals are of, and whether they can be trusted."""
+    """A sentence on the sample that intervals resample, and on their reliability."""
     seeds = report["ratios"][0]["seeds"]
-    of, data = f"Intervals are of {sample(report['data'], seeds)}", report["data"]
+    of, data = f"Intervals resample {describe_sample(report['data'], seeds)}", report["data"]
     if data["too_few_documents"]:
         worth = f", worth {data['effective_documents']:.0f} of equal size"
-        uneven = worth if data["test_documents"] >= FEWEST_DOCUMENTS else ""
-        return f"{of}{uneven}: with fewer than {FEWEST_DOCUMENTS} documents they cannot be trusted."
+        uneven = worth if data["test_documents"] >= MIN_DOCUMENTS else ""
+        return f"{of}{uneven}; with fewer than {MIN_DOCUMENTS} documents, they cannot be trusted."
     if len(seeds) == 2:
-        return f"{of}; two seeds hardly say how much a seed matters."
-    return f"{of}." if len(seeds) > 1 else f"{of}, so that they leave out what another seed would change."
+        return f"{of}; two seeds say little about the variation between seeds."
+    return f"{of}." if len(seeds) > 1 else f"{of}, so they do not include the variation between seeds."
 
 
 def _undefined_rows(report: dict[str, Any]) -> str:
-    """Why rows have no fraction, one sentence for each."""
+    """A list of the reasons why rows have no fraction."""
     reasons = {(row["ratio"], row[key]): None for row in report["ratios"] for key in row if key.endswith("_undefined")}
     return "".join(f"- {ratio}: {reason}.\n" for ratio, reason in reasons) + ("\n" if reasons else "")
 
 
 def _has_fraction(row: dict[str, Any], suffix: str) -> bool:
-    """Whether a row has a fraction against the baseline of that suffix."""
+    """Whether a row has a fraction against the baseline of ``suffix``."""
     return row[f"fraction_kept{suffix}"] is not None
 
 
 def _kept(row: dict[str, Any], suffix: str) -> str:
-    """A fraction with its interval, or why there is none, in a word."""
+    """A fraction with its interval, or one word for its absence (``why_none``)."""
     if not _has_fraction(row, suffix):
         return why_none([row], suffix)
     fraction, (low, high) = row[f"fraction_kept{suffix}"], row[f"fraction{suffix}_interval"]

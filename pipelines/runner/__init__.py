@@ -1,9 +1,9 @@
-"""Stages in their order.
+"""Execution of stages.
 
-runner        reuse the finished stages, say which command makes a missing one, compute the rest
-stage_run     one stage while it is computed
-publish       from a stage's directory to MLflow
-side_by_side  chains of stages in processes of their own
-parent        a process of another run ends with it
-progress      bars, on stderr
+runner        reuse finished stages, name the command that computes a missing input, compute the rest
+stage_run     context of one stage while it is computed
+publish       copy of finished stages from disk to MLflow
+side_by_side  independent chains of stages in parallel processes
+parent        end of a child process with its parent
+progress      progress bars on stderr
 """

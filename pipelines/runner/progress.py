@@ -1,4 +1,4 @@
-"""Bars and messages, on stderr. A terminal gets a live bar; a log file gets a line every ten seconds."""
+"""Progress on stderr: a live bar in a terminal, a line every ten seconds in a log file."""
 
 import time
 from types import TracebackType
@@ -6,11 +6,11 @@ from types import TracebackType
 from rich.console import Console
 from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
-LINE_EVERY = 10.0  # seconds
+LINE_INTERVAL = 10.0  # seconds
 
 
 class Bar:
-    """Progress of one training run: loss (or what else comes first), tokens per second and the time that is left."""
+    """Progress of one stage: its first metric (the loss in training), tokens per second and the remaining time."""
 
     def __init__(self, console: Console, title: str):
         self._console, self._title = console, title
@@ -43,7 +43,7 @@ class Bar:
         now = time.perf_counter()
         if not self._first[0]:
             self._first = (step, now)
-        if now - self._printed >= LINE_EVERY:
+        if now - self._printed >= LINE_INTERVAL:
             self._printed = now
             left = (total - step) * (now - self._first[1]) / max(step - self._first[0], 1)
             self._console.print(

@@ -1,12 +1,12 @@
-"""From a stage's directory to MLflow.
+"""Copy stages from their directories to MLflow.
 
-All that a stage makes is on disk first. What an unreachable store does not take, a later stage publishes, or the end of
-the command, or the same command given again.
+A stage writes all of its output to disk first. If the store is unreachable, the stage is published later: by the next
+stage, at the end of the command, or by the next run of the same command.
 """
 
 import contextlib
 import json
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from dataclasses import asdict, replace
 from functools import cached_property
 from pathlib import Path
@@ -15,31 +15,31 @@ from distill.errors import ExpectedError
 from distill.io.disk import is_full
 from pipelines.reporting.registry import log_comparison
 from pipelines.tracking.data_source import mlflow_source
-from pipelines.tracking.run import COLOURS, TrackedRun, describe_run
 from pipelines.tracking.store import Store
 from pipelines.tracking.store_uri import StoreError, cause_of, label
+from pipelines.tracking.tracked_run import COLOURS, TrackedRun, describe_run
 from pipelines.tracking.view import publish_view
-from pipelines.workdir.stage import Finished, Stage
+from pipelines.workdir.stage import FinishedStage, Stage
 from pipelines.workdir.workspace import Workspace
 
-# Files that are artifacts of the stage's run, and directories that are a model: MLflow follows lineage through models
-# alone, so soft labels count as one there.
+# Files that become artifacts of the stage's run, and directories that become models. MLflow records lineage only
+# through models, so soft labels are logged as a model too.
 _ARTIFACTS = ("*losses.json", "routing.png", "labels/labels.json", "report.*", "documents.json", "fraction_kept.png")
 _MODELS = ("model", "labels")
-_REVISIONS = ("revision", "tokenizer_revision")  # commits of what comes from the hub
+_REVISIONS = ("revision", "tokenizer_revision")  # commits of data and tokenizer on the hub
 
 
 class Unpublished(ExpectedError, RuntimeError):
-    """Stages are finished, but MLflow has not got them. The message says which, why, and what publishes them."""
+    """MLflow lacks finished stages. The message names them, the reason, and the command that publishes them."""
 
 
 class Publisher:
-    """Brings the stages of a workspace to MLflow."""
+    """Publishes the stages of a workspace to MLflow."""
 
     def __init__(self, workspace: Workspace, machine: Callable[[], dict[str, str]]):
-        """``machine`` gives the facts of the machine that results depend on, as tags."""
+        """``machine`` returns tags with the facts of this machine that results depend on."""
         self.workspace, self.machine = workspace, machine
-        self.unreachable: str | None = None  # why the store did not take something, if that is still so
+        self.unreachable: str | None = None  # reason of the last failure, None after a success
 
     @cached_property
     def store(self) -> Store:
@@ -47,50 +47,57 @@ class Publisher:
 
     @contextlib.contextmanager
     def unless_unreachable(self) -> Iterator[None]:
-        """Continue after the block where the store is unreachable; the attribute of that name says why."""
+        """Suppress StoreError in the block, and keep its reason in ``self.unreachable``.
+
+        Raises:
+            StoreError: the store failed because a disk is full.
+        """
         try:
             yield
         except StoreError as error:
             if is_full(error):
                 raise
             if not self.unreachable:
-                self.workspace.say(f"MLflow takes nothing at present, what is computed waits on disk: {error.cause}")
+                self.workspace.say(f"MLflow is unreachable, results are kept on disk: {error.cause}")
             self.unreachable = error.cause
 
     def check_published(self, command: str) -> None:
-        """Whether MLflow has got every finished stage of the workspace.
+        """Check that MLflow has every finished stage of the workspace.
+
+        Args:
+            command: the command that publishes the missing stages, for the error message.
 
         Raises:
-            Unpublished: it has not. ``command`` makes up for it.
+            Unpublished: MLflow lacks a stage.
         """
         known = [found for stage in self.workspace.stages if (found := self.workspace.find(stage))]
         if titles := ", ".join(one.title for one in known if not one.is_tracked):
             raise Unpublished(
-                f"MLflow ({label()}) has not got {titles}: {self.unreachable}; weights, losses and curves are kept in "
-                f"{self.workspace.directory / 'stages'}. When it is back, this publishes them and trains nothing "
-                f"again: {command}"
+                f"MLflow ({label()}) lacks {titles}: {self.unreachable}; weights, losses and curves are kept in "
+                f"{self.workspace.directory / 'stages'}. When MLflow is back, publish them without new training with: "
+                f"{command}"
             )
 
     def begin(self, stage: Stage) -> TrackedRun:
-        """Start or go on with the MLflow run of ``stage``, once the stages that it reads are published.
+        """Publish the stages that ``stage`` reads, then start or continue its MLflow run.
 
         Raises:
-            StoreError: the store is unreachable; the description of the run is kept in the stage's directory.
+            StoreError: the store is unreachable. The description of the run is kept in the stage's directory.
         """
-        if not self.workspace.find(stage):  # one that is finished was not computed here
+        if not self.workspace.find(stage):  # else run.json describes where it was computed
             describe_run(stage.directory(self.workspace.directory), self._tags(stage))
         for upstream in self.workspace.upstream(stage):
             if not self.workspace.finished(upstream).is_tracked:
                 with self.workspace.lock(upstream):
-                    if not self.workspace.finished(upstream).is_tracked:  # whoever was waited for did it
+                    if not self.workspace.finished(upstream).is_tracked:  # the holder of the lock may have published it
                         self._send(upstream, self._start(upstream), late=True)
         return self._start(stage)
 
     def publish(self, stage: Stage, tracked: TrackedRun | None = None) -> None:
-        """Publish the finished ``stage``, by the process that holds its lock.
+        """Publish the finished ``stage``. The caller holds the lock of the stage.
 
         Args:
-            tracked: its run, if that has begun.
+            tracked: the stage's MLflow run, if it has begun.
 
         Raises:
             StoreError: the store is unreachable.
@@ -116,12 +123,12 @@ class Publisher:
         return tracked
 
     def _send(self, stage: Stage, tracked: TrackedRun, *, late: bool) -> None:
-        """Artifacts, model and figures; with ``late``, the stage was not computed just now."""
+        """Send artifacts, model and metrics. ``late``: the MLflow run begins only now, after the stage has finished."""
         found = self.workspace.finished(stage)
         for path in sorted(path for pattern in _ARTIFACTS for path in found.directory.glob(pattern)):
             tracked.log_file(path)
         if model := next((one for name in _MODELS if (one := found.directory / name).is_dir()), None):
-            if late:  # else it was written just now
+            if late:  # the files may have changed since the stage finished
                 found.read(model.name)
             found = self._send_model(stage, model, found, tracked)
         own = {name: value for name, value in found.metrics.items() if name not in found.not_of_model}
@@ -132,13 +139,17 @@ class Publisher:
         if stage.kind == "report":
             self._send_report(stage, found, tracked)
         tracked.close("FINISHED")
-        replace(found, run_id=tracked.run_id).save()  # from now on MLflow has all of it
+        replace(found, run_id=tracked.run_id).save()  # marks the stage as published
         self.unreachable = None
         if late:
             self.workspace.say(f"{stage.title:<16} published to MLflow  (run {tracked.run_id[:8]})")
 
-    def _send_model(self, stage: Stage, directory: Path, found: Finished, tracked: TrackedRun) -> Finished:
-        """Log the model in ``directory``, upload and register a student; return ``found`` with its id and URI."""
+    def _send_model(self, stage: Stage, directory: Path, found: FinishedStage, tracked: TrackedRun) -> FinishedStage:
+        """Log the model in ``directory``, and upload and register it if it is a student.
+
+        Returns:
+            ``found`` with the model's id and URI.
+        """
         made = {"distill": "student", "label": "labels"}.get(stage.kind, stage.kind)
         name = "-".join(filter(None, (made, stage.ratio, stage.variant)))
         facts = {"ratio": stage.ratio, "seed": stage.seed, "fingerprint": stage.fingerprint}
@@ -149,17 +160,21 @@ class Publisher:
             uri = f"models:/{registered}/{tracked.register(model_id, registered, facts)}"
         return replace(found, model_id=model_id, model_uri=uri)
 
-    def _send_report(self, stage: Stage, found: Finished, tracked: TrackedRun) -> None:
+    def _send_report(self, stage: Stage, found: FinishedStage, tracked: TrackedRun) -> None:
         inputs = {role: self.workspace.finished(upstream) for role, upstream in stage.inputs.items()}
         report = json.loads(found.read("report.json").read_text())
         log_comparison(tracked, report, stage, inputs)
         config = self.workspace.config
-        differing = {"variant": config.variants, "ratio": config.teacher.ratios, "seed": config.seeds}
+        differing: dict[str, Collection[object]] = {
+            "variant": config.variants,
+            "ratio": config.teacher.ratios,
+            "seed": config.seeds,
+        }
         coordinates = [name for name, values in differing.items() if len(values) > 1]
         try:
             publish_view(self.store, config.name, stage.fingerprint[:12], coordinates)
-        except Exception as error:  # the view is in the UI's own format, which a server may refuse
-            self.workspace.say(f"The comparison could not be saved as a view of the MLflow UI: {cause_of(error)}")
+        except Exception as error:  # the view uses the UI's internal format, which a server may refuse
+            self.workspace.say(f"Could not save the comparison as a view of the MLflow UI: {cause_of(error)}")
 
     def _tags(self, stage: Stage) -> dict[str, str]:
         config, data = self.workspace.config, self.workspace.data
@@ -168,9 +183,7 @@ class Publisher:
             "stage": stage.kind,
             "fingerprint": stage.fingerprint,
             "data.digest": data.digest,
-            **{
-                f"data.{name}": commit for name in ("revision", "tokenizer_revision") if (commit := getattr(data, name))
-            },
+            **{f"data.{name}": commit for name in _REVISIONS if (commit := getattr(data, name))},
             "mlflow.source.name": f"switch-distill {stage.kind} {config.name}",
             **self.machine(),
         }

@@ -1,5 +1,6 @@
-"""Run stages: reuse the finished ones, compute the rest from their inputs, and publish what MLflow lacks."""
+"""Run stages: reuse finished stages, compute the rest from their inputs, and publish stages that MLflow lacks."""
 
+import gc
 import importlib
 import os
 import time
@@ -9,24 +10,25 @@ from typing import TYPE_CHECKING
 
 from rich.console import Console
 
-from distill.errors import named_when_lost
-from distill.io.disk import named_when_full
+from distill.errors import lost_process_errors
+from distill.io.disk import disk_full_errors
+from distill.processes import is_main_process, num_processes
 from pipelines.config.run_config import RunConfig
 from pipelines.runner.publish import Publisher
 from pipelines.runner.stage_run import StageRun
 from pipelines.tracking.store_uri import EXPERIMENT, check_store
 from pipelines.workdir.disk_budget import check_space
 from pipelines.workdir.hub_names import names_on_hub, share_commits
-from pipelines.workdir.stage import Finished, Stage
+from pipelines.workdir.stage import FinishedStage, Stage
 from pipelines.workdir.workspace import Workspace
 
 if TYPE_CHECKING:
     from accelerate import Accelerator
 
-PATIENCE = 120.0  # seconds that a store which is away at the end is waited for
+STORE_WAIT = 120.0  # seconds to wait at the end for an unreachable store
 
 
-class Runner:
+class StageRunner:
     """Executes the stages of a workspace."""
 
     def __init__(
@@ -39,14 +41,14 @@ class Runner:
         kind: str | None = None,
         ratio: str | None = None,
     ):
-        """Open the workspace; see ``Workspace``.
+        """Check the MLflow store and open the workspace; see ``Workspace`` for the arguments.
 
         Raises:
-            UserError: see there; or the MLflow store cannot be used.
+            UserError: the MLflow store cannot be used, or the workspace cannot be opened.
         """
         self.config = config
         check_store(workdir)
-        if os.environ.get("WORLD_SIZE", "1") != "1" and (names := names_on_hub(config)):
+        if num_processes() > 1 and (names := names_on_hub(config)):
             share_commits(names, self.accelerator)
         self.workspace = Workspace(config, source, workdir, console, kind=kind, ratio=ratio)
 
@@ -54,27 +56,33 @@ class Runner:
     def accelerator(self) -> "Accelerator":
         from distill.training.loop import make_accelerator
 
+        gc.freeze()  # exempts imported modules from the garbage collection that accelerate runs after each training
         return make_accelerator(self.config.precision)
 
     @cached_property
     def publisher(self) -> Publisher:
         return Publisher(self.workspace, self._machine)
 
-    def execute(self, stage: Stage) -> Finished:
-        """Reuse ``stage`` if it is finished, else compute it from its finished inputs; MLflow gets what it lacks."""
+    def execute(self, stage: Stage) -> FinishedStage:
+        """Reuse ``stage`` if it is finished, else compute it from its finished inputs. Publish it if MLflow lacks it.
+
+        Raises:
+            UserError: an input is not finished or is damaged, or another command computes the stage.
+            DiskFull: the stage's output does not fit on the disk.
+        """
         found = self.workspace.find(stage)
-        if found and found.is_tracked and not self.workspace.is_shared:
+        if found and found.is_tracked and num_processes() == 1:
             return self._reused(found)
         self.workspace.inputs_of(stage)
-        # Everything else that a stage writes is named by whoever writes it.
-        with self.workspace.lock(stage), named_when_full(self.workspace.directory / "mlflow.db"):
-            self.accelerator.wait_for_everyone()  # all look while we hold the lock, and before one of them writes
-            found = self.workspace.find(stage)  # whoever was waited for may have finished it
+        # The code that writes any other file raises a DiskFull that names this file.
+        with self.workspace.lock(stage), disk_full_errors(self.workspace.directory / "mlflow.db"):
+            self.accelerator.wait_for_everyone()  # all processes look under the lock, before one of them writes
+            found = self.workspace.find(stage)  # the previous holder of the lock may have finished it
             self.accelerator.wait_for_everyone()
-            # A report names the runs of its inputs, which it did not know if MLflow has not got it.
+            # A report names the runs of its inputs. An unpublished report lacks them, so it is computed again.
             if found and (found.is_tracked or stage.kind != "report"):
                 self._reused(found)
-                if self.workspace.is_main_process and not found.is_tracked:
+                if is_main_process() and not found.is_tracked:
                     with self.publisher.unless_unreachable():
                         self.publisher.publish(stage)
             else:
@@ -82,31 +90,32 @@ class Runner:
         self.accelerator.wait_for_everyone()
         return self.workspace.finished(stage)
 
-    @named_when_lost()
-    def execute_all(self, stages: list[Stage]) -> list[Finished]:
-        """``execute`` each, if there is space for all of them; then give a store that is away some time to come back.
+    @lost_process_errors()
+    def execute_all(self, stages: list[Stage]) -> list[FinishedStage]:
+        """Check the disk space and ``execute`` each stage. At the end, wait a while for a store that is unreachable.
 
         Raises:
-            DiskFull: there is not; nothing has been computed.
-            LostProcess: another of the processes that compute a stage together has ended.
+            UserError: as for ``execute``.
+            DiskFull: the disk has no space for all stages, and nothing has been computed, or it is full later.
+            LostProcess: another process of this run has ended.
         """
         check_space(self.workspace, stages)
         finished = [self.execute(stage) for stage in stages]
         if all(one.is_tracked for one in finished) or EXPERIMENT in os.environ:
             return finished
-        if self.workspace.is_main_process:
-            message = f"Everything is computed and on disk; waiting up to {PATIENCE:.0f} s for MLflow (Ctrl-C ends it)"
+        if is_main_process():
+            message = f"All stages are on disk; waiting up to {STORE_WAIT:.0f} s for MLflow (Ctrl-C to stop)"
             self.workspace.say(message)
-            self.publisher.store.wait(PATIENCE)
+            self.publisher.store.wait(STORE_WAIT)
         self.accelerator.wait_for_everyone()
         return [one if one.is_tracked else self.execute(stage) for one, stage in zip(finished, stages, strict=True)]
 
     def _machine(self) -> dict[str, str]:
-        from distill.training.machine import machine_facts  # with torch, which is there where a stage is computed
+        from distill.training.machine import machine_facts  # imports torch
 
         return machine_facts(self.accelerator)
 
-    def _reused(self, found: Finished) -> Finished:
+    def _reused(self, found: FinishedStage) -> FinishedStage:
         self.workspace.say(
             f"{found.title:<16} reused" + (f"  (run {found.run_id[:8]})" if found.is_tracked else ""), style="dim"
         )

@@ -1,56 +1,54 @@
-"""Chains of stages that do not read one another, in processes of their own: of each seed the baseline and each ratio.
+"""Independent chains of stages in parallel processes: for each seed, the baseline and every ratio.
 
-A small model leaves most of a machine's cores idle; two of them side by side do not. Each process is a command that a
-user could give, so that stopping, resuming and reusing are those of that command.
+The training of one small model leaves most cores of a machine idle. Each process runs an ordinary switch-distill
+command, so it stops, resumes and reuses stages like that command.
 """
 
 import contextlib
 import os
 import subprocess
-import sys
 import time
 from collections.abc import Iterator
 from threading import Thread
 
-from distill.io.hub import handed_down
+from distill.io.hub import commits_environment
+from distill.module_command import module_command
 from pipelines.runner.parent import PARENT
-from pipelines.runner.runner import Runner
+from pipelines.runner.runner import StageRunner
 from pipelines.tracking.store_uri import EXPERIMENT
 from pipelines.workdir.disk_budget import check_space
 from pipelines.workdir.workspace import Workspace
 
+_Child = subprocess.Popen[str]
 
-def run_side_by_side(runner: Runner, arguments: list[str]) -> bool:
-    """Compute what is unfinished of all chains, ``config.jobs`` at a time, each with its share of the cores.
+
+def run_side_by_side(runner: StageRunner, arguments: list[str]) -> bool:
+    """Compute all unfinished chains, ``config.jobs`` at a time, each with an equal share of the cores.
 
     Args:
-        arguments: the options of this run, as a command line gives them.
+        arguments: the command-line options of this run.
 
     Returns:
-        Whether there was anything to compute.
+        Whether any chain was unfinished.
 
     Raises:
-        SystemExit: with the exit code of the first chain that failed; the others have been stopped.
-        DiskFull: there is no space for what they will write.
+        SystemExit: a chain failed. The code is that of the first failed chain, and the others have been stopped.
+        DiskFull: the disk has no space for the output of the chains.
     """
     waiting = _commands(runner.workspace)
     if not waiting:
         return False
     check_space(runner.workspace, runner.workspace.stages)
     threads = str(max((os.cpu_count() or 1) // runner.workspace.config.jobs, 1))
-    # The store is made by one process, before several use it.
-    environment = {
-        "OMP_NUM_THREADS": threads,
-        **os.environ,
-        EXPERIMENT: runner.publisher.store.experiment,
-        **handed_down(),
-    }
+    experiment = runner.publisher.store.experiment  # creates the MLflow store, before several processes use it
+    assert experiment is not None  # a publisher's store has one
+    environment = {"OMP_NUM_THREADS": threads, **os.environ, EXPERIMENT: experiment, **commits_environment()}
     with _children() as running:
         while waiting or running:
             while waiting and len(running) < runner.workspace.config.jobs:
                 running.append(_start([*waiting.pop(0), *arguments], environment, runner.workspace))
             for child, relay in [pair for pair in running if pair[0].poll() is not None]:
-                relay.join()  # its last line may be the reason
+                relay.join()  # the last line may name the cause of a failure
                 running.remove((child, relay))
                 if child.returncode:
                     raise SystemExit(child.returncode if child.returncode > 0 else 128 - child.returncode)
@@ -59,9 +57,9 @@ def run_side_by_side(runner: Runner, arguments: list[str]) -> bool:
 
 
 def _commands(workspace: Workspace) -> list[list[str]]:
-    """One per seed for the baseline and each ratio, of those that have something left to do; the longest first.
+    """The commands of all unfinished chains: the baselines, then the ratios from the largest, per seed.
 
-    A loaded teacher is the same for every seed, and so one command computes all of its students.
+    All seeds share a loaded teacher, so one command computes all of its students.
     """
     config, source = workspace.config, workspace.source
     stages = [stage for stage in workspace.stages[:-1] if not workspace.find(stage)]
@@ -76,22 +74,25 @@ def _commands(workspace: Workspace) -> list[list[str]]:
     return commands
 
 
-def _start(command: list[str], environment: dict[str, str], workspace: Workspace) -> tuple[subprocess.Popen, Thread]:
-    """A process, and the thread that says what it says.
+def _start(command: list[str], environment: dict[str, str], workspace: Workspace) -> tuple[_Child, Thread]:
+    """Start a process, and a thread that prints its output.
 
-    Signals reach it through this process alone. It ends with this process, so that the next run does not meet it.
+    The process has a session of its own, so only this process sends it signals. It ends with this process
+    (``pipelines.runner.parent``), so that it does not compete with the next run.
     """
     child = subprocess.Popen(
-        [sys.executable, "-m", "pipelines.cli", *command],
+        module_command("pipelines.cli", *command),
         env={**environment, PARENT: str(os.getpid())},
         stdout=subprocess.DEVNULL,
         stderr=subprocess.PIPE,
         text=True,
         start_new_session=True,
     )
+    assert child.stderr is not None  # it is a pipe
+    lines = child.stderr
 
     def relay() -> None:
-        for line in child.stderr:
+        for line in lines:
             workspace.say(line.rstrip())
 
     thread = Thread(target=relay, daemon=True)
@@ -100,12 +101,12 @@ def _start(command: list[str], environment: dict[str, str], workspace: Workspace
 
 
 @contextlib.contextmanager
-def _children() -> Iterator[list[tuple[subprocess.Popen, Thread]]]:
-    """Processes that do not outlive the block: what still runs at its end is stopped and waited for.
+def _children() -> Iterator[list[tuple[_Child, Thread]]]:
+    """Processes that do not outlive the block: at its end, stop those that still run and wait for them.
 
-    By SIGTERM, because a shell's background job, and so what it starts, ignores SIGINT.
+    The signal is SIGTERM, because background jobs of a shell and their children ignore SIGINT.
     """
-    running: list[tuple[subprocess.Popen, Thread]] = []
+    running: list[tuple[_Child, Thread]] = []
     try:
         yield running
     finally:

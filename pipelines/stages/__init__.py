@@ -1,9 +1,9 @@
 """The stages, one file each, in the order of the paper.
 
-baseline  the dense model that gains are measured against, at two lengths
+baseline  train the dense model that gains are measured against, at two lengths
 teacher   stage 1: train or load a Switch teacher
-init      stage 2: a dense student from the teacher's non-expert weights
-label     between 2 and 3, where asked for: soft labels, made once and stored
+init      stage 2: initialise a dense student from the teacher's non-expert weights
+label     optional, between stages 2 and 3: compute the teacher's soft labels once and store them
 distill   stage 3: train the student on hard and soft labels
-report    stage 4: the fraction of the teacher's gain that the student keeps
+report    stage 4: report the fraction of each teacher's gain that its student keeps
 """

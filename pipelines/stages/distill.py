@@ -1,6 +1,6 @@
-"""Stage 3: train the student on 0.75 hard and 0.25 soft labels (section 4.2 of the paper), or as configured."""
+"""Stage 3: train the student on hard and soft labels, by default 0.75 hard and 0.25 soft (section 4.2 of the paper)."""
 
-from torch import nn
+import numpy as np
 from transformers import T5ForConditionalGeneration
 
 from distill.data.cached_labels import CachedLabels, LabelledExamples
@@ -9,19 +9,24 @@ from distill.evaluation import evaluate
 from distill.models.build import count_parameters, place
 from distill.training.loop import train
 from distill.training.matching import Matching
-from distill.training.train_modules import HardAndCachedLabels, HardAndSoftLabels, HardLabels
+from distill.training.train_modules import HardAndCachedLabels, HardAndSoftLabels, HardLabels, TrainModule
 from pipelines.runner.stage_run import Outcome, StageRun
 from pipelines.stages.teacher import frozen_teacher
 
 
 def compute(run: StageRun) -> Outcome:
-    """The distilled student, and the loss of every test example."""
+    """Train the student, save it, and save the loss of every evaluated example.
+
+    Raises:
+        UserError: an input is damaged.
+        TrainingDiverged: a loss is not finite.
+    """
     config, settings = run.config, run.config.distill
     held_out = Examples(run.data, config.data, seed=None)
     student = T5ForConditionalGeneration.from_pretrained(run.inputs["init"].read("model"), use_safetensors=True)
     place(student, run.accelerator.device)
 
-    def measure():
+    def measure() -> tuple[float, np.ndarray]:
         return evaluate(student, held_out, batch_size=config.teacher.evaluation_batch_size, accelerator=run.accelerator)
 
     train(
@@ -29,7 +34,7 @@ def compute(run: StageRun) -> Outcome:
         settings.training,
         accelerator=run.accelerator,
         directory=run.directory / "checkpoints",
-        seed=run.stage.seed,
+        seed=run.seed,
         hooks=run.hooks(lambda: {"eval/quality": measure()[0]}),
     )
     quality, losses = measure()
@@ -42,10 +47,10 @@ def compute(run: StageRun) -> Outcome:
 
 def _objective_and_examples(
     run: StageRun, student: T5ForConditionalGeneration
-) -> tuple[nn.Module, Examples | LabelledExamples]:
-    """Where neither soft labels nor states are asked of it, or soft labels are cached, no teacher is even loaded."""
+) -> tuple[TrainModule, Examples | LabelledExamples]:
+    """The training module and its examples. Loads a teacher only if the module needs its logits or hidden states."""
     config, settings = run.config, run.config.distill
-    examples = Examples(run.data, config.data, seed=run.stage.seed)
+    examples = Examples(run.data, config.data, seed=run.seed)
     mix = settings.model_dump(include={"hard_fraction", "temperature", "soft_start"})
     if settings.reads_cached_labels:
         labels = CachedLabels(run.inputs["label"].read("labels/labels.json").parent)

@@ -1,4 +1,4 @@
-"""Between stages 2 and 3, where soft labels are cached: the teacher labels the training examples once."""
+"""Cached soft labels, between stages 2 and 3: the teacher labels the training examples once."""
 
 from distill.data.cached_labels import CachedLabels, make_labels
 from distill.data.examples import Examples
@@ -8,7 +8,14 @@ from pipelines.stages.teacher import frozen_teacher
 
 
 def compute(run: StageRun) -> Outcome:
-    """Soft labels in ``labels/``, their size, and how much of the teacher's distribution they hold."""
+    """Write soft labels to ``labels/``.
+
+    Returns:
+        Their number, their size in bytes per token, and the share of the teacher's distribution that they keep.
+
+    Raises:
+        UserError: the teacher is damaged.
+    """
     config, settings, source = run.config, run.config.distill, run.inputs["teacher"].model
     directory = run.directory / "labels"
     make_labels(
@@ -16,7 +23,7 @@ def compute(run: StageRun) -> Outcome:
         Examples(run.data, config.data, seed=settings.labels.seed),
         settings.labels,
         directory,
-        count=settings.labelled_examples,
+        count=settings.num_labelled_examples,
         temperature=settings.temperature,
         batch_size=config.teacher.evaluation_batch_size,
         accelerator=run.accelerator,

@@ -8,12 +8,11 @@ import numpy as np
 
 from distill.config import TrainingConfig
 from distill.data.prepared_data import LOST, example_lengths
-from distill.errors import UserError
 from distill.io.files import write_bytes, write_json, write_text
 from distill.model_size import forward_flops
-from distill.models.header import Shape
+from distill.processes import is_main_process
 from pipelines.reporting.bootstrap import (
-    FEWEST_DOCUMENTS,
+    MIN_DOCUMENTS,
     average_kept,
     difference,
     effective_documents,
@@ -21,40 +20,40 @@ from pipelines.reporting.bootstrap import (
     gain,
 )
 from pipelines.reporting.plot import plot_report
-from pipelines.reporting.table import comma_separated, markdown
+from pipelines.reporting.table import report_csv, report_markdown
 from pipelines.reporting.verdict import AGAINST, why_undefined
 from pipelines.runner.stage_run import Outcome, StageRun
-from pipelines.workdir.loaded_models import check_same_shape
 from pipelines.workdir.plan import baseline_training
-from pipelines.workdir.stage import Finished, of_kind, read_losses
-from students.check import check_dense
+from pipelines.workdir.stage import FinishedStage, inputs_of_kind, read_losses
 
 FILES = ("report.json", "report.md", "report.csv", "fraction_kept.png")
 
 
 class Losses(NamedTuple):
-    """What the stages measured, [seeds, examples] each, read once; nats per target token."""
+    """Losses of all models on the evaluated examples, [seeds, examples] each, in nats per target token."""
 
-    baselines: dict[str, np.ndarray]  # by suffix
-    teachers: dict[str, np.ndarray]  # by ratio; a loaded one is the same for every seed
+    baselines: dict[str, np.ndarray]  # by suffix: "" the baseline, "_long" the long baseline
+    teachers: dict[str, np.ndarray]  # by ratio; a loaded teacher has the same row for every seed
     students: dict[tuple[str, str | None], np.ndarray]  # by ratio and variant
-    documents: np.ndarray  # [examples]
+    documents: np.ndarray  # [examples], number of the document that each example is from
 
 
 def compute(run: StageRun) -> Outcome:
     """Write the report's files.
 
+    Returns:
+        Fractions kept, their means with intervals, and facts of the data, as metrics.
+
     Raises:
-        UserError: a student and the baseline differ in shape, so that their difference is not the teacher's doing.
+        UserError: an input is damaged.
     """
-    _check_same_shape(run)
     losses = _read_losses(run)
     report = build_report(run, losses)
-    if run.is_main_process:
+    if is_main_process():
         write_json(run.directory / "documents.json", losses.documents.tolist())
         write_json(run.directory / "report.json", report)
-        write_text(run.directory / "report.md", markdown(report))
-        write_text(run.directory / "report.csv", comma_separated(report))
+        write_text(run.directory / "report.md", report_markdown(report))
+        write_text(run.directory / "report.csv", report_csv(report))
         plot_report(report, run.directory / "fraction_kept.png")
     for row in report["ratios"]:
         if row["fraction_kept"] is not None:
@@ -72,26 +71,22 @@ def compute(run: StageRun) -> Outcome:
     return Outcome({name: value for name, value in kept.items() if value is not None}, {})
 
 
-def _check_same_shape(run: StageRun) -> None:
-    """What was compared before anything was trained (pipelines.workdir.loaded_models), once more of what was."""
+def copy_report(finished: FinishedStage, workdir: Path) -> dict[str, Any]:
+    """Copy a finished report to the top of the work directory.
 
-    def shape(finished: Finished) -> Shape:
-        return check_dense(str(finished.read("model/config.json").parent), finished.title, finite=False).shape
+    Returns:
+        The values of report.json.
 
-    baseline, first = shape(_of_kind(run, "baseline")[0]), next(iter(run.config.variants), None)
-    for ratio in run.config.teacher.ratios:
-        check_same_shape(ratio, shape(_of_kind(run, "distill", ratio, first)[0]), baseline)
-
-
-def publish(finished: Finished, workdir: Path) -> dict[str, Any]:
-    """Copy a finished report to the top of the work directory; return report.json."""
+    Raises:
+        UserError: a file of the report is missing or damaged.
+    """
     for name in FILES:
         write_bytes(workdir / name, finished.read(name).read_bytes())
     return json.loads((workdir / "report.json").read_text())
 
 
 def build_report(run: StageRun, losses: Losses) -> dict[str, Any]:
-    """report.json: both baselines, a row per ratio and variant, and the data."""
+    """The values of report.json: both baselines, a row per ratio and variant, and the data."""
     config = run.config
     baseline, training = _of_kind(run, "baseline")[0], baseline_training(config)
     facts = baseline.facts
@@ -102,12 +97,12 @@ def build_report(run: StageRun, losses: Losses) -> dict[str, Any]:
             "quality": -float(losses.baselines[""].mean()),
             "parameters": facts["parameters"],
             "steps": facts["steps"],
-            **_spent(run, baseline, training, facts["steps"]),
+            **_cost(run, baseline, training, facts["steps"]),
         },
         "long_baseline": {
             "quality": -float(losses.baselines["_long"].mean()),
             "steps": facts["long_steps"],
-            **_spent(run, baseline, training, facts["long_steps"]),
+            **_cost(run, baseline, training, facts["long_steps"]),
         },
         "ratios": rows,
         "averages": [_average(run, losses, variant) for variant in variants],
@@ -134,7 +129,7 @@ def _read_losses(run: StageRun) -> Losses:
 
 
 def _data(run: StageRun, documents: np.ndarray) -> dict[str, Any]:
-    """What the figures are of."""
+    """The data that models were trained and evaluated on."""
     split, counts = run.config.data.eval_split, np.unique(documents, return_counts=True)[1]
     return {
         "name": run.data.name,
@@ -145,7 +140,7 @@ def _data(run: StageRun, documents: np.ndarray) -> dict[str, Any]:
         "test_examples": len(documents),
         "test_documents": len(counts),
         "effective_documents": effective_documents(counts),
-        "too_few_documents": effective_documents(counts) < FEWEST_DOCUMENTS,
+        "too_few_documents": effective_documents(counts) < MIN_DOCUMENTS,
         "largest_document": float(counts.max() / counts.sum()),
         "overlap": run.data.parts[split].overlap,
         **run.data.lost,
@@ -155,7 +150,7 @@ def _data(run: StageRun, documents: np.ndarray) -> dict[str, Any]:
 def _row(run: StageRun, losses: Losses, ratio: str, variant: str | None) -> dict[str, Any]:
     teachers, students = _of_kind(run, "teacher", ratio), _of_kind(run, "distill", ratio, variant)
     teacher, student = losses.teachers[ratio], losses.students[ratio, variant]
-    options = {"documents": losses.documents, "resamples": run.config.report.resamples}
+    options: dict[str, Any] = {"documents": losses.documents, "resamples": run.config.report.resamples}
     row: dict[str, Any] = {
         "ratio": ratio,
         "variant": variant,
@@ -165,9 +160,9 @@ def _row(run: StageRun, losses: Losses, ratio: str, variant: str | None) -> dict
         "compression": 1 - students[0].facts["parameters"] / teachers[0].facts["parameters"],
         "teacher_quality": -float(teacher.mean()),
         "student_quality": -float(student.mean()),
-        **_seen(run, ratio, variant),
+        **_training_cost(run, ratio, variant),
         "seeds": run.config.seeds,
-        "teacher_run_id": teachers[0].run_id or None,  # MLflow has not got it yet
+        "teacher_run_id": teachers[0].run_id or None,  # None until MLflow has it
         "student_run_id": students[0].run_id or None,
         "student_model_uri": students[0].model_uri,
     }
@@ -184,9 +179,9 @@ def _row(run: StageRun, losses: Losses, ratio: str, variant: str | None) -> dict
 
 
 def _average(run: StageRun, losses: Losses, variant: str | None) -> dict[str, Any]:
-    """What the students of one variant keep, over all ratios."""
+    """The mean over all ratios of the fractions that the students of one variant keep, against each baseline."""
     students = [losses.students[ratio, variant] for ratio in run.config.teacher.ratios]
-    options = {"documents": losses.documents, "resamples": run.config.report.resamples}
+    options: dict[str, Any] = {"documents": losses.documents, "resamples": run.config.report.resamples}
     average: dict[str, Any] = {"variant": variant}
     for suffix, baseline in losses.baselines.items():
         kept, bounds = average_kept(baseline, list(losses.teachers.values()), students, **options)
@@ -195,8 +190,11 @@ def _average(run: StageRun, losses: Losses, variant: str | None) -> dict[str, An
 
 
 def _differences(rows: list[dict[str, Any]], variants: list[str]) -> list[dict[str, Any]]:
-    """What each variant keeps more than "paper", or than the first: by seed, the mean over the ratios where every seed
-    has a fraction of its own; none for a seed alone."""
+    """Difference of the fraction kept between each variant and "paper" (or the first variant), with its interval.
+
+    The fraction of a seed is the mean over the ratios in which every seed has a fraction of its own. With one seed,
+    there are no differences.
+    """
     undefined = {row["ratio"] for row in rows if row["fraction_kept_by_seed"] is None}
     defined = [row for row in rows if row["ratio"] not in undefined]
     if not variants or not defined or len(defined[0]["seeds"]) == 1:
@@ -214,47 +212,48 @@ def _differences(rows: list[dict[str, Any]], variants: list[str]) -> list[dict[s
     return found
 
 
-def _seen(run: StageRun, ratio: str, variant: str | None) -> dict[str, Any]:
-    """Tokens and operations of each model's training; for a student those of its own steps, its teacher's part too."""
+def _training_cost(run: StageRun, ratio: str, variant: str | None) -> dict[str, Any]:
+    """Steps, tokens and floating-point operations of the training of a teacher and its student.
+
+    A student's figures count its own steps. Its operations include the forward passes of its teacher.
+    """
     teacher, student = _of_kind(run, "teacher", ratio)[0], _of_kind(run, "distill", ratio, variant)[0]
     settings = run.config.of_variant(variant).distill
-    taught, learnt = run.config.teacher.training, settings.training
+    teacher_training, student_training = run.config.teacher.training, settings.training
     trained_here = ratio not in run.config.teacher.checkpoints
-    spent = _spent(run, teacher, taught) if trained_here else {"tokens": None, "flops": None}
-    own = _spent(run, student, learnt)
-    experts = {"top_1": 1, "mixture": run.config.teacher.ratios[ratio], "sampled": settings.draws}
-    lessons = settings.taught_examples * _forward(run, teacher, experts=experts[settings.teacher_routing])
+    cost = _cost(run, teacher, teacher_training) if trained_here else {"tokens": None, "flops": None}
+    own = _cost(run, student, student_training)
+    experts = {"top_1": 1, "mixture": run.config.teacher.ratios[ratio], "sampled": settings.num_sampled_experts}
+    teacher_passes = settings.num_teacher_examples * _forward_flops(
+        run, teacher, experts=experts[settings.teacher_routing]
+    )
     return {
-        "teacher_steps": taught.steps if trained_here else None,
-        "teacher_tokens": spent["tokens"],
-        "teacher_flops": spent["flops"],
-        "student_steps": learnt.steps,
+        "teacher_steps": teacher_training.steps if trained_here else None,
+        "teacher_tokens": cost["tokens"],
+        "teacher_flops": cost["flops"],
+        "student_steps": student_training.steps,
         "student_tokens": own["tokens"],
-        "student_flops": own["flops"] + lessons,
+        "student_flops": own["flops"] + teacher_passes,
     }
 
 
-def _spent(run: StageRun, model: Finished, training: TrainingConfig, steps: int | None = None) -> dict[str, float]:
-    """Tokens, inputs and targets, and floating-point operations of a model's training."""
+def _cost(run: StageRun, model: FinishedStage, training: TrainingConfig, steps: int | None = None) -> dict[str, float]:
+    """Tokens (inputs and targets) and floating-point operations of a model's training."""
     lengths = example_lengths(run.data, run.config.data)[1]
     examples = (steps or training.steps) * training.batch_size
-    return {"tokens": examples * (lengths.inputs + lengths.targets), "flops": 3 * examples * _forward(run, model)}
+    return {"tokens": examples * (lengths.inputs + lengths.targets), "flops": 3 * examples * _forward_flops(run, model)}
 
 
-def _forward(run: StageRun, model: Finished, *, experts: int = 1) -> float:
-    """Operations of a forward pass for one example."""
+def _forward_flops(run: StageRun, model: FinishedStage, *, experts: int = 1) -> float:
+    """Floating-point operations of a forward pass for one example."""
     lengths = example_lengths(run.data, run.config.data)[1]
     shape = json.loads(model.read("model/config.json").read_text())
     return forward_flops(shape, lengths.inputs, lengths.targets, experts=experts)
 
 
-def _of_kind(run: StageRun, kind: str, ratio: str | None = None, variant: str | None = None) -> list[Finished]:
-    return of_kind(run.stage, run.inputs, kind, ratio, variant)
+def _of_kind(run: StageRun, kind: str, ratio: str | None = None, variant: str | None = None) -> list[FinishedStage]:
+    return inputs_of_kind(run.stage, run.inputs, kind, ratio, variant)
 
 
-def _losses(finished: list[Finished], name: str = "losses") -> np.ndarray:
-    losses = np.array([read_losses(one, name) for one in finished])
-    if not np.isfinite(losses).all():
-        one = finished[int(np.argmin(np.isfinite(losses).all(axis=1)))]
-        raise UserError(f"{one.title} has a loss that is no number in {one.directory / name}.json; make it again")
-    return losses
+def _losses(finished: list[FinishedStage], name: str = "losses") -> np.ndarray:
+    return np.array([read_losses(one, name) for one in finished])

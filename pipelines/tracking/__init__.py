@@ -1,10 +1,10 @@
 """MLflow.
 
-store        the store: opened, made where there is none, and asked for the files of a model
-store_uri    which store, and how to speak of it without its password
-run          one MLflow run per stage: params, data sets, models, figures
-metric_log   curves, on disk at once and in MLflow a little later
-data_source  where a corpus comes from, as MLflow writes it down
-lineage      from a model back to its data, read from MLflow
+store        the store: create it, open it, and get the files of a model from it
+store_uri    the URI of the store, and its name in messages, without credentials
+tracked_run  one MLflow run per stage: params, data sets, models, metrics
+metric_log   curves: written to disk at once, sent to MLflow a little later
+data_source  the source of a corpus in MLflow's format
+lineage      from a model back to its data, with the records in MLflow
 view         the comparison of ratios as a saved view of the MLflow UI
 """

@@ -1,4 +1,4 @@
-"""Where a corpus comes from, as MLflow writes it down, so that its own ``mlflow.data.get_source`` finds the text."""
+"""The source of a corpus in MLflow's format, so that ``mlflow.data.get_source`` finds the text."""
 
 import json
 import os
@@ -13,15 +13,19 @@ from pipelines.tracking.store_uri import UNREADABLE
 
 
 def mlflow_source(corpus: str, revision: str | None, prepared: Path) -> tuple[str, str]:
-    """Type and JSON of the source of MLflow's ``Dataset`` entity; the JSON also holds ``corpus`` as the config has it.
+    """The source of a corpus for MLflow's ``Dataset`` entity.
 
-    A ``hf:`` corpus is MLflow's Hugging Face source, whose ``load`` gives the rows of that revision. Any other is its
-    local one, whose ``load`` gives the path of the one file, or of the deepest directory that holds all files; for a
-    file whose name MLflow cannot read, that is its directory.
+    A ``hf:`` corpus becomes MLflow's Hugging Face source, whose ``load`` gives the rows of that revision. Any other
+    corpus becomes MLflow's local source. Its ``load`` gives the path of a single file, or of the deepest directory that
+    contains all files. If MLflow cannot read the name of a single file, the source is the directory of that file.
 
     Args:
-        revision: the commit that a data set of the hub is read at; of anything else None.
-        prepared: the directory of what was made of the corpus, which is the source where its files have gone since.
+        corpus: the value of ``data.corpus``.
+        revision: the commit of a data set on the hub, else None.
+        prepared: the directory of the prepared data, which is the source if the files of the corpus no longer exist.
+
+    Returns:
+        The type of the source, and its JSON, which also contains ``corpus``.
     """
     kind, _, name = corpus.partition(":")
     if kind == "hf":
@@ -38,7 +42,7 @@ def mlflow_source(corpus: str, revision: str | None, prepared: Path) -> tuple[st
 
 
 def _of_hub(name: str, revision: str | None) -> dict[str, Any]:
-    """What ``datasets.load_dataset`` is given, under MLflow's names for it."""
+    """The arguments of ``datasets.load_dataset``, under MLflow's names."""
     dataset, _, config = name.partition(":")
     path, pinned = split_revision(dataset)
     if os.path.isdir(path):

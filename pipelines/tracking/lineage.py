@@ -1,4 +1,4 @@
-"""From a model back to the bytes of its data, read from MLflow alone."""
+"""From a model back to the bytes of its data, with only the records in MLflow."""
 
 import json
 import re
@@ -16,7 +16,7 @@ from pipelines.tracking.store import Store
 from pipelines.tracking.store_uri import StoreError
 from students.runtime import read_manifest
 
-# MLflow's error codes where a model, its version or its alias is unknown, or nothing can have that name.
+# MLflow's error codes for an unknown model, version or alias, and for an invalid name.
 _NOT_THERE = ("RESOURCE_DOES_NOT_EXIST", "NOT_FOUND", "INVALID_PARAMETER_VALUE")
 
 
@@ -28,22 +28,22 @@ def read_lineage(store: Store, model: str) -> dict[str, Any]:
             directory of a stage's model or of an export.
 
     Returns:
-        A tree: model, model_id, run_id, run, stage, ratio, variant, metrics, datasets (name, digest, context, source,
-        revision), loaded (name and revision of a model that was not made here, else None), and inputs, each a tree of
-        the same form. Cached soft labels are a model too.
+        A tree with the keys model, model_id, sha256, run_id, run, stage, ratio, variant, fingerprint, commit, metrics,
+        datasets (name, digest, context, source, revision), loaded (name and revision of a loaded model, else None),
+        and inputs, a list of trees of the same form. Cached soft labels count as a model.
 
     Raises:
-        UserError: there is no such model in the store.
+        UserError: the store has no such model.
         StoreError: the store does not answer.
     """
     return _node(store, find_model(store, model), above=())
 
 
 def read_export_lineage(model: str) -> dict[str, Any] | None:
-    """The lineage that an exported directory carries with it, needing no store; None if ``model`` is anything else.
+    """The lineage stored in an exported directory, which needs no store; None if ``model`` is not an export.
 
     Raises:
-        UserError: a file of the export is missing or has changed since.
+        UserError: a file of the export is missing or has changed.
     """
     directory = Path(model)
     if not (directory / "lineage.json").is_file():
@@ -56,20 +56,20 @@ def read_export_lineage(model: str) -> dict[str, Any] | None:
 
 
 def nodes(node: dict[str, Any]) -> Iterator[dict[str, Any]]:
-    """A lineage and everything upstream of it."""
+    """Iterate over a lineage tree: its root, then the nodes upstream of it."""
     yield node
     for upstream in node["inputs"]:
         yield from nodes(upstream)
 
 
 def draw(node: dict[str, Any]) -> Tree:
-    """The lineage for a terminal: the model at the root, data at the leaves."""
+    """The lineage as a tree for a terminal, with the model at the root and its data at the leaves."""
     return _draw(node, None)
 
 
 def _node(store: Store, model_id: str, above: tuple[str, ...]) -> dict[str, Any]:
     logged = store.client.get_logged_model(model_id)
-    run = store.client.get_run(logged.source_run_id)  # search_runs would leave out the model inputs
+    run = store.client.get_run(logged.source_run_id)  # search_runs omits the model inputs
     own = {output.model_id for output in run.outputs.model_outputs} | {model_id, *above}
     return {
         "model": logged.name,
@@ -95,7 +95,7 @@ def _node(store: Store, model_id: str, above: tuple[str, ...]) -> dict[str, Any]
             }
             for entry in run.inputs.dataset_inputs
         ],
-        # A model that is an output of its own run, or was seen above, would make a circle.
+        # A model that is an output of its own run, or occurs further up in the tree, would make a cycle.
         "inputs": [
             _node(store, entry.model_id, (*above, model_id))
             for entry in run.inputs.model_inputs
@@ -105,21 +105,29 @@ def _node(store: Store, model_id: str, above: tuple[str, ...]) -> dict[str, Any]
 
 
 def _place(source: dict[str, Any]) -> dict[str, str | None]:
-    """Where a data set is, from what ``pipelines.tracking.data_source`` has written."""
+    """Source and revision of a data set, from the JSON of ``pipelines.tracking.data_source``."""
     return {"source": source.get("path") or source.get("uri"), "revision": source.get("revision")}
 
 
 def find_model(store: Store, model: str) -> str:
-    """The id of the model that ``model`` names; see ``read_lineage``."""
+    """The id of the model that ``model`` names.
+
+    Args:
+        model: as for ``read_lineage``.
+
+    Raises:
+        UserError: the store has no such model.
+        StoreError: the store does not answer.
+    """
     try:
-        if match := re.fullmatch(r"models:/([^/@]+)(?:/(\d{1,9})|@([^/@]+))", model):  # databases keep 32 bits
+        if match := re.fullmatch(r"models:/([^/@]+)(?:/(\d{1,9})|@([^/@]+))", model):  # a database stores 32 bits
             name, version, alias = match.groups()
             found = (
                 store.client.get_model_version(name, version)
                 if version
                 else store.client.get_model_version_by_alias(name, alias)
             )
-            return found.source.removeprefix("models:/")  # the open-source registry keeps no model id
+            return found.source.removeprefix("models:/")  # the open-source registry stores no model id
         if match := re.fullmatch(r"(?:models:/)?(m-[0-9a-f]{32})", model):
             return store.client.get_logged_model(match[1]).model_id
         if re.fullmatch(r"[0-9a-f]{32}", model):
@@ -139,11 +147,13 @@ def _of_directory(model: str) -> str:
     for record in (path / "lineage.json", path / "stage.json", path.parent / "stage.json"):
         if not record.is_file():
             continue
-        values = read_json(record, "name the model by its run id, or make it again")
+        values = read_json(record, "name the model by its run id, or recompute it")
         if isinstance(values, dict) and isinstance(found := values.get("model_id"), str):
             return found
         if isinstance(values, dict) and values.get("run_id") == "":
-            raise UserError(f"MLflow has not got MODEL {model!r} yet; the command that made it publishes it")
+            raise UserError(
+                f"MODEL {model!r} is not published to MLflow yet; run the command that made it again to publish it"
+            )
     raise UserError(
         f"MODEL {model!r} is neither a run id, nor models:/NAME/VERSION or models:/NAME@ALIAS, "
         "nor the directory of a stage's model"
@@ -158,11 +168,11 @@ def _draw(node: dict[str, Any], parent: Tree | None) -> Tree:
     quality = node["metrics"].get("quality")
     about = f"  run '{node['run']}' {node['run_id'][:8]}" if node["run_id"] else ""
     about += f"  quality {quality:.4f}" if quality is not None else ""
-    label = Text.assemble((node["model"], "bold"), about)  # not markup: names of files may hold brackets
+    label = Text.assemble((node["model"], "bold"), about)  # no markup: names of files may contain brackets
     tree = parent.add(label) if parent else Tree(label)
     if node["sha256"]:
         tree.add(f"{'labels ' if node['stage'] == 'label' else 'weights'}  sha256 {node['sha256']}")
-    if loaded := node.get("loaded"):  # exports of earlier versions have no such key
+    if loaded := node["loaded"]:
         tree.add(Text(f"loaded   {loaded['name']}{_revision(loaded)}"))
     for dataset in node["datasets"]:
         line = f"data     {dataset['name']}  ({dataset['context']})  digest {dataset['digest']}"

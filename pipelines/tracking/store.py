@@ -1,4 +1,4 @@
-"""The MLflow store: opened, made where there is none, and asked for the files of a model."""
+"""The MLflow store: create it, open it, and get the files of a model from it."""
 
 import contextlib
 import logging
@@ -24,7 +24,7 @@ from pipelines.tracking.store_uri import (
     sqlite_uri,
 )
 
-# A tracking server that is gone must not hold up training: few and short attempts, the rest is kept on disk.
+# An unreachable tracking server must not delay training, so retries are few and short. Unsent data is kept on disk.
 os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "2")
 os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", "20")
 os.environ.setdefault("MLFLOW_LOGGING_LEVEL", "ERROR")
@@ -35,14 +35,14 @@ os.environ.setdefault("MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT", "true")
 
 @contextlib.contextmanager
 def store_errors() -> Iterator[None]:
-    """Where MLflow is called: what goes wrong with the store is an expected error, a wrong call of ours is not.
+    """Convert failures of the store in the block to StoreError. A wrong call of MLflow keeps its own exception.
 
-    A store reports through MLflow's exceptions, and also through those of the libraries that it talks with: requests,
-    SQLAlchemy and its drivers, object stores. So what is no class of Python's own counts as the store's, and of those
-    what the operating system reports, and that a driver is not installed.
+    A store fails with exceptions of MLflow and of the libraries below it: requests, SQLAlchemy and its drivers, clients
+    of object stores. Therefore every exception counts as a failure of the store, except Python's built-in ones. Of
+    those, OSError (the operating system failed) and ImportError (a driver is not installed) count as well.
 
     Raises:
-        StoreError: in place of what the store or its client raised.
+        StoreError: in place of the exception that the store or its client raised.
     """
     try:
         yield
@@ -55,7 +55,7 @@ def store_errors() -> Iterator[None]:
 
 
 class Client:
-    """MlflowClient's methods; each raises StoreError where the store does not do what it is asked for."""
+    """An MlflowClient whose methods raise StoreError if the store fails."""
 
     def __init__(self, uri: str):
         import mlflow
@@ -74,23 +74,26 @@ class Client:
 
 
 class Store:
-    """The tracking store of a work directory: SQLite and files in it, or the server that MLFLOW_TRACKING_URI names.
+    """The tracking store of a work directory: SQLite and files in it, or the store that MLFLOW_TRACKING_URI names.
 
-    Its ``client`` and its methods raise StoreError where the store does not do what it is asked for.
+    The methods, and those of ``client``, raise StoreError if the store fails.
     """
 
     def __init__(self, workdir: Path, experiment: str | None):
-        """Open the store; make the experiment if it is named and missing. Without one, nothing is written.
+        """Open the store, and create the experiment if it does not exist.
+
+        Args:
+            experiment: the name of the experiment; None: use no experiment and write nothing to the work directory.
 
         Raises:
-            UserError: the store cannot be reached, or the work directory's stages are tracked in another one.
+            UserError: the store cannot be used, or the stages of the work directory are tracked in another store.
         """
         self.workdir = workdir.resolve()
         self.uri = store_uri.ASKED_FOR or sqlite_uri(self.workdir / "mlflow.db")
         check_store(self.workdir)
-        import mlflow  # slow to import; a finished pipeline is answered without it
+        import mlflow  # slow to import; a command that only reuses stages does not need it
 
-        logging.getLogger("mlflow.store.db.utils").setLevel(logging.CRITICAL)  # it prints the SQL of what it raises
+        logging.getLogger("mlflow.store.db.utils").setLevel(logging.CRITICAL)  # it prints the SQL of errors
         if experiment:
             make_directory(self.workdir)
         try:
@@ -103,14 +106,14 @@ class Store:
                 self.experiment = os.environ.get(store_uri.EXPERIMENT) or self._experiment(experiment)
         except StoreError as error:
             raise UserError(
-                f"the MLflow store {redacted(self.uri)} cannot be used: {error.cause}; see that it runs, and check "
-                "MLFLOW_TRACKING_URI"
+                f"the MLflow store {redacted(self.uri)} cannot be used: {error.cause}; check that it is running, and "
+                "check MLFLOW_TRACKING_URI"
             ) from error
         if experiment:
             write_json(self.workdir / "tracking.json", {"store": store_uri.label()})
 
     def wait(self, seconds: float) -> None:
-        """Until the store answers, or for so long."""
+        """Wait until the store answers, at most ``seconds``."""
         end = time.monotonic() + seconds
         while time.monotonic() < end:
             try:
@@ -127,7 +130,7 @@ class Store:
             try:
                 return self.client.create_experiment(name, artifact_location=location)
             except StoreError as error:
-                if error.code != "RESOURCE_ALREADY_EXISTS":  # else another process has just made it
+                if error.code != "RESOURCE_ALREADY_EXISTS":  # another process may have created it
                     raise
                 found = self.client.get_experiment_by_name(name)
         if found.lifecycle_stage == "deleted":
@@ -137,10 +140,11 @@ class Store:
         return found.experiment_id
 
     def model_files(self, model_id: str) -> Path:
-        """A local directory with the files of a model, checked against the digest that was logged with them.
+        """A local directory with the files of a model, after a check of the digest that was logged with them.
 
         Raises:
-            UserError: they are not in the store and not where they were made, or they have changed since.
+            UserError: the files are neither in the store nor in the directory where they were made, or they have
+                changed.
         """
         import mlflow
 
@@ -151,31 +155,35 @@ class Store:
                 directory = Path(mlflow.artifacts.download_artifacts(f"models:/{model_id}"))
         if not directory.is_dir():
             raise UserError(
-                f"the files of model {model_id} are not in the store, and {directory} is gone; make it again"
+                f"the files of model {model_id} are not in the store, and {directory} does not exist; recompute the "
+                "model"
             )
         if directory_digest(directory) != model.tags["sha256"]:
             raise UserError(
-                f"the files of model {model_id} in {directory} have changed since it was made; make it again"
+                f"the files of model {model_id} in {directory} have changed since it was made; recompute the model"
             )
         return directory
 
 
 def existing_store(workdir: Path) -> Store:
-    """The store of a work directory in which stages have run, or the server that MLFLOW_TRACKING_URI names.
+    """The store of a work directory in which stages have run, or the store that MLFLOW_TRACKING_URI names.
 
     Raises:
-        UserError: there is none.
+        UserError: the work directory has no store, or the store cannot be used.
     """
     check_store(workdir)
     if not store_uri.ASKED_FOR and not (workdir / "tracking.json").exists():
-        raise UserError(f"{workdir} holds no MLflow store; run a stage first, or name another --workdir")
+        raise UserError(f"{workdir} holds no MLflow store; run a stage first, or choose another --workdir")
     return Store(workdir, None)
 
 
 def _make_sqlite(database: Path) -> None:
-    """Build a new store's tables beside and rename: half of them, or two processes at it, break it for good."""
+    """Create the tables of a new store in a temporary file, then rename it.
+
+    A database with half of the tables, or one that two processes create at once, stays unusable.
+    """
     if database.exists():
-        with store_errors():  # at once: MLflow would try for two minutes
+        with store_errors():  # fails at once; MLflow would retry for two minutes
             sqlite3.connect(database).close()
         return
     make_directory(database.parent)
@@ -183,7 +191,7 @@ def _make_sqlite(database: Path) -> None:
     with FileLock(database.with_name(".mlflow.lock")):
         if database.exists():
             return
-        for left in tmp_file.parent.glob(f"{tmp_file.name}*"):  # by a killed process, its journal too
+        for left in tmp_file.parent.glob(f"{tmp_file.name}*"):  # files of a killed process, with its journal
             left.unlink()
         Client(sqlite_uri(tmp_file)).search_experiments(max_results=1)
         tmp_file.replace(database)

@@ -1,4 +1,4 @@
-"""Which store a work directory is tracked in, and how to speak of it and its errors without what gives access to it."""
+"""The store that a work directory is tracked in, and its name and errors in messages, without credentials."""
 
 import os
 import re
@@ -12,41 +12,42 @@ from distill.io.files import directory_uri, read_json
 
 _SCHEMES = {"http", "https", "file", "sqlite", "postgresql", "mysql", "mssql", "databricks", "databricks-uc", "uc"}
 
-_LONGEST = 489  # bytes of a work directory: SQLite opens a path of 504, of which /.mlflow.db.new takes 15
+_LONGEST = 489  # bytes of a work directory's path: SQLite opens 504 bytes, and /.mlflow.db.new takes 15 of them
 
-# In the last name of a path: MLflow unquotes it more than once, whatever it is quoted like, and then refuses some.
+# Patterns that MLflow cannot read in the last name of a path, because it unquotes the name more than once.
 UNREADABLE = re.compile(r"#|%[0-9a-fA-F]{2}|[\x00-\x1f\x7f]|^file:")
 
-# Read once: mlflow writes the store that we open into the environment, for its own use.
+# Read at import, because mlflow writes the store that this process opens into the same variable.
 ASKED_FOR = os.environ.get("MLFLOW_TRACKING_URI")
 
-# Set for a process that computes a part of another one's stages: the experiment, which that one has asked the store
-# for. It starts although the store has gone away meanwhile, and leaves to the other what the store does not take.
+# Environment variable of a process that computes part of the stages of its parent process: the id of the experiment,
+# which the parent has got from the store. With it, the process can start while the store is unreachable. It leaves the
+# publishing of stages that failed to the parent.
 EXPERIMENT = "SWITCH_DISTILL_EXPERIMENT"
 
 
 class StoreError(ExpectedError, RuntimeError):
-    """MLflow's store did not do what it was asked for; what the store or its client raised is the ``__cause__``.
+    """MLflow's store failed. ``__cause__`` is the exception that the store or its client raised.
 
     Attributes:
-        cause: why, in one line without credentials.
-        code: MLflow's error code, such as RESOURCE_DOES_NOT_EXIST, where it has one.
+        cause: the reason, in one line without credentials.
+        code: MLflow's error code, such as RESOURCE_DOES_NOT_EXIST; None if there is none.
     """
 
     def __init__(self, cause: str, code: str | None = None):
         super().__init__(
-            f"MLflow ({label()}) failed: {cause}; see that it runs, and give the same command again: "
-            "what was computed is kept"
+            f"MLflow ({label()}) failed: {cause}; check that it is running, and run the same command again: "
+            "results are kept on disk"
         )
         self.cause, self.code = cause, code
 
 
 def check_store(workdir: Path) -> None:
-    """Say at once, before mlflow is imported, what would keep the store of ``workdir`` from being opened.
+    """Check that the store of ``workdir`` can be opened, before the slow import of mlflow.
 
     Raises:
-        UserError: MLFLOW_TRACKING_URI names no store, MLflow cannot have one in that directory, or the directory's
-            stages are tracked in another one.
+        UserError: MLFLOW_TRACKING_URI names no store, MLflow cannot use one in that directory, or the directory's
+            stages are tracked in another store.
     """
     check_path(workdir, "--workdir")
     scheme, found, _ = (ASKED_FOR or "").partition("://")
@@ -72,10 +73,10 @@ def check_store(workdir: Path) -> None:
 
 
 def check_path(path: Path, option: str) -> None:
-    """Whether MLflow and its database can keep a path that ``option`` names.
+    """Check that MLflow and its database can store the path that is the value of ``option``.
 
     Raises:
-        UserError: its name, or that of the directory which it is a link to, is not UTF-8.
+        UserError: the path, or the directory that it links to, is not UTF-8.
     """
     try:
         f"{path}{os.path.realpath(path)}".encode()
@@ -86,26 +87,26 @@ def check_path(path: Path, option: str) -> None:
 
 
 def sqlite_uri(database: Path) -> str:
-    """The URI of an SQLite file, in which no character of its path is one of the URI's syntax.
+    """The URI of an SQLite file, with its path quoted.
 
-    It names the driver: without it, MLflow makes the directory of the path as it is spelled in the URI, quoted.
+    It names the driver, because without a driver MLflow creates the directory of the path with the quoted name.
     """
     return f"sqlite+pysqlite:///{quote(str(database.absolute()))}"
 
 
 def sqlite_file(uri: str) -> Path | None:
-    """The file that a URI of SQLite names; None if it is another store's, or SQLite is to read the URI itself."""
+    """The file that an SQLite URI names; None for other stores and for databases in memory or with a URI filename."""
     found = re.match(r"sqlite(?:\+\w+)?:///([^?]+)", uri)
     return Path(unquote(found[1])) if found and not found[1].startswith((":memory:", "file:")) else None
 
 
 def artifact_location(workdir: Path) -> str:
-    """Where the files of a work directory's own store are, as a URI."""
+    """The URI of the directory of artifacts in a work directory's own store."""
     return directory_uri(Path(os.path.realpath(workdir), "mlartifacts"))
 
 
 def label() -> str:
-    """The store in words, without credentials."""
+    """The name of the store in messages, without credentials."""
     return redacted(ASKED_FOR) if ASKED_FOR else "the work directory's own store"
 
 
@@ -116,16 +117,16 @@ def redacted(uri: str) -> str:
 
 
 def without_credentials(text: str) -> str:
-    """``text``, such as an error's, without user and password of the store that was asked for."""
+    """``text``, for example an error message, without the user and password of the store."""
     if not ASKED_FOR:
         return text
     login = _login(ASKED_FOR)
     text = text.replace(ASKED_FOR, redacted(ASKED_FOR))
-    return text.replace(login, "") if login else text  # with another path after it
+    return text.replace(login, "") if login else text  # in URIs of the same server with another path
 
 
 def cause_of(error: Exception) -> str:
-    """Why MLflow did not take or give something, in one line without credentials; a database adds its SQL after it."""
+    """The reason of a failure of MLflow, in one line without credentials. The SQL that databases append is cut off."""
     if isinstance(error, StoreError):
         return error.cause
     if is_full(error):
@@ -135,6 +136,6 @@ def cause_of(error: Exception) -> str:
 
 
 def _login(uri: str) -> str:
-    """``user:password@``, or nothing."""
+    """The part ``user:password@`` of a URI, or an empty string."""
     found = re.match(r"[a-z][a-z0-9+.-]*://([^/?#]*@)", uri, re.IGNORECASE)
     return found[1] if found else ""

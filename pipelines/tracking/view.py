@@ -1,6 +1,7 @@
 """The comparison of ratios as a saved view of the MLflow UI, and the link that opens it.
 
-The view is one experiment tag in the UI's own format. Nothing depends on it: without it the link shows all runs.
+The view is an experiment tag in the UI's internal format. Nothing else depends on it: without the view, the link shows
+all runs.
 """
 
 import base64
@@ -23,25 +24,32 @@ _COLUMNS = ("fraction_kept", "fraction_kept_long", "compression", "experts", "qu
 
 
 def comparison_link(experiment_id: str, tags: dict[str, str], comparison: str | None) -> str:
-    """The part of the UI's address after host and port, with the view of ``comparison`` or else the newest one.
+    """The part of the UI's URL after host and port.
 
-    ``tags`` are the experiment's. Without the workflow type the UI opens in its GenAI mode.
+    Args:
+        tags: the tags of the experiment, which contain its views.
+        comparison: the name of the view to open; if there is no such view, the newest one is opened.
     """
     views = {}
     for key, value in tags.items():
         if key.startswith(_TAG):
-            with suppress(ValueError, KeyError, TypeError):  # those that people share by hand may have another form
+            with suppress(ValueError, KeyError, TypeError):  # users may have saved views in another form
                 views[key.removeprefix(_TAG)] = int(json.loads(value)["createdAt"])
     if comparison not in views:
         comparison = max(views, key=views.__getitem__, default=None)
     view = f"&viewStateShareKey={comparison}" if comparison else ""
+    # Without the workflow type, the UI opens in its GenAI mode.
     return f"/#/experiments/{experiment_id}/runs?workflowType=machine_learning&compareRunsMode=CHART{view}"
 
 
 def publish_view(store: Store, name: str, comparison: str, coordinates: list[str]) -> None:
-    """Save the view of one report's students: fraction kept against compression and experts, and the curves.
+    """Save a view of the students of one report: fraction kept against compression and experts, and the curves.
 
-    ``coordinates`` are the params in which they differ: parallel ones, with what each keeps as the last.
+    Args:
+        name: of the config.
+        comparison: the name of the view, 12 digits of the report's fingerprint.
+        coordinates: the params in which the students differ. They are the axes of a parallel-coordinates chart, whose
+            last axis is the fraction that each student keeps.
     """
     state = _state(comparison, coordinates)
     packed = "deflate;" + base64.b64encode(zlib.compress(json.dumps(state).encode(), 9)).decode()
@@ -50,8 +58,8 @@ def publish_view(store: Store, name: str, comparison: str, coordinates: list[str
     store.client.set_experiment_tag(store.experiment, f"{_TAG}{comparison}", value)
 
 
-def serve(store: Store, workdir: Path, host: str, port: int, console: Console) -> None:
-    """Say where the comparison is, and become the MLflow server of an embedded store."""
+def serve_ui(store: Store, workdir: Path, host: str, port: int, console: Console) -> None:
+    """Print the link to the comparison. If the store is embedded, replace this process with an MLflow server."""
     server = f"http://{host}:{port}" if store.uri.startswith("sqlite") else redacted(store.uri).rstrip("/")
     report = workdir / "report.json"
     newest = json.loads(report.read_text())["fingerprint"][:12] if report.exists() else None
@@ -60,20 +68,22 @@ def serve(store: Store, workdir: Path, host: str, port: int, console: Console) -
             link = f"{server}{comparison_link(experiment.experiment_id, experiment.tags, newest)}"
             console.print(f"{experiment.name}: {link}", soft_wrap=True, highlight=False, markup=False)
     if not store.uri.startswith("sqlite"):
-        return  # a tracking server shows its own UI
-    # One worker and no job queue: half a gigabyte instead of two and a half.
+        return  # a tracking server has a UI of its own
+    # One worker and no job queue take 0.5 GB of memory instead of 2.5 GB.
     os.environ.setdefault("MLFLOW_SERVER_ENABLE_JOB_EXECUTION", "false")
-    os.environ["PATH"] = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"  # mlflow runs uvicorn from it
+    os.environ["PATH"] = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"  # mlflow finds uvicorn there
+    # Otherwise mlflow and uvicorn import the user's files in the current directory, for example an mlflow.py.
+    os.environ.update(PYTHONSAFEPATH="1", UVICORN_APP_DIR=str(store.workdir))
     artifacts = artifact_location(store.workdir)
     arguments = ["--backend-store-uri", store.uri, "--artifacts-destination", artifacts, "--workers", "1"]
     command = [sys.executable, "-m", "mlflow", "server", *arguments, "--host", host, "--port", str(port)]
-    # This Python, with arguments of ours and of the command line alone.
+    # The command consists of this Python and fixed or checked arguments.
     os.execv(sys.executable, command)  # nosec B606
 
 
 def _state(comparison: str, coordinates: list[str]) -> dict[str, Any]:
     section = "fraction-kept"
-    charts = [
+    charts: list[dict[str, Any]] = [
         {"type": "BAR", "metricKey": "fraction_kept"},
         {"type": "SCATTER", "xaxis": _metric("compression"), "yaxis": _metric("fraction_kept")},
         {"type": "SCATTER", "xaxis": _metric("experts"), "yaxis": _metric("fraction_kept")},

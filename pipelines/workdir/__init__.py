@@ -1,10 +1,10 @@
-"""A work directory: its stages, and what is known before one is computed. Needs no torch.
+"""A work directory: its stages, and the checks that run before any stage. Imports no torch.
 
 stage          a stage: its fingerprint, its directory, its reuse
-plan           the stages of a config, and what each depends on
-preflight      faults of a run, found before anything is written
-loaded_models  the same of models that it loads: whether they can be, and be compared
+plan           the stages of a config and their dependencies
+preflight      checks of data, memory and launcher before anything is written
+loaded_models  checks of the models that a run loads: whether they load, and whether they can be compared
 hub_names      names on the hub that a run reads, at one commit for all of its processes
-disk_budget    how much disk a run needs
+disk_budget    disk space that a run needs
 commands       commands that messages suggest
 """

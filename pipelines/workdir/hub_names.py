@@ -1,13 +1,13 @@
-"""The names on the hub that a run reads, and the one commit of each that all of its processes take.
+"""The names on the hub that a run reads, and the one commit of each name that all of its processes use.
 
-Each process would ask the hub for itself, and a name may move on in between: then two processes would compute two
-stages, or one of them would wait for data that nobody prepares. Needs no torch.
+If each process resolved a name by itself, the name could move to another commit in between. Then two processes would
+compute different stages, or one would wait for data that no process prepares. Imports no torch.
 """
 
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from distill.errors import named_when_lost
+from distill.errors import lost_process_errors
 from distill.io.hub import known_commits, resolve_revision, take_commits
 from distill.io.hub_answers import Kind
 from pipelines.config.run_config import RunConfig
@@ -15,12 +15,13 @@ from pipelines.config.run_config import RunConfig
 if TYPE_CHECKING:
     from accelerate import Accelerator
 
-Names = list[tuple[str, Kind, str]]  # a source, what it is, and how messages name it
+Names = list[tuple[str, Kind, str]]  # source, its kind, and its name in messages
 
 
 def names_on_hub(config: RunConfig) -> Names:
-    """What the config names that is no local file or directory."""
-    data, named = config.data, []
+    """The sources that the config names and that are not local directories."""
+    data = config.data
+    named: Names = []
     if data.corpus.startswith("hf:"):
         named.append((data.corpus.removeprefix("hf:").partition(":")[0], "dataset", f"data.corpus {data.corpus!r}"))
     if data.tokenizer != "train":
@@ -31,18 +32,18 @@ def names_on_hub(config: RunConfig) -> Names:
     return [one for one in named if not Path(one[0]).is_dir()]
 
 
-@named_when_lost()
+@lost_process_errors()
 def share_commits(names: Names, accelerator: "Accelerator") -> None:
-    """Let the main process find the commits, and the others take them.
+    """Resolve the commits of ``names`` in the main process and send them to all others.
 
     Raises:
-        UserError: in the main process, there is no such name.
-        LostProcess: in the others, the main process has ended for that.
+        UserError: in the main process, if a name does not exist.
+        LostProcess: in the other processes, if the main process has ended because of that error.
     """
     from accelerate.utils import broadcast_object_list
 
     if accelerator.is_main_process:
-        for source, kind, what in names:
-            resolve_revision(source, kind, what)
+        for source, kind, description in names:
+            resolve_revision(source, kind, description)
     [commits] = broadcast_object_list([known_commits()])
     take_commits(commits)

@@ -1,4 +1,4 @@
-"""Which stages a config has, and what each depends on. Needs no torch."""
+"""The stages of a config, and the settings and inputs that each stage depends on. Imports no torch."""
 
 from pathlib import Path
 from typing import Any
@@ -9,14 +9,14 @@ from distill.training.precision import resolve_precision
 from pipelines.config.run_config import RunConfig
 from pipelines.workdir.stage import Stage
 
-_OPTIONS = ("soft_start", "teacher_routing", "draws", "match", "match_weight", "match_steps")
+_OPTIONS = ("soft_start", "teacher_routing", "num_sampled_experts", "match", "match_weight", "match_steps")
 
 
 def plan(config: RunConfig, data: str) -> list[Stage]:
-    """Every stage of ``config`` once, each after its inputs; the report is last.
+    """All stages of ``config``, each after its inputs. The report is last.
 
-    Per seed the baseline, then per ratio the teacher, and per variant init, label (where labels are cached) and
-    distill. What seeds or variants have in common is there once.
+    Each seed has a baseline, a teacher per ratio, and per variant the stages init, label (if labels are cached) and
+    distill. A stage that seeds or variants share occurs once.
 
     Args:
         data: fingerprint of the prepared data.
@@ -40,25 +40,25 @@ def plan(config: RunConfig, data: str) -> list[Stage]:
 
 
 def baseline_steps(config: RunConfig) -> int:
-    """Steps of the baseline."""
+    """Training steps of the baseline: ``baseline.steps``, or as many as the student takes."""
     return config.baseline.steps or config.distill.training.steps
 
 
 def long_steps(config: RunConfig) -> int:
-    """Steps of the long baseline: as many as teacher and student take together. A loaded teacher takes none here."""
+    """Training steps of the long baseline: the sum of the teacher's and the student's. A loaded teacher counts 0."""
     teacher = config.teacher.training.steps if config.teacher.experts else 0
     return config.distill.training.steps + teacher
 
 
 def baseline_training(config: RunConfig) -> TrainingConfig:
-    """How the baseline is trained: as a teacher that starts from scratch too, or as the student where none does."""
+    """Training settings of the baseline: the teachers' settings, or the student's if all teachers are loaded."""
     return config.teacher.training if config.teacher.experts else config.distill.training
 
 
 def _baseline(config: RunConfig, data: str, seed: int) -> Stage:
     if source := config.baseline.checkpoint:
         made = {"checkpoint": _source(source, "baseline.checkpoint"), "dtype": "float32"}
-    elif config.teacher.checkpoints:  # the shape of a loaded teacher's student
+    elif config.teacher.checkpoints:  # the baseline gets the shape of the first loaded teacher's student
         made = {"shape_of": _source(next(iter(config.teacher.checkpoints.values())), "teacher")}
     else:
         made = {"model": _values(config.model)}
@@ -69,8 +69,9 @@ def _baseline(config: RunConfig, data: str, seed: int) -> Stage:
 
 
 def _teacher(config: RunConfig, data: str, ratio: str, experts: int, seed: int | None) -> Stage:
+    made: dict[str, Any]
     if source := config.teacher.checkpoints.get(ratio):
-        made, seed = {"checkpoint": _source(source, "teacher")}, None  # the same for every seed
+        made, seed = {"checkpoint": _source(source, "teacher")}, None  # all seeds share a loaded teacher
     else:
         made = {
             "seed": seed,
@@ -83,10 +84,10 @@ def _teacher(config: RunConfig, data: str, ratio: str, experts: int, seed: int |
 
 
 def _student(config: RunConfig, teacher: Stage, seed: int, variant: str | None) -> list[Stage]:
-    """Init, label where labels are cached, and distill."""
+    """The stages init, label (if labels are cached) and distill of one student."""
     where: dict[str, Any] = {"data": teacher.data, "ratio": teacher.ratio, "seed": seed, "variant": variant}
     init = Stage("init", {"seed": seed, "student": _student_settings(config)}, {"teacher": teacher}, **where)
-    # A student without soft labels or states to match does not read the teacher, whose only trace is in its weights.
+    # A student without soft labels or hidden states to match depends on the teacher only through its initial weights.
     soft = {"teacher": teacher} if config.distill.runs_teacher else {}
     labelling: list[Stage] = []
     if config.distill.reads_cached_labels:
@@ -99,32 +100,32 @@ def _student(config: RunConfig, teacher: Stage, seed: int, variant: str | None) 
 
 
 def _switch_layer(config: RunConfig) -> dict[str, Any]:
-    return config.teacher.model_dump(exclude={"experts", "checkpoints", "training", "load_balancing_weight"})
+    return _values(config.teacher, exclude={"experts", "checkpoints", "training", "load_balancing_weight"})
 
 
 def _student_settings(config: RunConfig) -> dict[str, Any]:
-    """What the initial weights depend on besides seed, data and teacher, whose settings hold how examples are made."""
+    """Settings of the initial weights besides seed, data and teacher. The teacher's settings include the examples'."""
     unread = set() if config.student.is_calibrated else {"calibration_examples"}
     if config.student.non_expert_init == "teacher":
-        unread.add("non_expert_init")  # its default is left out, as in _distill_settings
-    return config.student.model_dump(mode="json", exclude=unread)
+        unread.add("non_expert_init")  # omitted at its default, as in _distill_settings
+    return _values(config.student, exclude=unread)
 
 
 def _distill_settings(distill: DistillConfig) -> dict[str, Any]:
-    """Options that are off are left out: a student without them is the same stage, whatever options there are."""
+    """Settings of distillation without options at their defaults, so that a new option keeps existing fingerprints."""
     off = {name for name in _OPTIONS if getattr(distill, name) == DistillConfig.model_fields[name].default}
     unread = set() if distill.reads_cached_labels else {"soft_labels", "labels"}
-    settings = distill.model_dump(mode="json", exclude=off | unread)
+    settings = _values(distill, exclude=off | unread)
     return settings | {"training": _training_settings(distill.training)}
 
 
 def _training_settings(training: TrainingConfig) -> dict[str, Any]:
-    """A run that stops where it diverges is the same stage, whatever else it might do."""
-    return training.model_dump(mode="json", exclude={"on_divergence"} if training.on_divergence == "stop" else None)
+    """Settings of training. The default of ``on_divergence`` is omitted, as in _distill_settings."""
+    return _values(training, exclude={"on_divergence"} if training.on_divergence == "stop" else None)
 
 
 def _label_settings(config: RunConfig) -> dict[str, Any]:
-    """What labels depend on besides teacher and data: neither the student's seed nor how it is trained."""
+    """Settings of cached labels besides teacher and data. The student's seed and training do not matter here."""
     common = _common(config)
     held_out = ("test_examples", "eval_split")
     shape = {name: value for name, value in common["examples"].items() if name not in held_out}
@@ -133,36 +134,37 @@ def _label_settings(config: RunConfig) -> dict[str, Any]:
         "examples": shape,
         "capacity_factor_eval": config.teacher.capacity_factor_eval,
         "temperature": config.distill.temperature,
-        "labels": {**_values(config.distill.labels), "examples": config.distill.labelled_examples},
-        **config.distill.model_dump(include={"teacher_routing"}, exclude_defaults=True),
+        "labels": {**_values(config.distill.labels), "examples": config.distill.num_labelled_examples},
+        **_values(config.distill, include={"teacher_routing"}, exclude_defaults=True),
     }
 
 
 def _common(config: RunConfig) -> dict[str, Any]:
-    """What every stage that trains or evaluates depends on besides the prepared data and, mostly, the seed.
+    """Settings that all stages which train or evaluate depend on, besides the prepared data.
 
-    The precision is that of this machine: where another one would take another, its stages are not the same.
+    The precision ``auto`` is resolved on this machine. A machine that resolves it differently has different stages.
     """
     examples = {"input_length", "noise_density", "mean_span_length", "test_examples", "eval_split"}
     return {
         "precision": resolve_precision(config.precision),
         "evaluation_batch_size": config.teacher.evaluation_batch_size,
-        "examples": config.data.model_dump(include=examples),
+        "examples": _values(config.data, include=examples),
     }
 
 
-def _values(section: Section) -> dict[str, Any]:
-    return section.model_dump(mode="json")
+def _values(section: Section, **options: Any) -> dict[str, Any]:
+    """The values of a section, under the names that fingerprints use; see ``Section.renamed``."""
+    return section.model_dump(mode="json", by_alias=True, **options)
 
 
-def _source(source: str, what: str) -> dict[str, Any]:
-    """What a loaded model is: name and commit on the hub, or a directory with size and time of its files.
+def _source(source: str, description: str) -> dict[str, Any]:
+    """Identity of a loaded model: name and commit on the hub, or a directory and the size and time of its files.
 
     Raises:
         UserError: the hub has no such model or revision.
     """
     if not Path(source).is_dir():
-        return at_revision(source, "model", f"{what} {source!r}")._asdict()
+        return at_revision(source, "model", f"{description} {source!r}")._asdict()
     files = sorted(path for path in Path(source).iterdir() if path.is_file())
     stamps = [(path.name, path.stat().st_size, path.stat().st_mtime_ns) for path in files]
     return {"name": source, "files": stamps}

@@ -1,18 +1,19 @@
-"""What is wrong with a run is said before anything is written: data that is not enough, sizes that cannot be.
+"""Checks of a run before anything is written: the launcher, the amount of data, and the memory of this machine.
 
-Needs no torch, so that it is said at once.
+Imports no torch, so that errors appear at once.
 """
 
 import os
 
 from distill.data.prepared_data import PreparedData, example_lengths
 from distill.errors import UserError
-from distill.model_size import parameters
+from distill.model_size import num_parameters
+from distill.processes import num_processes
 from pipelines.config.run_config import RunConfig
 from pipelines.workdir.loaded_models import LoadedModel, check_tokenizers
 
 _LAUNCHERS = ("DEEPSPEED", "MEGATRON_LM", "FSDP")
-# The one value of each that there is a way to train with; the model is one group, see distill.training.sharding.
+# The only supported value of each option. FSDP shards the model as one group, see distill.training.sharding.
 _FSDP = {
     "FSDP_VERSION": "2",
     "FSDP_OFFLOAD_PARAMS": "false",
@@ -22,57 +23,57 @@ _FSDP = {
 
 
 def check_launch() -> int:
-    """How many processes there are.
+    """The number of processes of this run.
 
     Raises:
-        UserError: ``accelerate launch`` was asked for what the training loop does not do.
+        UserError: an option of ``accelerate launch`` is not supported by the training loop.
     """
-    asked = {name: os.environ.get(f"ACCELERATE_USE_{name}", "").lower() == "true" for name in _LAUNCHERS}
-    refused = [f"--use_{name.lower()}" for name in _LAUNCHERS if asked[name] and name != "FSDP"]
-    if asked["FSDP"]:
+    used = {name: os.environ.get(f"ACCELERATE_USE_{name}", "").lower() == "true" for name in _LAUNCHERS}
+    refused = [f"--use_{name.lower()}" for name in _LAUNCHERS if used[name] and name != "FSDP"]
+    if used["FSDP"]:
         options = {name: os.environ.get(name, only) for name, only in _FSDP.items()}
         refused += [f"--{name.lower()} {value}" for name, value in options.items() if value.lower() != _FSDP[name]]
     if refused:
         raise UserError(
-            f"accelerate launch {refused[0]} is not supported; use --multi_gpu, or --use_fsdp --fsdp_version 2 and of "
-            "the other options of FSDP their defaults"
+            f"accelerate launch {refused[0]} is not supported; use --multi_gpu, or --use_fsdp --fsdp_version 2 with "
+            "the defaults of the other FSDP options"
         )
-    return int(os.environ.get("WORLD_SIZE", "1"))
+    return num_processes()
 
 
 def check_data(config: RunConfig, data: PreparedData, models: list[LoadedModel]) -> None:
-    """Whether the data is enough for what is asked of it, and its tokenizer the models' own.
+    """Check that there is enough data for the config, and that its tokenizer fits the loaded models.
 
     Args:
-        models: those that are loaded, see ``check_models``.
+        models: the loaded models, from ``check_models``.
 
     Raises:
-        UserError: it is not.
+        UserError: there is too little data, or tokenizer and models differ.
     """
     raw, _ = example_lengths(data, config.data)
-    data.layout(config.data)  # which raises where there are too few documents
+    data.layout(config.data)  # raises UserError if there are too few documents
     check_tokenizers(config, data, models)
     students = config.students
-    kept = max((one.distill.labels.words for one in students if one.distill.reads_cached_labels), default=0)
-    known = min([data.vocab_size, *(one.header.shape["vocab_size"] for one in models)])
+    kept = max((one.distill.labels.num_tokens for one in students if one.distill.reads_cached_labels), default=0)
+    known = min([data.vocab_size, *(one.header.vocab_size for one in models)])
     if kept > known:
-        raise UserError(f"distill.labels.words is {kept}, but the vocabulary has only {known} words; ask for fewer")
+        raise UserError(f"distill.labels.num_tokens is {kept}, but the vocabulary has only {known} tokens; lower it")
     examples = data.parts["train"].tokens // raw
     wanted = max((one.student.calibration_examples for one in students if one.student.is_calibrated), default=0)
     if wanted + min(-(-wanted // 4), examples) > examples:
         raise UserError(
-            f"student.calibration_examples is {wanted}, but of the {examples} training examples a quarter as "
-            f"many more are needed to measure on; ask for at most {examples * 4 // 5}"
+            f"student.calibration_examples is {wanted}, but there are {examples} training examples, and the FFN error "
+            f"is measured on a quarter as many more; set it to at most {examples * 4 // 5}"
         )
 
 
 def check_size(config: RunConfig, processes: int) -> None:
-    """Whether the machine's memory could hold the weights of the models, and one batch of hidden states.
+    """Check that the machine's memory can hold the weights of the models and the hidden states of one pass.
 
-    A bound from below: what passes may still be too large.
+    This is a lower bound: a config that passes may still need too much memory.
 
     Raises:
-        UserError: batches cannot be shared by the processes, or it could not.
+        UserError: a batch cannot be divided among the processes, or the memory is too small.
     """
     memory = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
     for training in (config.teacher.training, *(student.distill.training for student in config.students)):
@@ -81,11 +82,11 @@ def check_size(config: RunConfig, processes: int) -> None:
         if states > memory and not config.teacher.checkpoints:
             raise UserError(
                 f"a pass of {examples} examples of data.input_length {config.data.input_length} takes more than "
-                f"{states / 1e9:,.0f} GB, this machine has {memory / 1e9:,.0f} GB; set training.micro_batch_size lower"
+                f"{states / 1e9:,.0f} GB, but this machine has {memory / 1e9:,.0f} GB; lower training.micro_batch_size"
             )
-    size = parameters(config.model, config.data.vocabulary, max(config.teacher.experts, default=1))
+    size = num_parameters(config.model, config.data.vocabulary, max(config.teacher.experts, default=1))
     if (needed := 4 * size) > memory and config.teacher.experts:
         raise UserError(
-            f"a teacher of this model and {max(config.teacher.experts)} experts takes {needed / 1e9:,.0f} GB, this "
-            f"machine has {memory / 1e9:,.0f} GB; choose a smaller model or fewer teacher.experts"
+            f"a teacher of this model with {max(config.teacher.experts)} experts takes {needed / 1e9:,.0f} GB, but "
+            f"this machine has {memory / 1e9:,.0f} GB; choose a smaller model or fewer teacher.experts"
         )

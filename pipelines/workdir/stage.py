@@ -1,4 +1,4 @@
-"""What a stage is: its fingerprint, its directory, and how a finished one is recognised. Needs no torch."""
+"""A stage: its fingerprint, its directory, and the record of a finished stage. Imports no torch."""
 
 import hashlib
 import json
@@ -10,18 +10,18 @@ from typing import Any
 from distill.errors import UserError
 from distill.io.files import check_digests, file_digests, read_record, write_record
 
-# Each fingerprint holds the version of the stage's kind. A stage of another version is computed again, and so is every
-# stage that reads it. Raise the version of a kind where a change gives other results for the same settings and data:
+# Each fingerprint includes the version of the stage's kind. A new version recomputes the stages of that kind and all
+# stages that read them. Raise the version if a change gives different results for the same settings and data:
 #   corruption, loss, optimizers, training loop, evaluation   baseline, teacher, distill
 #   forward pass, Switch layer                                 baseline, teacher, label, distill
 #   soft labels                                                label, distill
 #   initialisation, calibration                                init
 #   intervals, tables                                          report
-# and where the stage's own file changes what it computes. A change of rounding alone needs no new version. Data
-# preparation has a version of its own, in distill/data/prepare.py.
+# or if the stage's own file computes something else. A change that only affects rounding needs no new version. Data
+# preparation has its own version, in distill/data/prepare.py.
 VERSIONS = {"baseline": 2, "teacher": 2, "init": 2, "label": 2, "distill": 2, "report": 6}
 
-# What later stages and commands read of a stage's directory.
+# The files of a stage's directory that later stages and commands read.
 _READ_LATER = ("model/**/*", "*losses.json", "labels/labels.json", "report.*", "documents.json", "fraction_kept.png")
 
 
@@ -35,29 +35,31 @@ class Stage:
     data: str = ""  # fingerprint of the prepared data
     ratio: str | None = None
     seed: int | None = None
-    variant: str | None = None  # which of the config's students this is a stage of; the first, if of several
+    variant: str | None = None  # the student in the config that this stage belongs to; the first if students share it
 
     @cached_property
     def fingerprint(self) -> str:
+        """SHA-256 of everything that the stage depends on, the first 32 hexadecimal digits."""
         upstream = {role: stage.fingerprint for role, stage in self.inputs.items()}
         identity = json.dumps([self.kind, VERSIONS[self.kind], self.settings, upstream, self.data], sort_keys=True)
         return hashlib.sha256(identity.encode()).hexdigest()[:32]
 
     @property
     def title(self) -> str:
-        """``teacher e8``, ``distill e8 hard-labels seed 1``; seed 0 is not named."""
+        """Name in messages: ``teacher e8``, ``distill e8 hard-labels seed 1``. Seed 0 is omitted."""
         seed = f"seed {self.seed}" if self.seed else ""
         return " ".join(filter(None, (self.kind, self.ratio, self.variant, seed)))
 
     def directory(self, workdir: Path) -> Path:
+        """The directory of this stage within the work directory."""
         return workdir / "stages" / "-".join(filter(None, (self.kind, self.ratio, self.fingerprint[:12])))
 
 
 @dataclass(frozen=True)
-class Finished:
-    """What a finished stage left behind; ``stage.json`` of its directory, written when all else is on disk.
+class FinishedStage:
+    """The record of a finished stage: ``stage.json`` in its directory, written after all other files.
 
-    Run and model are MLflow's; until it has all of the stage, ``run_id`` is empty.
+    ``run_id``, ``model_id`` and ``model_uri`` are MLflow's. ``run_id`` is empty until MLflow has the whole stage.
     """
 
     title: str
@@ -68,32 +70,33 @@ class Finished:
     metrics: dict[str, float]
     facts: dict[str, Any]
     directory: Path
-    digests: dict[str, str] = field(default_factory=dict)  # SHA-256 of files; old stages have none
+    digests: dict[str, str] = field(default_factory=dict)  # file -> SHA-256, set by the first ``save``
     not_of_model: list[str] = field(default_factory=list)  # see Outcome
 
     @property
     def is_tracked(self) -> bool:
-        """Whether MLflow has all of it."""
+        """Whether MLflow has the whole stage."""
         return bool(self.run_id)
 
     @property
     def model(self) -> Path:
+        """The directory of the stage's model."""
         return self.directory / "model"
 
     def read(self, name: str) -> Path:
-        """A file or directory that this stage left, for another to read: its bytes are those that it left.
+        """The path of a file or directory of this stage, after a check of its SHA-256 digests.
 
         Raises:
-            UserError: a file is missing or damaged; the message says how to make it again.
+            UserError: a file is missing or damaged. The message says how to recompute it.
         """
         digests = {file: sha for file, sha in self.digests.items() if file == name or file.startswith(f"{name}/")}
-        check_digests(self.directory, digests, _cure(self.directory, self.title))
+        check_digests(self.directory, digests, _damage_hint(self.directory, self.title))
         return self.directory / name
 
-    def save(self) -> "Finished":
-        """Write stage.json; returns what it says."""
+    def save(self) -> "FinishedStage":
+        """Write stage.json, and return its contents."""
         files = {path for pattern in _READ_LATER for path in self.directory.glob(pattern)}
-        # Those that it has stay: what was damaged since must not be blessed.
+        # Existing digests stay: a new digest would hide damage that happened after the stage finished.
         saved = replace(self, digests=self.digests or file_digests(self.directory, files))
         write_record(
             self.directory / "stage.json", {key: value for key, value in vars(saved).items() if key != "directory"}
@@ -101,45 +104,46 @@ class Finished:
         return saved
 
 
-def read_losses(finished: Finished, name: str = "losses") -> list[float]:
-    """The loss of every evaluated example that a stage measured.
+def read_losses(finished: FinishedStage, name: str = "losses") -> list[float]:
+    """The loss of every evaluated example, [examples], in nats per target token.
 
     Raises:
-        UserError: the file is not what the stage left.
+        UserError: the file is missing or damaged.
     """
     return json.loads(finished.read(f"{name}.json").read_text())
 
 
-def of_kind(
-    stage: Stage, inputs: dict[str, Finished], kind: str, ratio: str | None = None, variant: str | None = None
-) -> list[Finished]:
-    """The ``inputs`` of ``stage`` of one kind, ratio and variant, one per seed."""
+def inputs_of_kind(
+    stage: Stage, inputs: dict[str, FinishedStage], kind: str, ratio: str | None = None, variant: str | None = None
+) -> list[FinishedStage]:
+    """The ``inputs`` of ``stage`` that have this kind, ratio and variant, one per seed."""
     wanted, upstream = (kind, ratio, variant), stage.inputs.items()
     return [inputs[role] for role, one in upstream if (one.kind, one.ratio, one.variant) == wanted]
 
 
-def find_finished(stage: Stage, workdir: Path) -> Finished | None:
-    """The finished run of exactly this stage, if there is one.
+def find_finished(stage: Stage, workdir: Path) -> FinishedStage | None:
+    """The record of this stage if it is finished, else None.
 
     Raises:
-        UserError: its stage.json is damaged, or that of another stage.
+        UserError: its stage.json is damaged or belongs to another stage.
     """
     directory = stage.directory(workdir)
-    path, cure = directory / "stage.json", _cure(directory, stage.title)
+    path, hint = directory / "stage.json", _damage_hint(directory, stage.title)
     if not path.exists():
         return None
-    values = read_record(path, cure)
+    values = read_record(path, hint)
     try:
-        found = Finished(directory=directory, **values)
+        found = FinishedStage(directory=directory, **values)
     except TypeError as error:
-        raise UserError(f"{path} is not what was written; {cure}") from error
+        raise UserError(f"{path} is damaged: its keys are not those that were written; {hint}") from error
     if found.fingerprint != stage.fingerprint:
-        raise UserError(f"{path} is that of another stage ({found.title}, fingerprint {found.fingerprint}); {cure}")
+        raise UserError(f"{path} belongs to another stage ({found.title}, fingerprint {found.fingerprint}); {hint}")
     return found
 
 
-def _cure(directory: Path, title: str) -> str:
-    """``title`` begins with the kind, which is a command's name, and the ratio."""
+def _damage_hint(directory: Path, title: str) -> str:
+    """The advice that error messages about a stage's files end with."""
+    # A title begins with the kind, which is the name of a command, and the ratio.
     kind, *ratio = title.split()[:2]
     option = f" --ratio {ratio[0]}" if kind not in ("baseline", "report") else ""
-    return f"delete {directory} and make it again with: switch-distill {kind} CONFIG{option} (and the same options)"
+    return f"delete {directory} and recompute it with: switch-distill {kind} CONFIG{option} (and the same options)"

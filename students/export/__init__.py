@@ -1,6 +1,6 @@
-"""Write a student in the format of a runtime, and compare what that runtime makes of it with the student.
+"""Write a student in the format of a runtime, and compare the runtime's answers with the student's.
 
-Each format is a module with ``write(student, source, directory, precision)``; ``parity`` is the gate of them all.
+Each format is a module with ``write(student, source, directory, precision)``. ``parity`` verifies all formats.
 """
 
 import importlib
@@ -9,7 +9,7 @@ from pathlib import Path
 
 from distill.errors import UserError
 
-# Format -> its module, the libraries that it needs beside the project's own, and the precisions that it has.
+# Format -> its module, the optional libraries that it needs, and its precisions.
 FORMATS = {
     "hf": ("students.export.hf_directory", (), ("float32",)),
     "onnx": (
@@ -23,10 +23,10 @@ FORMATS = {
 
 
 def check_format(format: str, precision: str) -> None:
-    """Say at once, before anything is loaded, whether this can be written here.
+    """Check, before anything is loaded, that this installation can write the format.
 
     Raises:
-        UserError: an unknown format or precision, or an optional part that is not installed.
+        UserError: the format or the precision is unknown, or an optional library is not installed.
     """
     if format not in FORMATS:
         raise UserError(f"--format is {format!r}; use {', '.join(FORMATS)}")
@@ -40,7 +40,12 @@ def check_format(format: str, precision: str) -> None:
 
 
 def write_export(source: Path, directory: Path, format: str, precision: str) -> None:
-    """Write the student in ``source`` to ``directory``, which exists, in a format that ``check_format`` accepts.
+    """Write a student in another format.
+
+    Args:
+        source: the directory of a dense T5 and its tokenizer.
+        directory: an existing directory to write to.
+        format, precision: values that ``check_format`` accepts.
 
     Raises:
         UserError: ``source`` holds no dense T5.

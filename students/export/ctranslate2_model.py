@@ -1,4 +1,4 @@
-"""``ctranslate2``: the weights in CTranslate2's binary format."""
+"""Export to ``ctranslate2``: the weights in CTranslate2's binary format."""
 
 from pathlib import Path
 
@@ -6,22 +6,22 @@ import torch
 from ctranslate2.converters.converter import Converter
 from ctranslate2.converters.transformers import T5Loader
 from ctranslate2.specs.model_spec import ModelSpec
-from transformers import AutoTokenizer, PreTrainedTokenizerFast, T5ForConditionalGeneration
+from transformers import AutoTokenizer, PreTrainedTokenizerBase, T5ForConditionalGeneration
 
 from students.export.student import write_shared_files
 
 
 class _Loader(T5Loader):
-    """T5Loader reads from ``tie_word_embeddings`` whether outputs are scaled, which ``load_student`` sets."""
+    """T5Loader scales the outputs if ``tie_word_embeddings`` is set; ``load_student`` sets it correctly."""
 
-    def get_vocabulary(self, model: T5ForConditionalGeneration, tokenizer: PreTrainedTokenizerFast) -> list[str]:
-        """One name per id: T5Loader calls unused ids by the names of sentinels, which names them twice."""
-        words = {id_: word for word, id_ in tokenizer.get_vocab().items()}
-        return [words.get(id_, f"<unused_{id_}>") for id_ in range(model.config.vocab_size)]
+    def get_vocabulary(self, model: T5ForConditionalGeneration, tokenizer: PreTrainedTokenizerBase) -> list[str]:
+        """A distinct name for each id. T5Loader would give unused ids the names of sentinels, which exist already."""
+        tokens = {id_: token for token, id_ in tokenizer.get_vocab().items()}
+        return [tokens.get(id_, f"<unused_{id_}>") for id_ in range(model.config.vocab_size)]
 
 
 class _Converter(Converter):
-    def __init__(self, student: T5ForConditionalGeneration, tokenizer: PreTrainedTokenizerFast):
+    def __init__(self, student: T5ForConditionalGeneration, tokenizer: PreTrainedTokenizerBase):
         self._student, self._tokenizer = student, tokenizer
 
     @torch.no_grad()
@@ -30,7 +30,7 @@ class _Converter(Converter):
 
 
 def write(student: T5ForConditionalGeneration, source: Path, directory: Path, precision: str) -> None:
-    """model.bin, config.json and shared_vocabulary.json of CTranslate2, the tokenizer, and the length of an answer."""
+    """Write CTranslate2's model.bin, config.json and shared_vocabulary.json, the tokenizer, and the answer length."""
     tokenizer = AutoTokenizer.from_pretrained(source, local_files_only=True, trust_remote_code=False)
     quantization = None if precision == "float32" else precision
     _Converter(student, tokenizer).convert(str(directory), quantization=quantization, force=True)

@@ -1,4 +1,4 @@
-"""``hf``: the directory that transformers, TensorRT-LLM and everything that builds on them read."""
+"""Export to ``hf``: a directory for transformers, TensorRT-LLM and the tools that build on them."""
 
 from pathlib import Path
 
@@ -9,6 +9,6 @@ from students.export.student import write_shared_files
 
 
 def write(student: T5ForConditionalGeneration, source: Path, directory: Path, precision: str) -> None:
-    """config.json, generation_config.json, model.safetensors and the tokenizer."""
+    """Write config.json, generation_config.json, model.safetensors and the tokenizer."""
     save_t5(student, directory)
     write_shared_files(student, source, directory, config=False)  # save_t5 wrote both configs

@@ -1,12 +1,13 @@
-"""``onnx``: an encoder graph that ends in the decoder's cross keys and values, and a graph of one decoder step.
+"""Export to ``onnx``: a graph of the encoder and the decoder's cross keys and values, and a graph of one decoder step.
 
-B examples, S input tokens, P tokens decoded so far, V words, H heads, K d_kv, L decoder layers.
+B examples, S input tokens, P tokens decoded so far, V vocabulary size, H heads, K d_kv, L decoder layers.
 """
 
 import logging
 import tempfile
 import warnings
 from pathlib import Path
+from typing import Any
 
 import onnx
 import torch
@@ -26,7 +27,8 @@ class _Encoder(nn.Module):
 
     def __init__(self, student: T5ForConditionalGeneration):
         super().__init__()
-        self.encoder, self.blocks = student.encoder, student.decoder.block
+        self.encoder = student.encoder
+        self.blocks: Any = student.decoder.block  # transformers does not declare what a block consists of
         self.heads, self.d_kv = student.config.num_heads, student.config.d_kv
 
     def forward(self, input_ids: torch.Tensor, attention_mask: torch.Tensor) -> tuple[torch.Tensor, ...]:
@@ -40,7 +42,10 @@ class _Encoder(nn.Module):
 
 
 class _DecoderStep(nn.Module):
-    """One token [B, 1] of each row, given the cross and the past keys and values -> logits [B, V], and the present."""
+    """One token [B, 1] of each row, with the cross and past keys and values -> logits [B, V], present keys and values.
+
+    Cross keys and values are [B, H, S, K], past ones [B, H, P, K] and present ones [B, H, P + 1, K] per decoder layer.
+    """
 
     def __init__(self, student: T5ForConditionalGeneration):
         super().__init__()
@@ -55,12 +60,12 @@ class _DecoderStep(nn.Module):
     ) -> tuple[torch.Tensor, ...]:
         self_cache, cross_cache = DynamicCache(), DynamicCache()
         cache = EncoderDecoderCache(self_cache, cross_cache)
-        layers = range(self.student.config.num_decoder_layers)
+        layers = range(len(self.student.decoder.block))
         for layer in layers:
             self_cache.update(past[2 * layer], past[2 * layer + 1], layer)
             cross_cache.update(cross[2 * layer], cross[2 * layer + 1], layer)
             cache.is_updated[layer] = True
-        # Its keys and values are in the cache already, so that only the shape of what the encoder returned is read.
+        # The cross keys and values are in the cache, so the decoder reads only the shape of the encoder's output.
         encoded = torch.empty(input_ids.shape[0], cross[0].shape[2], self.student.config.d_model)
         output = self.student(
             encoder_outputs=BaseModelOutput(last_hidden_state=encoded),
@@ -69,17 +74,17 @@ class _DecoderStep(nn.Module):
             past_key_values=cache,
             use_cache=True,
         )
-        made = cache.self_attention_cache.layers
+        present: Any = self_cache.layers
         return output.logits.flatten(0, 1), *(
-            tensor for layer in layers for tensor in (made[layer].keys, made[layer].values)
+            tensor for layer in layers for tensor in (present[layer].keys, present[layer].values)
         )
 
 
 def write(student: T5ForConditionalGeneration, source: Path, directory: Path, precision: str) -> None:
-    """encoder.onnx and decoder.onnx with their weights beside them, configs and tokenizer."""
+    """Write encoder.onnx and decoder.onnx with their external weights, the configs and the tokenizer."""
     write_shared_files(student, source, directory, config=True)
     if precision == "int8":
-        # A tied head is the transpose of the embedding, which is looked up in float32: only its own copy is quantised.
+        # A tied head shares the float32 embedding and would not be quantised, so the head gets a copy of its own.
         student.lm_head.weight = nn.Parameter(student.lm_head.weight.detach().clone())
     if precision == "float32":
         _write_graphs(student, directory)
@@ -91,14 +96,14 @@ def write(student: T5ForConditionalGeneration, source: Path, directory: Path, pr
 
 
 def _write_graphs(student: T5ForConditionalGeneration, directory: Path) -> None:
-    # Of the plain products onnxruntime makes one operation; sdpa comes out as copies of the keys.
+    # onnxruntime fuses the products of eager attention; sdpa would be exported with copies of the keys.
     student.set_attn_implementation("eager")
     config = student.config
-    layers = range(config.num_decoder_layers)
+    layers = range(len(student.decoder.block))
     batch, source, past = (torch.export.Dim(name) for name in ("batch", "source", "past"))
     names = {kind: [f"{kind}.{i}.{part}" for i in layers for part in ("key", "value")] for kind in ("cross", "past")}
     present = [name.replace("past", "present") for name in names["past"]]
-    # The sizes of these stand for no particular ones; 0 and 1 would be taken as fixed.
+    # The dynamic sizes of the sample inputs are arbitrary, but torch.export would treat 0 and 1 as constants.
     ids, mask = torch.ones(2, 3, dtype=torch.long), torch.ones(2, 3, dtype=torch.long)
     cross = [torch.zeros(2, config.num_heads, 3, config.d_kv) for _ in names["cross"]]
     before = [torch.zeros(2, config.num_heads, 4, config.d_kv) for _ in names["past"]]
@@ -125,19 +130,23 @@ def _write_graphs(student: T5ForConditionalGeneration, directory: Path) -> None:
     )
 
 
-def _export(module: nn.Module, inputs: tuple, path: Path, **names) -> None:
+def _export(module: nn.Module, inputs: tuple[Any, ...], path: Path, **names: Any) -> None:
     logging.getLogger("torch.onnx._internal.exporter._registration").setLevel(logging.ERROR)  # "no torchvision"
     with warnings.catch_warnings(), torch.no_grad():
-        warnings.simplefilter("ignore")  # on things inside torch.onnx and transformers that nobody here can change
+        warnings.simplefilter("ignore")  # from inside torch.onnx and transformers
         torch.onnx.export(
             module.eval(), inputs, path, dynamo=True, opset_version=OPSET, external_data=True, verbose=False, **names
         )
 
 
 def quantise(graph: Path, target: Path) -> None:
-    """Matrix products in int8: weights once and by column, activations when they are known.
+    """Quantise the matrix products of an ONNX graph to int8: weights per column, activations at run time.
 
-    Embeddings stay in float32, and so does a head that is tied to them, because it is no weight of its own there.
+    Embeddings stay in float32. So does a head that shares the embedding's tensor.
+
+    Args:
+        graph: the float32 graph.
+        target: the file of the int8 graph; its weights are written beside it.
     """
     logging.getLogger().addFilter(_no_advice)
     try:
@@ -154,5 +163,5 @@ def quantise(graph: Path, target: Path) -> None:
 
 
 def _no_advice(record: logging.LogRecord) -> bool:
-    """onnxruntime advises to simplify the graph first, which torch.onnx has done."""
+    """Drop onnxruntime's advice to simplify the graph first: torch.onnx has done so."""
     return "pre-processing" not in record.getMessage()

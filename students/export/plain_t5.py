@@ -1,14 +1,15 @@
-"""A T5 as config.json and model.safetensors are documented, computed without transformers in float64.
+"""A T5 in float64 without transformers, from config.json and model.safetensors as they are documented.
 
-It is the second reader of an ``hf`` export: it has none of transformers' defaults, and knows no key that only one
-version of transformers has. Sources: Raffel et al. 2020, section 2.1; for gated FFNs Shazeer 2020 (arXiv 2002.05202);
-for ``tie_word_embeddings`` T5 v1.1, whose head is a weight of its own and whose output is not scaled.
+This is the second reader of an ``hf`` export. It has no defaults for missing keys, and uses no key that only one
+version of transformers has. Sources: Raffel et al. 2020, section 2.1; Shazeer 2020 (arXiv:2002.05202) for gated FFNs;
+T5 v1.1, which has an untied head and does not scale its output, for ``tie_word_embeddings``.
 
 S input tokens, T target tokens, D d_model, H heads, K d_kv.
 """
 
 import json
 import math
+from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 
@@ -16,15 +17,20 @@ import torch
 import torch.nn.functional as F
 from safetensors import safe_open
 
-_ACTIVATIONS = {"relu": F.relu, "gelu": F.gelu, "gelu_new": partial(F.gelu, approximate="tanh"), "silu": F.silu}
+_ACTIVATIONS: dict[str, Callable[[torch.Tensor], torch.Tensor]] = {
+    "relu": F.relu,
+    "gelu": F.gelu,
+    "gelu_new": partial(F.gelu, approximate="tanh"),
+    "silu": F.silu,
+}
 
 
 class PlainT5:
-    """The T5 in a directory. Weights are read when they are used, so that memory holds one matrix at a time.
+    """The T5 in a directory. Each weight is read when it is used, so memory holds one matrix at a time.
 
-    Raises (here or when it is used):
-        KeyError: the config or the weights lack something that a T5 has.
-        Exception: as safetensors and torch raise it where a file is damaged or a shape does not fit.
+    Raises (in the constructor or in ``score``):
+        KeyError: a key of the config or a weight is missing.
+        Exception: an error of safetensors or torch for a damaged file or a wrong shape.
     """
 
     def __init__(self, directory: Path):
@@ -34,7 +40,7 @@ class PlainT5:
 
     @torch.inference_mode()
     def score(self, inputs: list[list[int]], targets: list[list[int]]) -> list[list[float]]:
-        """Log-probabilities in nats of each token of each target, as ``students.runtime.Runner.score``."""
+        """Log-probabilities in nats of each token of each target, as in ``students.runtime.Runner.score``."""
         return [self._score(ids, target) for ids, target in zip(inputs, targets, strict=True)]
 
     def _score(self, ids: list[int], target: list[int]) -> list[float]:
@@ -48,7 +54,7 @@ class PlainT5:
         return logits.log_softmax(-1)[range(len(target)), target].tolist()
 
     def _stack(self, name: str, blocks: int, ids: list[int], encoded: torch.Tensor | None) -> torch.Tensor:
-        """Encoder, or decoder where ``encoded`` [S, D] is given -> normalised hidden states [S or T, D]."""
+        """Run the encoder, or the decoder if ``encoded`` [S, D] is given -> normalised hidden states [S or T, D]."""
         x = self._weight("shared")[ids]
         bias = self._position_bias(name, len(ids))
         for block in range(blocks):
@@ -63,7 +69,7 @@ class PlainT5:
         return self._norm(f"{name}.final_layer_norm", x)
 
     def _attention(self, place: str, x: torch.Tensor, other: torch.Tensor, bias: torch.Tensor | None) -> torch.Tensor:
-        """T5 divides scores by nothing."""
+        """Attention of ``x`` [T, D] to ``other`` [S, D] -> [T, D]. T5 does not scale the scores."""
         shape = (-1, self._config["num_heads"], self._config["d_kv"])
         q = self._linear(f"{place}.q", x).view(shape).transpose(0, 1)
         k, v = (self._linear(f"{place}.{name}", other).view(shape).transpose(0, 1) for name in ("k", "v"))
@@ -82,12 +88,13 @@ class PlainT5:
         return self._linear(f"{place}.wo", inner)
 
     def _position_bias(self, stack: str, length: int) -> torch.Tensor:
-        """[H, length, length], added to the scores of every block; minus infinity at what a decoder may not see."""
+        """[H, length, length], added to the scores of every block; minus infinity at later positions of a decoder."""
         places = torch.arange(length)
         distance = places[None] - places[:, None]  # of the key from the query
         weight = self._weight(f"{stack}.block.0.layer.0.SelfAttention.relative_attention_bias")
-        most = self._config["relative_attention_max_distance"]
-        bias = weight[position_buckets(distance, len(weight), most, both_ways=stack == "encoder")].permute(2, 0, 1)
+        max_distance = self._config["relative_attention_max_distance"]
+        buckets = position_buckets(distance, len(weight), max_distance, bidirectional=stack == "encoder")
+        bias = weight[buckets].permute(2, 0, 1)
         return bias if stack == "encoder" else bias.masked_fill(distance > 0, -math.inf)
 
     def _norm(self, place: str, x: torch.Tensor) -> torch.Tensor:
@@ -103,16 +110,28 @@ class PlainT5:
         return self._file.get_tensor(f"{place}.weight").double()
 
 
-def position_buckets(distance: torch.Tensor, number: int, most: int, *, both_ways: bool) -> torch.Tensor:
-    """The bucket of each distance (key minus query): half of them for single distances, half for ranges up to ``most``.
+def position_buckets(
+    distance: torch.Tensor, num_buckets: int, max_distance: int, *, bidirectional: bool
+) -> torch.Tensor:
+    """The bucket of each relative position.
 
-    Logarithms are taken in float32, as T5 was trained: at powers of two, rounding decides the bucket.
+    Half of the buckets hold a single distance each. The other half hold logarithmic ranges up to ``max_distance``.
+    Logarithms are in float32 as in the training of T5, because rounding decides the bucket at powers of two.
+
+    Args:
+        distance: positions of the keys minus those of the queries; int64 of any shape.
+        num_buckets: the number of buckets.
+        max_distance: distances of at least this share the last bucket.
+        bidirectional: whether keys after the query have buckets of their own (encoder), or share bucket 0 (decoder).
+
+    Returns:
+        The buckets, of the shape of ``distance``, from 0 to ``num_buckets`` - 1.
     """
-    if both_ways:
-        number //= 2
-    away = distance.abs() if both_ways else (-distance).clamp(min=0)
-    exact = number // 2
-    ranges = torch.log(away.float() / exact) / math.log(most / exact) * (number - exact)
+    if bidirectional:
+        num_buckets //= 2
+    away = distance.abs() if bidirectional else (-distance).clamp(min=0)
+    exact = num_buckets // 2
+    ranges = torch.log(away.float() / exact) / math.log(max_distance / exact) * (num_buckets - exact)
     far = exact + ranges.clamp(min=0).long()
-    bucket = torch.where(away < exact, away, far.clamp(max=number - 1))
-    return bucket + number * (distance > 0) if both_ways else bucket
+    bucket = torch.where(away < exact, away, far.clamp(max=num_buckets - 1))
+    return bucket + num_buckets * (distance > 0) if bidirectional else bucket

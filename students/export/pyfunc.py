@@ -1,6 +1,6 @@
-"""``mlflow``: a pyfunc model from code, for ``mlflow models serve`` and everything else that loads MLflow models.
+"""Export to ``mlflow``: a pyfunc model from code, for ``mlflow models serve`` and other loaders of MLflow models.
 
-MLflow's own flavour for transformers cannot store a T5 of transformers 5: it answers with the prompt.
+MLflow's transformers flavour does not work for a T5 of transformers 5: the stored model answers with the prompt.
 """
 
 import tempfile
@@ -22,7 +22,7 @@ CODE = Path(runtime.__file__).with_name("pyfunc_model.py")
 
 
 def write(student: T5ForConditionalGeneration, source: Path, directory: Path, precision: str) -> None:
-    """MLmodel with its requirements, the code, and in ``artifacts/student`` what ``hf`` writes."""
+    """Write MLmodel with its requirements, the code, and an ``hf`` export in ``artifacts/student``."""
     signature = ModelSignature(
         Schema([ColSpec("string", "text")]),
         Schema([ColSpec("string")]),
@@ -34,11 +34,11 @@ def write(student: T5ForConditionalGeneration, source: Path, directory: Path, pr
         plain.mkdir()
         hf_directory.write(student, source, plain, precision)
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # on an input example, which the signature makes needless
+            warnings.simplefilter("ignore")  # about a missing input example, which the signature replaces
             mlflow.pyfunc.save_model(
                 path=str(directory),
                 python_model=str(CODE),
-                artifacts={"student": plain.as_uri()},  # a directory for temporary files may have any name
+                artifacts={"student": plain.as_uri()},  # quoted, because the temporary directory may have any name
                 signature=signature,
                 pip_requirements=[f"{name}=={version(name).partition('+')[0]}" for name in libraries],
             )
@@ -46,7 +46,7 @@ def write(student: T5ForConditionalGeneration, source: Path, directory: Path, pr
 
 
 def _forget_local_paths(path: Path) -> None:
-    """MLflow notes where things lay before; it reads them from the model's directory all the same."""
+    """Remove the paths of this machine from MLmodel. MLflow loads from the model's directory and does not need them."""
     model = yaml.safe_load(path.read_text(encoding="utf-8"))
     flavour = model["flavors"]["python_function"]
     flavour["model_code_path"] = CODE.name

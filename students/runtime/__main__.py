@@ -1,7 +1,8 @@
-"""``python -m students.runtime DIRECTORY REQUEST REPLY``: score and answer in a process of its own, as a server would.
+"""``python -m students.runtime DIRECTORY REQUEST REPLY``: run an export in a process of its own, as a server does.
 
-REQUEST is JSON: inputs, targets, answers (ids), max_tokens, batch_size. REPLY becomes JSON: target_scores, answers,
-answer_scores, compute_type, and the versions of what was imported to make them.
+REQUEST is a JSON file with ``inputs``, ``targets`` and ``answers`` (token ids), ``max_tokens`` and ``batch_size``. The
+JSON file REPLY is written with ``target_scores``, ``answers``, ``answer_scores``, ``compute_type``, and ``versions`` of
+the imported libraries.
 """
 
 import json
@@ -9,17 +10,20 @@ import platform
 import sys
 from importlib.metadata import version
 from pathlib import Path
+from typing import Any
 
 from students.runtime import load_runner
 
-# Import name -> distribution, of everything that an answer may depend on.
+# The libraries that an answer may depend on.
 LIBRARIES = ("ctranslate2", "mlflow", "numpy", "onnxruntime", "tokenizers", "torch", "transformers")
 
 
 def main(directory: str, request_file: str, reply_file: str) -> None:
+    """Score the targets and the answers of the request, generate answers, and write the reply."""
     request = json.loads(Path(request_file).read_text())
     runner = load_runner(directory)
-    reply = {"target_scores": [], "answers": [], "answer_scores": [], "compute_type": runner.compute_type}
+    reply: dict[str, Any] = {"target_scores": [], "answers": [], "answer_scores": []}
+    reply["compute_type"] = runner.compute_type
     for start in range(0, len(request["inputs"]), request["batch_size"]):
         rows = slice(start, start + request["batch_size"])
         inputs = request["inputs"][rows]

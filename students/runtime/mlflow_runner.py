@@ -1,4 +1,4 @@
-"""An ``mlflow`` export, loaded by MLflow. For the gate: a server of one's own gains nothing from MLflow's layers."""
+"""Run an ``mlflow`` export with MLflow, for the parity check. ``switch-distill serve`` does not serve this format."""
 
 from pathlib import Path
 
@@ -11,7 +11,7 @@ from students.runtime.hf_runner import HfRunner
 
 
 class MlflowRunner(HfRunner):
-    """What the pyfunc model predicts must be the text of what its T5 generates. See ``students.runtime.Runner``."""
+    """See ``students.runtime.Runner``. ``generate`` also checks that the pyfunc model predicts the text of its T5."""
 
     format = "mlflow"
 
@@ -24,15 +24,15 @@ class MlflowRunner(HfRunner):
         self,
         inputs: list[list[int]],
         max_tokens: list[int],
-        how: Decoding = GREEDY,
+        decoding: Decoding = GREEDY,
         on_token: OnToken | None = None,
     ) -> list[list[int]]:
         longest = max(max_tokens)
-        if how == GREEDY:  # predict knows no other
+        if decoding == GREEDY:  # predict is always greedy
             frame = pd.DataFrame({"text": [decode(self.tokenizer, row) for row in inputs]})
             predicted = self._loaded.predict(frame, params={"max_tokens": longest})
             full = super().generate(inputs, [longest] * len(inputs))
             if predicted != (expected := [decode(self.tokenizer, row) for row in full]):
                 wrong = next(n for n, text in enumerate(expected) if predicted[n] != text)
                 raise RuntimeError(f"predict answered {predicted[wrong]!r}, its T5 {expected[wrong]!r}")
-        return super().generate(inputs, max_tokens, how, on_token)
+        return super().generate(inputs, max_tokens, decoding, on_token)

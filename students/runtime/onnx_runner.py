@@ -1,4 +1,4 @@
-"""onnxruntime, numpy and tokenizers alone. B rows, S the longest input, V words, H heads, K d_kv."""
+"""Run an ``onnx`` export with onnxruntime, numpy and tokenizers. B rows, V vocabulary size."""
 
 import json
 from pathlib import Path
@@ -13,7 +13,7 @@ from students.runtime.batches import Answers, log_softmax, pad, special_ids
 
 
 class OnnxRunner:
-    """Encoder once, then one decoder step per token. See ``students.runtime.Runner``."""
+    """See ``students.runtime.Runner``. Runs the encoder once per batch and the decoder once per token."""
 
     format = "onnx"
 
@@ -39,32 +39,33 @@ class OnnxRunner:
         self,
         inputs: list[list[int]],
         max_tokens: list[int],
-        how: Decoding = GREEDY,
+        decoding: Decoding = GREEDY,
         on_token: OnToken | None = None,
     ) -> list[list[int]]:
-        generator, answers = np.random.default_rng(how.seed), Answers(max_tokens, self._ids.eos, on_token)
-        words, decoder, steps = np.full(len(inputs), self._ids.start), _Decoding(self, inputs), 0
-        while answers.open.any():
-            logits = decoder.step(words)
-            if steps < how.min_tokens:
+        generator, answers = np.random.default_rng(decoding.seed), Answers(max_tokens, self._ids.eos, on_token)
+        token_ids, decoder, steps = np.full(len(inputs), self._ids.start), _Decoder(self, inputs), 0
+        while answers.unfinished.any():
+            logits = decoder.step(token_ids)
+            if steps < decoding.min_tokens:
                 logits[:, self._ids.eos] = -np.inf
-            words, steps = _choose(logits, how.temperature, generator), steps + 1
-            words[~answers.open] = self._ids.pad
-            answers.add_step(words.tolist())
+            token_ids, steps = _choose(logits, decoding.temperature, generator), steps + 1
+            token_ids[~answers.unfinished] = self._ids.pad
+            answers.add_step(token_ids.tolist())
         return answers.rows
 
     def score(self, inputs: list[list[int]], targets: list[list[int]]) -> list[list[float]]:
-        words, _ = pad(targets, self._ids.pad)
-        before = np.concatenate([np.full((len(words), 1), self._ids.start), words[:, :-1]], axis=1)
-        decoder, scores = _Decoding(self, inputs), np.empty(words.shape)
-        for position in range(words.shape[1]):
+        target_ids, _ = pad(targets, self._ids.pad)
+        before = np.concatenate([np.full((len(target_ids), 1), self._ids.start), target_ids[:, :-1]], axis=1)
+        decoder = _Decoder(self, inputs)
+        scores: np.ndarray = np.empty(target_ids.shape)
+        for position in range(target_ids.shape[1]):
             log_probabilities = log_softmax(decoder.step(before[:, position]))
-            scores[:, position] = np.take_along_axis(log_probabilities, words[:, position, None], axis=1)[:, 0]
+            scores[:, position] = np.take_along_axis(log_probabilities, target_ids[:, position, None], axis=1)[:, 0]
         return [row[: len(target)] for row, target in zip(scores.tolist(), targets, strict=True)]
 
 
-class _Decoding:
-    """A batch that is being decoded: cross and past keys and values, which never leave onnxruntime."""
+class _Decoder:
+    """The decoder of one batch. The cross and past keys and values stay in onnxruntime's memory."""
 
     def __init__(self, runner: OnnxRunner, inputs: list[list[int]]):
         self._runner = runner
@@ -76,16 +77,16 @@ class _Decoding:
         self._feed |= {name: nothing for name in runner._past}
         self._feed["encoder_attention_mask"] = values["attention_mask"]
 
-    def step(self, words: np.ndarray) -> np.ndarray:
-        """The next word [B] of each row -> logits [B, V] of the one after it."""
-        self._feed["input_ids"] = OrtValue.ortvalue_from_numpy(words.astype(np.int64)[:, None])
+    def step(self, token_ids: np.ndarray) -> np.ndarray:
+        """Feed the next token id [B] of each row -> logits [B, V] of the token after it."""
+        self._feed["input_ids"] = OrtValue.ortvalue_from_numpy(token_ids.astype(np.int64)[:, None])
         logits, *present = self._runner._decoder.run_with_ort_values(["logits", *self._runner._present], self._feed)
         self._feed.update(zip(self._runner._past, present, strict=True))
         return logits.numpy()
 
 
 def _choose(logits: np.ndarray, temperature: float, generator: np.random.Generator) -> np.ndarray:
-    """The likeliest word [B], or a sample: the largest of log-probability plus Gumbel noise is one."""
+    """The likeliest token id [B] at temperature 0, otherwise a sample by the Gumbel-max trick."""
     if not temperature:
         return logits.argmax(-1)
     return (logits / temperature + generator.gumbel(size=logits.shape)).argmax(-1)

@@ -1,21 +1,22 @@
-"""The code of an ``mlflow`` export. MLflow copies this file into the model and runs it there, with transformers alone.
+"""The code of an ``mlflow`` export. MLflow copies this file into the model; it imports nothing of this project.
 
-The input is a column ``text``; the answer keeps its sentinels, which say which mask a span belongs to.
+The input is a column ``text``. The answers keep their sentinels, each of which names the mask that its span fills.
 """
 
 from typing import Any
 
-import mlflow
 import pandas as pd
 from mlflow.models import set_model
+from mlflow.pyfunc.model import PythonModel, PythonModelContext
 
 BATCH_SIZE = 16
 
 
-class Student(mlflow.pyfunc.PythonModel):
-    """Greedy answers of a T5 on the CPU, or on a GPU where there is one."""
+class Student(PythonModel):
+    """A pyfunc model that answers greedily with a T5, on a GPU if there is one."""
 
-    def load_context(self, context: mlflow.pyfunc.PythonModelContext) -> None:
+    def load_context(self, context: PythonModelContext) -> None:
+        """Load the T5 and its tokenizer from the artifact ``student``."""
         import torch
         from transformers import AutoModelForSeq2SeqLM, AutoTokenizer
 
@@ -28,6 +29,7 @@ class Student(mlflow.pyfunc.PythonModel):
         self.model.eval().to(self.device)
 
     def predict(self, context: Any, model_input: pd.DataFrame, params: dict[str, Any] | None = None) -> list[str]:
+        """The answer to each text in the column ``text``, of at most ``params["max_tokens"]`` tokens."""
         texts, answers = model_input["text"].tolist(), []
         for start in range(0, len(texts), BATCH_SIZE):
             batch = self.tokenizer(texts[start : start + BATCH_SIZE], padding=True, return_tensors="pt").to(self.device)
@@ -42,9 +44,9 @@ class Student(mlflow.pyfunc.PythonModel):
         return answers
 
     def _text(self, ids: list[int]) -> str:
-        unwanted = {self.tokenizer.pad_token_id, self.tokenizer.eos_token_id}
-        kept = [id_ for id_ in ids if id_ not in unwanted]
-        return self.tokenizer.decode(kept, skip_special_tokens=False, clean_up_tokenization_spaces=False)
+        omitted = {self.tokenizer.pad_token_id, self.tokenizer.eos_token_id}
+        kept = [id_ for id_ in ids if id_ not in omitted]
+        return str(self.tokenizer.decode(kept, skip_special_tokens=False, clean_up_tokenization_spaces=False))
 
 
 set_model(Student())

@@ -1,15 +1,15 @@
-"""Serving over HTTP. Imports neither torch nor transformers: an exported student needs none of them.
+"""Serve exported students over HTTP. Imports neither torch nor transformers.
 
-limits       how much a request may ask for
-schema       what a request may hold, and errors in OpenAI's shape
-responses    what is answered, in OpenAI's shape
-hosts        which hosts a request may name
-answers      the text of an answer while its tokens come, and where it stops
-batching     concurrent requests in common batches, in one worker thread
-models       the models of a server, and how they load
-metrics      what /metrics shows
-completions  from the body of a request to its answer, whole or as a stream
+limits       the limits of requests and batches
+schema       the parameters of a request, and errors in OpenAI's format
+responses    completions and stream events in OpenAI's format
+hosts        the check of the Host header
+answers      the text of an answer while its tokens are generated, and stop sequences
+batching     batches of concurrent requests, computed in one worker thread
+models       the models of a server, and how they are loaded
+metrics      the metrics of /metrics
+completions  the handling of a completion request, streamed or not
 app          the routes
-server       the process: listen, load, stop gracefully
+server       the server process: listen, load, stop gracefully
 page.html    the page at the root
 """

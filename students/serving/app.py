@@ -1,4 +1,4 @@
-"""The routes: OpenAI-shaped completions, the models, health, metrics, and the page at the root."""
+"""The routes: completions in OpenAI's format, models, health, metrics, and the page at the root."""
 
 import asyncio
 import contextlib
@@ -15,7 +15,7 @@ from starlette.exceptions import HTTPException
 from students.serving.completions import Service, respond
 from students.serving.hosts import HostCheck
 from students.serving.metrics import Metrics
-from students.serving.models import Model, find, load_and_run
+from students.serving.models import Model, find_model, load_and_run
 from students.serving.schema import RequestError, body_schema
 
 _POLICY = "default-src 'none'; style-src 'unsafe-inline'; script-src 'unsafe-inline'; connect-src 'self'; img-src data:"
@@ -29,13 +29,13 @@ def make_app(
     on_ready: Callable[[], None],
     on_failure: Callable[[Exception], None],
 ) -> FastAPI:
-    """The application. Its models load, and answer once, while it already says that it is not ready.
+    """Make the application. It loads its models after it starts; until then, /health answers 503.
 
     Args:
-        models: the first one answers requests that name none.
-        allowed: the hosts that requests to any route may name; see ``hosts.allowed_names``.
-        on_ready: called when all models answer.
-        on_failure: called with what keeps one from loading.
+        models: the first one answers requests that name no model.
+        allowed: the names that the Host header of a request may have; see ``hosts.allowed_names``.
+        on_ready: called when all models are loaded.
+        on_failure: called with the error of a model that cannot be loaded.
     """
     metrics = Metrics()
     service = Service(models, models[0].limits, metrics)
@@ -55,8 +55,8 @@ def make_app(
 
     @app.exception_handler(HTTPException)
     async def refuse_route(request: Request, error: HTTPException) -> Response:
-        what = f"{request.method} {request.url.path[:100]}: {error.detail}; this server has POST /v1/completions"
-        return JSONResponse(RequestError(error.status_code, what).body(), error.status_code, error.headers)
+        message = f"{request.method} {request.url.path[:100]}: {error.detail}; this server has POST /v1/completions"
+        return JSONResponse(RequestError(error.status_code, message).body(), error.status_code, error.headers)
 
     @app.post("/v1/completions", openapi_extra=_BODY)
     async def completions(request: Request) -> Response:
@@ -64,11 +64,11 @@ def make_app(
 
     @app.get("/v1/models")
     async def list_models() -> dict[str, Any]:
-        return {"object": "list", "data": [model.facts() for model in models]}
+        return {"object": "list", "data": [model.describe() for model in models]}
 
     @app.get("/v1/models/{name:path}")
     async def show_model(name: str) -> dict[str, Any]:
-        return find(models, name).facts()
+        return find_model(models, name).describe()
 
     @app.get("/health")
     async def health() -> Response:

@@ -1,4 +1,4 @@
-"""From the body of a request to its answer, whole or as a stream of events."""
+"""The handling of a completion request, with a complete answer or a stream of events."""
 
 import asyncio
 import contextlib
@@ -17,189 +17,197 @@ from students.serving.answers import Answer
 from students.serving.batching import Batcher, QueueFull
 from students.serving.limits import Limits
 from students.serving.metrics import Metrics
-from students.serving.models import Model, find
-from students.serving.responses import DONE, choice, event, head, usage
+from students.serving.models import Model, find_model
+from students.serving.responses import DONE, choice, common_fields, event, usage
 from students.serving.schema import CompletionRequest, RequestError, parse_request
 
 log = logging.getLogger("switch_distill.serving")
-# Neither a cache nor a proxy (nginx reads the second) is to hold back what a stream has so far.
+# They keep caches and proxies (nginx reads the second) from buffering a stream.
 _STREAM_HEADERS = {"Cache-Control": "no-store", "X-Accel-Buffering": "no"}
 T = TypeVar("T")
 
 
 class Service(NamedTuple):
-    """What requests are answered with; the first of ``models`` answers those that name none."""
+    """The parts of a server that answer requests. The first model answers requests that name no model."""
 
     models: list[Model]
     limits: Limits
     metrics: Metrics
 
 
-class _Work(NamedTuple):
-    """A request that can be answered."""
+class _AcceptedRequest(NamedTuple):
+    """A valid request, with encoded prompts, to a loaded model."""
 
     model: Model
     batcher: Batcher
-    wanted: CompletionRequest
+    parameters: CompletionRequest
     inputs: list[list[int]]
     max_tokens: int  # of each answer
-    deadline: float  # in the loop's time
+    deadline: float  # in the time of the event loop
 
-    def answer(self, show: Callable[[str, str | None], None] | None = None) -> Answer:
-        return Answer(self.batcher.runner.tokenizer, self.max_tokens, self.wanted.stops, self.wanted.min_tokens, show)
+    def new_answer(self, on_text: Callable[[str, str | None], None] | None = None) -> Answer:
+        tokenizer, parameters = self.batcher.runner.tokenizer, self.parameters
+        return Answer(tokenizer, self.max_tokens, parameters.stops, parameters.min_tokens, on_text)
 
 
 async def respond(request: Request, service: Service) -> Response:
-    """The answer to a request for completions. A stream begins once there is something in it.
+    """The response to a completion request. A stream begins with its first event, so that earlier errors have a status.
 
     Raises:
-        RequestError: there is no answer; it says why.
+        RequestError: the request is invalid or failed.
     """
-    began, metrics = time.perf_counter(), service.metrics
+    start, metrics = time.perf_counter(), service.metrics
     deadline = asyncio.get_running_loop().time() + service.limits.timeout
-    with _failures(service):
+    with _request_errors(service):
         async with asyncio.timeout_at(deadline):
-            work = await _accept(request, service, deadline)
-            if not work.wanted.stream:
-                answer = await _unless_gone(request, _complete(work, metrics))
-                metrics.answered(began)
-                return JSONResponse(answer)
-            events = _events(work, metrics)
-            first = await _unless_gone(request, anext(events))
-    body = _stream(first, events, service, began)
+            accepted = await _accept(request, service, deadline)
+            if not accepted.parameters.stream:
+                completion = await _cancel_on_disconnect(request, _complete(accepted, metrics))
+                metrics.count_answered(start)
+                return JSONResponse(completion)
+            events = _events(accepted, metrics)
+            first = await _cancel_on_disconnect(request, anext(events))
+    body = _stream(first, events, service, start)
     return StreamingResponse(body, headers=_STREAM_HEADERS, media_type="text/event-stream")
 
 
-async def _accept(request: Request, service: Service, deadline: float) -> _Work:
-    wanted = parse_request(await _read_body(request, service.limits.max_body), service.limits)
-    model = find(service.models, wanted.model or service.models[0].name)
+async def _accept(request: Request, service: Service, deadline: float) -> _AcceptedRequest:
+    parameters = parse_request(await _read_body(request, service.limits.max_body), service.limits)
+    model = find_model(service.models, parameters.model or service.models[0].name)
     if model.batcher is None:
-        raise RequestError(503, f"{model.name} is still loading; /health says when it answers")
-    encodings = await asyncio.to_thread(model.runner.tokenizer.encode_batch, wanted.prompts)
+        raise RequestError(503, f"{model.name} is still loading; try again when /health answers 200")
+    encodings = await asyncio.to_thread(model.runner.tokenizer.encode_batch, parameters.prompts)
     inputs = [encoding.ids for encoding in encodings]
     if (longest := max(map(len, inputs))) > model.limits.max_input:
         raise RequestError(
             400,
-            f"prompt is {longest} tokens long; at most {model.limits.max_input} are served",
+            f"prompt is {longest} tokens long; the limit is {model.limits.max_input}",
             param="prompt",
             code="context_length_exceeded",
         )
     if min(map(len, inputs)) < 2:  # </s> alone
-        raise RequestError(400, "prompt has no word that the tokenizer knows; give another text", param="prompt")
-    max_tokens = min(wanted.max_tokens or model.max_tokens, model.limits.max_output)
-    if wanted.min_tokens > max_tokens:
-        raise RequestError(
-            400, f"min_tokens is {wanted.min_tokens}, more than the {max_tokens} of an answer", param="min_tokens"
-        )
-    return _Work(model, model.batcher, wanted, inputs, max_tokens, deadline)
+        raise RequestError(400, "the tokenizer finds no token in prompt; give another text", param="prompt")
+    max_tokens = min(parameters.max_tokens or model.max_tokens, model.limits.max_output)
+    if (min_tokens := parameters.min_tokens) > max_tokens:
+        raise RequestError(400, f"min_tokens is {min_tokens}, but max_tokens is {max_tokens}", param="min_tokens")
+    return _AcceptedRequest(model, model.batcher, parameters, inputs, max_tokens, deadline)
 
 
-async def _complete(work: _Work, metrics: Metrics) -> dict[str, Any]:
-    answers = [work.answer() for _ in work.inputs]
-    # Only a stop sequence has to be looked for while an answer is made.
-    listeners = answers if work.wanted.stops else None
-    outputs = await work.batcher.generate(work.inputs, work.max_tokens, work.wanted.decoding, listeners)
+async def _complete(accepted: _AcceptedRequest, metrics: Metrics) -> dict[str, Any]:
+    answers = [accepted.new_answer() for _ in accepted.inputs]
+    # Without stop sequences, no answer needs its tokens before it is complete.
+    listeners = answers if accepted.parameters.stops else None
+    outputs = await accepted.batcher.generate(
+        accepted.inputs, accepted.max_tokens, accepted.parameters.decoding, listeners
+    )
     if listeners is None:
         for answer, ids in zip(answers, outputs, strict=True):
-            answer.read(ids)
-    counts = _count(work, answers, metrics)
+            answer.add_all(ids)
+    counts = _count_tokens(accepted, answers, metrics)
     choices = [choice(index, answer.text, answer.finish_reason) for index, answer in enumerate(answers)]
-    return head(work.model.name) | {"choices": choices, "usage": counts}
+    return common_fields(accepted.model.name) | {"choices": choices, "usage": counts}
 
 
-async def _events(work: _Work, metrics: Metrics) -> AsyncGenerator[str, None]:
-    """The events of a stream, as its answers are made."""
-    loop, pieces = asyncio.get_running_loop(), asyncio.Queue()
+async def _events(accepted: _AcceptedRequest, metrics: Metrics) -> AsyncGenerator[str, None]:
+    """The events of a stream, while its answers are generated."""
+    loop = asyncio.get_running_loop()
+    pieces: asyncio.Queue[Any] = asyncio.Queue()  # pieces of answers, and at the end ``generation``
 
-    def show(index: int, text: str, finish_reason: str | None) -> None:  # in the worker's thread
+    def on_text(index: int, text: str, finish_reason: str | None) -> None:  # runs in the worker thread
         loop.call_soon_threadsafe(pieces.put_nowait, choice(index, text, finish_reason))
 
-    answers = [work.answer(partial(show, index)) for index in range(len(work.inputs))]
-    making = asyncio.create_task(work.batcher.generate(work.inputs, work.max_tokens, work.wanted.decoding, answers))
-    making.add_done_callback(pieces.put_nowait)
-    common, unfinished = head(work.model.name), len(answers)
-    if work.wanted.include_usage:
+    answers = [accepted.new_answer(partial(on_text, index)) for index in range(len(accepted.inputs))]
+    generation = asyncio.create_task(
+        accepted.batcher.generate(accepted.inputs, accepted.max_tokens, accepted.parameters.decoding, answers)
+    )
+    generation.add_done_callback(pieces.put_nowait)
+    common, unfinished = common_fields(accepted.model.name), len(answers)
+    if accepted.parameters.include_usage:
         common["usage"] = None
     try:
         while unfinished:
-            async with asyncio.timeout_at(work.deadline):
+            async with asyncio.timeout_at(accepted.deadline):
                 piece = await pieces.get()
-            if piece is making:  # after the last piece: what is unfinished has failed
-                raise making.exception() or AssertionError("an answer has no end")
+            if piece is generation:  # it comes after the last piece, so the unfinished answers have failed
+                raise generation.exception() or AssertionError("an answer has no end")
             unfinished -= piece["finish_reason"] is not None
             yield event(common | {"choices": [piece]})
-        counts = _count(work, answers, metrics)
-        if work.wanted.include_usage:
+        counts = _count_tokens(accepted, answers, metrics)
+        if accepted.parameters.include_usage:
             yield event(common | {"choices": [], "usage": counts})
         yield DONE
     finally:
-        making.cancel()
+        generation.cancel()
 
 
-async def _stream(first: str, events: AsyncGenerator[str, None], service: Service, began: float) -> AsyncIterator[str]:
-    """All events. What fails once a stream has begun is its last event, and there is no end after it."""
+async def _stream(first: str, events: AsyncGenerator[str, None], service: Service, start: float) -> AsyncIterator[str]:
+    """All events of a stream. An error after the first event is the last event, and no ``[DONE]`` follows it."""
     try:
-        with _failures(service):
+        with _request_errors(service):
             yield first
-            async for one in events:
-                yield one
-            service.metrics.answered(began)
+            async for event_ in events:
+                yield event_
+            service.metrics.count_answered(start)
     except RequestError as error:
         yield event(error.body())
     finally:
         await events.aclose()
 
 
-def _count(work: _Work, answers: list[Answer], metrics: Metrics) -> dict[str, int]:
-    counts = usage(work.inputs, [answer.ids for answer in answers])
-    metrics.prompt_tokens.labels(work.model.name).inc(counts["prompt_tokens"])
-    metrics.completion_tokens.labels(work.model.name).inc(counts["completion_tokens"])
+def _count_tokens(accepted: _AcceptedRequest, answers: list[Answer], metrics: Metrics) -> dict[str, int]:
+    counts = usage(accepted.inputs, [answer.ids for answer in answers])
+    metrics.prompt_tokens.labels(accepted.model.name).inc(counts["prompt_tokens"])
+    metrics.completion_tokens.labels(accepted.model.name).inc(counts["completion_tokens"])
     return counts
 
 
 @contextlib.contextmanager
-def _failures(service: Service) -> Iterator[None]:
-    """Counts a request that fails in the block, and makes a ``RequestError`` of what it fails with."""
-    failed = service.metrics.requests
+def _request_errors(service: Service) -> Iterator[None]:
+    """Convert an error in the block into a ``RequestError``, and count it in the metrics."""
+    requests = service.metrics.requests
     try:
         yield
-    except (asyncio.CancelledError, GeneratorExit):  # the client of a stream has gone
-        failed.labels(499).inc()
+    except (asyncio.CancelledError, GeneratorExit):  # the client of a stream has disconnected
+        requests.labels(499).inc()
         raise
     except Exception as error:
-        refusal = _refusal(error, service.limits)
-        failed.labels(refusal.status).inc()
-        raise refusal from None
+        request_error = _request_error(error, service.limits)
+        requests.labels(request_error.status).inc()
+        raise request_error from None
 
 
-def _refusal(error: Exception, limits: Limits) -> RequestError:
+def _request_error(error: Exception, limits: Limits) -> RequestError:
     match error:
         case RequestError():
             return error
-        case UserError():  # what this format's runtime cannot do
+        case UserError():  # the runtime does not support the request
             return RequestError(400, str(error), code="unsupported_parameter")
         case QueueFull():
             return RequestError(429, str(error), code="queue_full")
         case TimeoutError():
-            message = f"no answer within {limits.timeout:g} seconds; ask for fewer tokens, or again later"
+            message = f"no answer within {limits.timeout:g} seconds; request fewer tokens, or try again later"
             return RequestError(408, message)
         case ClientDisconnect():
-            return RequestError(499, "the client has gone")  # for the metrics; nobody reads it
+            return RequestError(499, "the client has disconnected")  # only for the metrics
     log.error("a request failed", exc_info=error)
     return RequestError(500, "the model failed on this request; the server's log says why")
 
 
-async def _unless_gone(request: Request, work: Awaitable[T]) -> T:
-    """What ``work`` gives; it is cancelled where the client disconnects first."""
-    answer, gone = asyncio.ensure_future(work), asyncio.create_task(_disconnected(request))
+async def _cancel_on_disconnect(request: Request, work: Awaitable[T]) -> T:
+    """The result of ``work``, which is cancelled if the client disconnects first.
+
+    Raises:
+        ClientDisconnect: the client has disconnected.
+    """
+    task, disconnected = asyncio.ensure_future(work), asyncio.create_task(_disconnected(request))
     try:
-        await asyncio.wait({answer, gone}, return_when=asyncio.FIRST_COMPLETED)
-        if not answer.done():
+        await asyncio.wait({task, disconnected}, return_when=asyncio.FIRST_COMPLETED)
+        if not task.done():
             raise ClientDisconnect
-        return answer.result()
+        return task.result()
     finally:
-        answer.cancel()
-        gone.cancel()
+        task.cancel()
+        disconnected.cancel()
 
 
 async def _disconnected(request: Request) -> None:
@@ -209,7 +217,7 @@ async def _disconnected(request: Request) -> None:
 
 async def _read_body(request: Request, limit: int) -> bytes:
     kind = request.headers.get("content-type", "").partition(";")[0].strip().lower()
-    if kind != "application/json":  # which also keeps other sites' pages from posting here
+    if kind != "application/json":  # it also keeps web pages of other sites from posting requests
         raise RequestError(415, f"Content-Type is {kind[:60] or 'missing'}; send application/json")
     if request.headers.get("content-encoding", "identity") != "identity":
         raise RequestError(415, "Content-Encoding is not supported; send the body uncompressed")

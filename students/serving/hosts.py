@@ -1,7 +1,7 @@
-"""Which hosts a request may name. A page whose own name was made to resolve to this machine reads no answer here.
+"""The check of the Host header, against DNS rebinding: a web page whose host name resolves to this machine.
 
-Starlette's TrustedHostMiddleware answers in plain text and not in the shape of this API's errors, and its older
-versions cannot read IPv6 addresses.
+Starlette's TrustedHostMiddleware is not used: it answers in plain text and not in the format of this API's errors, and
+its older versions cannot parse IPv6 addresses.
 """
 
 import re
@@ -22,9 +22,10 @@ _HEADER = re.compile(r"(\[[^\]]*\]|[^:\[\]]*)(:[0-9]*)?")  # RFC 9110: host [ ":
 
 
 def canonical_name(value: str) -> str | None:
-    """A host's name or address as it is compared: in lower case, without the dot at the end; None if it is neither.
+    """The form of a host name or address that is compared, or None if ``value`` is neither.
 
-    An IPv6 address, in brackets or not, is in its shortest form and without its zone, which no client sends.
+    A name becomes lower case and loses a trailing dot. An IPv6 address, with or without brackets, takes its shortest
+    form and loses its zone, which no client sends.
     """
     bracketed = value.startswith("[") and value.endswith("]")
     try:
@@ -35,13 +36,16 @@ def canonical_name(value: str) -> str | None:
 
 
 def allowed_names(host: str, others: Iterable[str] = ()) -> frozenset[str]:
-    """The names, as ``canonical_name`` writes them, that a server on ``host`` answers to: loopback's are among them.
+    """The names that a request to a server on ``host`` may have in its Host header.
 
     Args:
-        others: names besides; "*" is any.
+        others: more names; "*" allows any name.
+
+    Returns:
+        The names in the form of ``canonical_name``: loopback's, ``host`` and ``others``.
 
     Raises:
-        UserError: ``host`` or one of ``others`` cannot be a host's name.
+        UserError: ``host`` or one of ``others`` is not a host name.
     """
     names = set(LOOPBACK)
     for option, value in [("--host", host), *(("--allowed-host", other) for other in others)]:
@@ -56,10 +60,11 @@ def allowed_names(host: str, others: Iterable[str] = ()) -> frozenset[str]:
 
 
 class HostCheck:
-    """ASGI middleware: a request reaches ``app`` if its Host header holds an allowed name, with any port.
+    """ASGI middleware that lets a request pass if its Host header has an allowed name, with any port.
 
     Args:
-        allowed: as ``allowed_names`` gives them.
+        app: the application that receives the allowed requests.
+        allowed: the result of ``allowed_names``.
     """
 
     def __init__(self, app: ASGIApp, allowed: frozenset[str]):
@@ -82,7 +87,6 @@ class HostCheck:
         if name is None:
             raise RequestError(400, f"Host is {sent[0][:100]!r}, which is not a host name", code="invalid_host")
         if name not in self.allowed:
-            # 421 and not 403: the request came to a server that does not speak for this host (RFC 9110, 7.4), and
-            # nobody's rights would change that.
-            message = f"this server does not answer for host {name!r}; its option --allowed-host NAME allows one"
+            # 421 and not 403: no credentials would make this server responsible for the host (RFC 9110, section 7.4).
+            message = f"this server does not serve host {name!r}; its option --allowed-host NAME allows another host"
             raise RequestError(421, message, code="host_not_allowed")

@@ -1,6 +1,7 @@
-"""What /metrics shows, in Prometheus' format."""
+"""The metrics of /metrics, in the format of Prometheus."""
 
 import time
+from typing import Any
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, ProcessCollector, generate_latest
 
@@ -9,30 +10,31 @@ _SIZES = (1, 2, 4, 8, 16, 32, 64)
 
 
 class Metrics:
-    """The figures of one server. A registry of its own, because the library's is shared by a whole process."""
+    """The metrics of one server. They have their own registry, because the library's is global to the process."""
 
     def __init__(self) -> None:
         self.registry = CollectorRegistry()
         ProcessCollector(registry=self.registry)
-        made = {"namespace": "switch_distill", "registry": self.registry}
+        common: dict[str, Any] = {"namespace": "switch_distill", "registry": self.registry}
         self.requests = Counter(
             "requests",
-            "Completion requests, by HTTP status; a stream that breaks off, by its error's.",
+            "Completion requests by HTTP status; an interrupted stream counts under the status of its error.",
             ["status"],
-            **made,
+            **common,
         )
         self.latency = Histogram(
-            "request_seconds", "From a completion request to its answer's end.", buckets=_SECONDS, **made
+            "request_seconds", "From a completion request to the end of its answer.", buckets=_SECONDS, **common
         )
-        self.batch_size = Histogram("batch_size", "Prompts per computed batch.", ["model"], buckets=_SIZES, **made)
-        self.prompt_tokens = Counter("prompt_tokens", "Tokens of answered prompts.", ["model"], **made)
-        self.completion_tokens = Counter("completion_tokens", "Tokens of answers.", ["model"], **made)
-        self.waiting = Gauge("waiting_prompts", "Prompts that wait for a batch.", ["model"], **made)
+        self.batch_size = Histogram("batch_size", "Prompts per computed batch.", ["model"], buckets=_SIZES, **common)
+        self.prompt_tokens = Counter("prompt_tokens", "Tokens of answered prompts.", ["model"], **common)
+        self.completion_tokens = Counter("completion_tokens", "Tokens of answers.", ["model"], **common)
+        self.waiting = Gauge("waiting_prompts", "Prompts that wait for a batch.", ["model"], **common)
 
-    def answered(self, began: float) -> None:
-        """Count a request that came in at ``began`` (of ``time.perf_counter``) and has its answer."""
+    def count_answered(self, start: float) -> None:
+        """Count an answered request that arrived at time ``start`` of ``time.perf_counter``, in seconds."""
         self.requests.labels(200).inc()
-        self.latency.observe(time.perf_counter() - began)
+        self.latency.observe(time.perf_counter() - start)
 
     def text(self) -> bytes:
+        """All metrics in the text format of Prometheus."""
         return generate_latest(self.registry)

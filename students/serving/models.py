@@ -1,4 +1,4 @@
-"""The models of a server: they load in turn, and are found by their names."""
+"""The models of a server, and how they are loaded."""
 
 import asyncio
 import time
@@ -18,35 +18,36 @@ WARM_UP = "Thank you <extra_id_0> me to your party"
 
 @dataclass
 class Model:
-    """A model that the server offers: the student, or its teacher to compare with."""
+    """A model of the server: the student, or its teacher for comparison."""
 
     name: str
     load: Callable[[], Runner]
     limits: Limits = field(default_factory=Limits)
     role: str = "student"
-    max_tokens: int = 64  # of an answer, where a request does not say
+    max_tokens: int = 64  # of an answer, if the request has no max_tokens
     created: int = field(default_factory=lambda: int(time.time()))  # seconds since 1970
-    batcher: Batcher | None = None  # once it answers
+    batcher: Batcher | None = None  # None until the model is loaded
 
     @property
     def runner(self) -> Runner:
+        """The runner of a loaded model."""
         assert self.batcher is not None
         return self.batcher.runner
 
-    def facts(self) -> dict[str, Any]:
-        """As /v1/models lists it."""
-        facts = {"id": self.name, "object": "model", "created": self.created, "owned_by": "switch-distill"}
-        facts |= {"role": self.role, "max_tokens": self.max_tokens, "ready": self.batcher is not None}
+    def describe(self) -> dict[str, Any]:
+        """The entry of the model in /v1/models."""
+        fields = {"id": self.name, "object": "model", "created": self.created, "owned_by": "switch-distill"}
+        fields |= {"role": self.role, "max_tokens": self.max_tokens, "ready": self.batcher is not None}
         if self.batcher is not None:
-            facts |= {"format": self.runner.format, "compute_type": self.runner.compute_type}
-        return facts
+            fields |= {"format": self.runner.format, "compute_type": self.runner.compute_type}
+        return fields
 
 
-def find(models: list[Model], name: str) -> Model:
-    """The model of that name.
+def find_model(models: list[Model], name: str) -> Model:
+    """The model called ``name``.
 
     Raises:
-        RequestError: there is none.
+        RequestError: there is no such model (404).
     """
     for model in models:
         if model.name == name:
@@ -58,8 +59,13 @@ def find(models: list[Model], name: str) -> Model:
 async def load_and_run(
     models: list[Model], metrics: Metrics, on_ready: Callable[[], None], on_failure: Callable[[Exception], None]
 ) -> None:
-    """Load ``models``, tell ``on_ready``, and answer what their batchers are asked, until cancelled."""
-    # One thread for all: a runtime uses all cores that it is given, and torch's generator is one for the process.
+    """Load ``models`` one after another, call ``on_ready``, and compute their batches until cancelled.
+
+    Args:
+        on_ready: called when all models are loaded.
+        on_failure: called with the error of a model that cannot be loaded.
+    """
+    # All models share one thread: a runtime uses all its cores, and torch's generator is global to the process.
     running, worker = [], ThreadPoolExecutor(1, thread_name_prefix="model")
     try:
         for model in models:

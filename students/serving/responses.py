@@ -1,4 +1,4 @@
-"""What is answered, in OpenAI's shape: a completion, or the events of a stream."""
+"""Completions and stream events in OpenAI's format."""
 
 import json
 import time
@@ -9,18 +9,18 @@ from typing import Any
 DONE = "data: [DONE]\n\n"
 
 
-def head(model: str) -> dict[str, Any]:
-    """What a completion and every chunk of one have in common."""
+def common_fields(model: str) -> dict[str, Any]:
+    """The fields that a completion and all chunks of a stream have in common."""
     return {"id": f"cmpl-{uuid.uuid4().hex}", "object": "text_completion", "created": int(time.time()), "model": model}
 
 
 def choice(index: int, text: str, finish_reason: str | None) -> dict[str, Any]:
-    """The answer to a prompt, or a piece of it."""
+    """The answer to the prompt at ``index``, or a piece of the answer."""
     return {"index": index, "text": text, "logprobs": None, "finish_reason": finish_reason}
 
 
 def usage(inputs: Iterable[list[int]], outputs: Iterable[list[int]]) -> dict[str, int]:
-    """The tokens of prompts and answers, ``</s>`` included."""
+    """The numbers of tokens of the prompts and the answers, ``</s>`` included."""
     prompt_tokens, completion_tokens = sum(map(len, inputs)), sum(map(len, outputs))
     return {
         "prompt_tokens": prompt_tokens,
@@ -30,5 +30,5 @@ def usage(inputs: Iterable[list[int]], outputs: Iterable[list[int]]) -> dict[str
 
 
 def event(data: dict[str, Any]) -> str:
-    """A server-sent event. It is ASCII: there are readers to which other characters end a line."""
+    """A server-sent event. It is ASCII, because some readers end a line at other Unicode characters."""
     return f"data: {json.dumps(data)}\n\n"

@@ -1,4 +1,4 @@
-"""What a request may hold, and errors in OpenAI's shape."""
+"""The parameters of a completion request, and errors in OpenAI's format."""
 
 import json
 from typing import Any
@@ -8,38 +8,47 @@ from pydantic import BaseModel, ConfigDict, Field, FiniteFloat, ValidationError,
 from students.runtime import Decoding
 from students.serving.limits import Limits
 
-MAX_STOPS = 4  # as OpenAI's API has it
+MAX_STOPS = 4  # as in OpenAI's API
 
 
 class RequestError(Exception):
-    """A request that is answered with an error; ``status`` is HTTP's."""
+    """An error that a request is answered with.
+
+    Args:
+        status: the HTTP status.
+        message: one sentence for the user of the API.
+        param: the name of the wrong parameter.
+        code: OpenAI's or this server's code of the error.
+    """
 
     def __init__(self, status: int, message: str, *, param: str | None = None, code: str | None = None):
         super().__init__(message)
         self.status, self.message, self.param, self.code = status, message, param, code
 
     def body(self) -> dict[str, Any]:
+        """The body of the response, in OpenAI's format."""
         kinds = {404: "not_found_error", 429: "rate_limit_error", 500: "server_error", 503: "server_error"}
         kind = kinds.get(self.status, "invalid_request_error")
         return {"error": {"message": self.message, "type": kind, "param": self.param, "code": self.code}}
 
     @property
     def headers(self) -> dict[str, str]:
+        """The headers of the response beyond those of its body."""
         return {"Retry-After": "1"} if self.status in (429, 503) else {}
 
 
-# What OpenAI's API, and servers like it, have beyond this server's own parameters: the values that ask for nothing
-# more than it does anyway. Clients send many of them unasked. They are accepted without effect; so is null, anywhere.
+# Parameters of OpenAI's API and similar servers that this server does not support, with the values that have no effect.
+# Clients send many of them by default. These values are accepted and ignored, and so is null for any parameter.
 NEUTRAL: dict[str, list[Any]] = {
-    # How many answers there are, and what comes with them.
+    # The number of answers, and additions to them.
     "n": [1],
     "best_of": [1],
     "echo": [False],
     "suffix": [""],
-    "logprobs": [False],  # 0 asks for those of the answer's own tokens
+    "logprobs": [False],  # 0 is not neutral: it requests those of the answer's tokens
     "top_logprobs": [0],
     "include_stop_str_in_output": [False],
-    # How their words are chosen.
+    # Decoding.
     "top_p": [1],
     "top_k": [0, -1],
     "min_p": [0],
@@ -52,7 +61,7 @@ NEUTRAL: dict[str, list[Any]] = {
     "ignore_eos": [False],
     "num_beams": [1],
     "use_beam_search": [False],
-    # Tools and forms of an answer.
+    # Tools and formats of an answer.
     "tools": [[]],
     "tool_choice": ["none", "auto"],
     "parallel_tool_calls": [True, False],
@@ -60,34 +69,38 @@ NEUTRAL: dict[str, list[Any]] = {
     "function_call": ["none", "auto"],
     "response_format": [{"type": "text"}],
     "modalities": [["text"]],
-    # What becomes of the request.
+    # Handling of the request.
     "store": [False],
     "service_tier": ["auto", "default"],
 }
-LABELS = ("user", "metadata", "safety_identifier", "prompt_cache_key")  # say who asks; any value is accepted
-SAMPLING = ("top_p", "top_k", "min_p")  # choose among words: at temperature 0 there is one, whatever their values
+CLIENT_FIELDS = ("user", "metadata", "safety_identifier", "prompt_cache_key")  # any value is accepted and ignored
+SAMPLING = ("top_p", "top_k", "min_p")  # any number is accepted at temperature 0, where they have no effect
 
 
 class CompletionRequest(BaseModel):
-    """The body of ``POST /v1/completions``. Anything else is refused, not ignored, unless it asks for nothing."""
+    """The body of ``POST /v1/completions``. Other parameters are refused, except for values without effect."""
 
     model_config = ConfigDict(extra="forbid", strict=True)
 
-    prompt: str | list[str] = Field(description="A text, or several; masks are <extra_id_0>, <extra_id_1>, ...")
-    model: str | None = Field(None, description="One that /v1/models lists; the student if not given.")
-    max_tokens: int | None = Field(None, ge=1, description="Of each answer.")
-    min_tokens: int = Field(0, ge=0, description="Of each answer before it may end, as in vLLM's API.")
-    temperature: FiniteFloat = Field(0.0, ge=0, le=2, description="0 is greedy, and the default.")
+    prompt: str | list[str] = Field(description="A text or a list of texts. Masks are <extra_id_0>, <extra_id_1>, ...")
+    model: str | None = Field(None, description="A model of /v1/models; the student by default.")
+    max_tokens: int | None = Field(None, ge=1, description="The largest number of tokens of each answer.")
+    min_tokens: int = Field(0, ge=0, description="The smallest number of tokens of each answer, as in vLLM's API.")
+    temperature: FiniteFloat = Field(0.0, ge=0, le=2, description="0 is greedy decoding.")
     seed: int | None = Field(
-        None, ge=-(2**63), lt=2**63, description="Repeats a sample; a greedy answer has no use for it."
+        None, ge=-(2**63), lt=2**63, description="Makes samples repeatable; greedy decoding ignores it."
     )
-    stop: str | list[str] = Field([], description=f"Up to {MAX_STOPS} texts; an answer ends before the first of them.")
-    stream: bool = Field(False, description="The answer comes as server-sent events, while it is made.")
-    stream_options: dict[str, bool | None] = Field({}, description="include_usage: count the tokens at its end.")
+    stop: str | list[str] = Field(
+        [], description=f"Up to {MAX_STOPS} stop sequences. An answer ends before the first one that it reaches."
+    )
+    stream: bool = Field(False, description="Send the answer as server-sent events while it is generated.")
+    stream_options: dict[str, bool | None] = Field(
+        {}, description="include_usage: send the token counts at the end of the stream."
+    )
 
     @model_validator(mode="before")
     @classmethod
-    def _leave_out_what_asks_for_nothing(cls, body: Any) -> Any:
+    def _drop_values_without_effect(cls, body: Any) -> Any:
         if not isinstance(body, dict):
             return body
         greedy = _is_one_of(body.get("temperature"), [0])
@@ -96,7 +109,7 @@ class CompletionRequest(BaseModel):
             for name, value in body.items()
             if not (
                 value is None
-                or name in LABELS
+                or name in CLIENT_FIELDS
                 or _is_one_of(value, NEUTRAL.get(name, []))
                 or (greedy and name in SAMPLING and _is_number(value))
             )
@@ -104,47 +117,51 @@ class CompletionRequest(BaseModel):
 
     @property
     def decoding(self) -> Decoding:
-        # Without a temperature a seed changes nothing, and with none the request shares its batch with others.
+        """How the tokens of the answers are chosen."""
+        # Greedy decoding ignores the seed, and a request without a seed can share a batch with others.
         seed = None if self.seed is None or self.temperature == 0 else self.seed % 2**64
         return Decoding(self.min_tokens, self.temperature, seed)
 
     @property
     def prompts(self) -> list[str]:
+        """The prompts, also if ``prompt`` is a single text."""
         return [self.prompt] if isinstance(self.prompt, str) else self.prompt
 
     @property
     def stops(self) -> list[str]:
+        """The stop sequences, also if ``stop`` is a single text."""
         return [self.stop] if isinstance(self.stop, str) else self.stop
 
     @property
     def include_usage(self) -> bool:
+        """Whether a stream ends with the token counts."""
         return bool(self.stream_options.get("include_usage"))
 
 
 def parse_request(body: bytes, limits: Limits) -> CompletionRequest:
-    """The request in ``body``, whose prompts are as many as a request may have and none of them empty.
+    """Parse and validate the body of a request.
 
     Raises:
-        RequestError: it is not JSON, or holds something that is not supported, or too much of it.
+        RequestError: the body is not JSON, has a wrong or unsupported parameter, or exceeds a limit.
     """
     try:
         request = CompletionRequest.model_validate_json(body)
     except ValidationError as error:
-        raise _refusal(error) from None
+        raise _validation_error(error) from None
     if not 1 <= len(request.prompts) <= limits.max_batch:
         raise RequestError(
-            400, f"prompt holds {len(request.prompts)} texts; give 1 to {limits.max_batch}", param="prompt"
+            400, f"prompt has {len(request.prompts)} texts; give 1 to {limits.max_batch}", param="prompt"
         )
     if not all(text.strip() for text in request.prompts):
         raise RequestError(400, "prompt is empty; give a text", param="prompt")
     if request.max_tokens is not None and request.max_tokens > limits.max_output:
         raise RequestError(
-            400, f"max_tokens is {request.max_tokens}; at most {limits.max_output} is served", param="max_tokens"
+            400, f"max_tokens is {request.max_tokens}; the limit is {limits.max_output}", param="max_tokens"
         )
     if len(request.stops) > MAX_STOPS:
-        raise RequestError(400, f"stop holds {len(request.stops)} texts; give at most {MAX_STOPS}", param="stop")
+        raise RequestError(400, f"stop has {len(request.stops)} texts; give at most {MAX_STOPS}", param="stop")
     if not all(request.stops):
-        raise RequestError(400, "stop holds an empty text; leave it out, or give one to stop at", param="stop")
+        raise RequestError(400, "stop has an empty text; remove it", param="stop")
     if more := [name[:60] for name, value in request.stream_options.items() if value and name != "include_usage"]:
         message = f"stream_options.{more[0]} is true, which is not supported; it may be false or null"
         raise RequestError(400, message, param="stream_options", code="unsupported_parameter")
@@ -152,10 +169,10 @@ def parse_request(body: bytes, limits: Limits) -> CompletionRequest:
 
 
 def body_schema() -> dict[str, Any]:
-    """JSON's schema of a request, with the values that are accepted without effect."""
+    """The JSON schema of a request, including the values that are accepted without effect."""
     schema = CompletionRequest.model_json_schema()
     schema["properties"] |= {name: {"enum": [*accepted, None]} for name, accepted in NEUTRAL.items()}
-    schema["properties"] |= dict.fromkeys(LABELS, {})
+    schema["properties"] |= dict.fromkeys(CLIENT_FIELDS, {})
     return schema
 
 
@@ -164,26 +181,26 @@ def _is_number(value: Any) -> bool:
 
 
 def _is_one_of(value: Any, accepted: list[Any]) -> bool:
-    """1.0 is 1, but true is not."""
+    """Whether ``value`` is in ``accepted``, where 1.0 equals 1 but True does not."""
     return any(value == one and isinstance(value, bool) == isinstance(one, bool) for one in accepted)
 
 
-def _refusal(error: ValidationError) -> RequestError:
-    """The first thing that is wrong, in one sentence."""
+def _validation_error(error: ValidationError) -> RequestError:
+    """The first error of a validation, in one sentence."""
     first = error.errors(include_url=False)[0]
     name = str(first["loc"][0])[:60] if first["loc"] else None
     if first["type"] == "json_invalid":
         return RequestError(400, f"the body is not JSON: {first['ctx']['error']}", code="invalid_json")
     if first["type"] == "extra_forbidden":
-        return _unsupported_parameter(first["loc"][0], first["input"])
+        return _unsupported_parameter(str(first["loc"][0]), first["input"])
     if name is None:
         return RequestError(400, 'the body is not a JSON object; give {"prompt": "..."}')
     if first["type"] == "missing":
         return RequestError(400, f"{name} is missing", param=name)
     if name in ("prompt", "stop"):
-        return RequestError(400, f"{name} is neither a text nor a list of texts", param=name)
+        return RequestError(400, f"{name} must be a text or a list of texts", param=name)
     if name == "stream_options":
-        return RequestError(400, 'stream_options is not an object such as {"include_usage": true}', param=name)
+        return RequestError(400, 'stream_options must be an object such as {"include_usage": true}', param=name)
     message = first["msg"].removeprefix("Input should be ").removeprefix("a ")
     return RequestError(400, f"{name} should be {message}", param=name)
 
@@ -191,7 +208,7 @@ def _refusal(error: ValidationError) -> RequestError:
 def _unsupported_parameter(name: str, value: Any) -> RequestError:
     if name not in NEUTRAL:
         known = ", ".join(CompletionRequest.model_fields)
-        message = f"{name[:60]} is not supported; a request may hold {known}"
+        message = f"{name[:60]} is not supported; the parameters of a request are {known}"
     else:
         shown, accepted = json.dumps(value), " or ".join(map(json.dumps, [*NEUTRAL[name], None]))
         shown = shown if len(shown) <= 60 else f"{shown[:57]}..."

@@ -1,4 +1,4 @@
-"""The process: listen, load, answer, and on SIGTERM or Ctrl-C finish what was accepted."""
+"""The server process: listen, load the models, answer, and stop gracefully on SIGTERM or Ctrl-C."""
 
 import signal
 import socket
@@ -20,15 +20,17 @@ def serve(
     allowed_hosts: Iterable[str] = (),
     say: Callable[[str], None],
 ) -> None:
-    """Serve ``models`` until SIGTERM or SIGINT; then answer what was accepted, and return.
+    """Serve ``models`` until SIGTERM or SIGINT, then answer the accepted requests and return.
 
     Args:
-        host: the address to listen on; an IPv6 one may be in brackets.
-        port: 0 for any free one, which ``say`` is told.
-        allowed_hosts: that requests may name besides ``host`` and loopback's; "*" is any.
+        models: the first one answers requests that name no model.
+        host: the address to listen on; an IPv6 address may be in brackets.
+        port: the port to listen on; 0 for any free port.
+        allowed_hosts: more names that the Host header of a request may have; see ``hosts.allowed_names``.
+        say: called with a message, including the address, when all models are loaded.
 
     Raises:
-        UserError: the address cannot be listened on, a host is not a name, or a model cannot be used.
+        UserError: the address cannot be used, a host name is invalid, or a model cannot be loaded.
     """
     allowed = allowed_names(host, allowed_hosts)
     host = host.strip("[]")
@@ -45,17 +47,18 @@ def serve(
         say(f"Serving {names} on {address}; Ctrl-C stops it")
 
     app = make_app(models, allowed, on_ready=ready, on_failure=fail)
-    patience = round(models[0].limits.timeout) + 5  # every request ends by then; slow readers may not
+    # Every request ends by its timeout; a client that reads its answer slowly may take longer.
+    grace_period = round(models[0].limits.timeout) + 5
     config = uvicorn.Config(
-        app, http="h11", ws="none", log_level="error", access_log=False, timeout_graceful_shutdown=patience
+        app, http="h11", ws="none", log_level="error", access_log=False, timeout_graceful_shutdown=grace_period
     )
     server = uvicorn.Server(config)
-    # uvicorn stops gracefully and then raises the signal again; there is nothing left to stop.
-    before = {kind: signal.signal(kind, lambda *_: None) for kind in (signal.SIGTERM, signal.SIGINT)}
+    # uvicorn stops gracefully and then raises the signal again, which these handlers ignore.
+    previous = {kind: signal.signal(kind, lambda *_: None) for kind in (signal.SIGTERM, signal.SIGINT)}
     try:
         server.run(sockets=[listener])
     finally:
-        for kind, handler in before.items():
+        for kind, handler in previous.items():
             signal.signal(kind, handler)
     if failures:
         raise failures[0]
@@ -65,7 +68,7 @@ def _listen(host: str, port: int) -> socket.socket:
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
     try:
         listener = socket.create_server((host, port), family=family, backlog=1024)
-        # asyncio sets it only on sockets that name their protocol; without it, each answer waits 40 ms for the client.
+        # asyncio sets TCP_NODELAY only on sockets with an explicit protocol. Without it, each answer takes 40 ms more.
         listener.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         return listener
     except OSError as error:

@@ -1,4 +1,4 @@
-"""What the benchmarks count and how they compare; the figures themselves are no test."""
+"""Tests of the benchmarks' operation counts, steps and timing. Measured speeds are not tested."""
 
 import time
 
@@ -6,38 +6,38 @@ import pytest
 from accelerate.state import AcceleratorState
 from torch.utils.flop_counter import FlopCounterMode
 
-from benchmarks.arms import Arm, Timing, alternate, ratios
-from benchmarks.models import SHAPES, WORDS, our_step, plain_step, step_operations, tokens
+from benchmarks.models import SHAPES, VOCABULARY_SIZE, our_step, plain_step, step_operations, tokens
+from benchmarks.timing import Candidate, Timing, alternate, ratios
 from distill.config import ModelConfig
 from distill.models.build import build_dense
 
 
 def test_operations_of_a_step_are_those_that_torch_counts():
-    model = build_dense(ModelConfig(**SHAPES["demo"]), WORDS["demo"], pad=0, eos=1, seed=0)
+    model = build_dense(ModelConfig(**SHAPES["demo"]), VOCABULARY_SIZE["demo"], pad=0, eos=1, seed=0)
     model.set_attn_implementation("eager")
     inputs, labels = tokens("demo", 16)
     with FlopCounterMode(display=False) as counter:
         model(input_ids=inputs, labels=labels)
-    # A teacher's forward pass and a student's, and twice that for the student's gradients.
+    # The forward passes of teacher and student, and twice a forward pass for the student's backward pass.
     assert step_operations("demo", 16) == 4 * counter.get_total_flops()
 
 
 @pytest.fixture
 def own_precision():
-    """A process has one precision for good: whatever other tests chose is forgotten, before and after."""
+    """Reset the precision, which accelerate sets once per process, before and after the test."""
     AcceleratorState._reset_state(reset_partial_state=True)
     yield
     AcceleratorState._reset_state(reset_partial_state=True)
 
 
 @pytest.mark.parametrize("labels", ["hard", "online", "cached"])
-def test_our_step_is_one_of_the_training_loop(own_precision, labels):
+def test_our_step_reduces_the_loss(own_precision, labels):
     step = our_step("demo", 2, labels)
     losses = [float(step()[0]["loss"]) for _ in range(8)]
     assert losses[-1] < losses[0]
 
 
-def test_the_plain_step_learns_too(own_precision):
+def test_the_plain_step_reduces_the_loss(own_precision):
     step = plain_step("demo", 2, "no")
     losses = [step() for _ in range(8)]
     assert losses[-1] < losses[0]
@@ -48,17 +48,20 @@ def sleeper(seconds: float):
 
 
 def broken():
-    raise ValueError("no such arm")
+    raise ValueError("no such model")
 
 
 @pytest.mark.slow
-def test_arms_take_turns_in_processes_of_their_own():
-    arms = [Arm("slow", sleeper, {"seconds": 0.05}), Arm("fast", sleeper, {"seconds": 0.01}, repeats=2)]
-    found = alternate(arms, rounds=3)
+def test_candidates_are_timed_in_turns_in_their_own_processes():
+    candidates = [
+        Candidate("slow", sleeper, {"seconds": 0.05}),
+        Candidate("fast", sleeper, {"seconds": 0.01}, repeats=2),
+    ]
+    found = alternate(candidates, rounds=3)
     assert found["slow"].median > 0.05 > found["fast"].median > 0.01
     assert len(found["fast"].seconds) == 3 and found["slow"].peak_bytes > 2**20
-    with pytest.raises(RuntimeError, match="wrong: no such arm"):
-        alternate([Arm("wrong", broken)], rounds=1)
+    with pytest.raises(RuntimeError, match="wrong: no such model"):
+        alternate([Candidate("wrong", broken)], rounds=1)
 
 
 def test_ratios_are_of_rates():

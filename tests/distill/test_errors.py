@@ -1,6 +1,6 @@
 import pytest
 
-from distill.errors import DiskFull, ExpectedError, LostProcess, UserError, named_when_lost
+from distill.errors import DiskFull, ExpectedError, LostProcess, UserError, lost_process_errors
 from distill.training.divergence import TrainingDiverged
 
 GLOO = "[/pytorch/third_party/gloo/gloo/transport/tcp/pair.cc:537] Connection reset by peer."
@@ -18,11 +18,11 @@ def test_what_gloo_and_nccl_say_of_a_lost_process_is_named_among_several_process
     monkeypatch.setenv("WORLD_SIZE", "2")
     error = RuntimeError(said)
     sentence = "another process of this run has ended; the same command"
-    with pytest.raises(LostProcess, match=sentence) as caught, named_when_lost():
+    with pytest.raises(LostProcess, match=sentence) as caught, lost_process_errors():
         raise error
     assert caught.value.__cause__ is error
     monkeypatch.setenv("WORLD_SIZE", "1")
-    with pytest.raises(RuntimeError, match=r"Connection reset|aborted") as caught, named_when_lost():
+    with pytest.raises(RuntimeError, match=r"Connection reset|aborted") as caught, lost_process_errors():
         raise error
     assert caught.value is error
 
@@ -39,6 +39,6 @@ def test_what_gloo_and_nccl_say_of_a_lost_process_is_named_among_several_process
 )
 def test_nothing_else_is_a_lost_process(monkeypatch, error):
     monkeypatch.setenv("WORLD_SIZE", "2")
-    with pytest.raises(type(error)) as caught, named_when_lost():
+    with pytest.raises(type(error)) as caught, lost_process_errors():
         raise error
     assert caught.value is error

@@ -71,6 +71,10 @@ def test_losses_come_chunk_by_chunk(dtype, monkeypatch):
     monkeypatch.setattr(evaluation.F, "linear", lambda x, weight: rows.append(len(x)) or linear(x, weight))
     losses = cross_entropies(hidden, head, labels)
     np.testing.assert_allclose(losses, expected, rtol=1e-5 if dtype == torch.float32 else 2e-2, atol=1e-6)
+    if dtype == torch.float32:  # in bfloat16 torch's own losses are bfloat16 too
+        options = torch.nn.LinearCrossEntropyOptions(batch_chunk_size=4)
+        torchs_own = F.linear_cross_entropy(hidden, head, labels, reduction="none", options=options)
+        torch.testing.assert_close(losses, torchs_own, rtol=1e-5, atol=1e-6)
     assert rows == [4, 4, 4, 1] and losses.dtype == torch.float32
 
 

@@ -1,6 +1,7 @@
 import numpy as np
 import pytest
 import torch
+import torch.nn.functional as F
 
 from distill.loss import SparseSoftLabels, mixed_cross_entropy, sum_of_losses
 
@@ -94,11 +95,35 @@ def test_kl_is_zero_for_a_student_that_equals_its_teacher(case):
         assert moved.soft > moved.entropy
 
 
-def test_hard_labels_alone_need_no_teacher_and_equal_cross_entropy(case):
+@pytest.mark.parametrize("reduction", ["mean", "sum"])
+@pytest.mark.parametrize("chunk,tile", [(2**25, 2**19), (40, 30)])
+def test_hard_labels_alone_need_no_teacher_and_equal_torchs_own(monkeypatch, case, reduction, chunk, tile):
+    """Value and gradients of ``F.linear_cross_entropy``, in chunks too."""
+    monkeypatch.setattr("distill.loss._CHUNK", chunk)
+    monkeypatch.setattr("distill.loss._CPU_TILE", tile)
     hidden, head, labels, _, _ = case
-    loss, parts = mixed_cross_entropy(hidden, head, labels, None, hard_fraction=1.0)
-    torch.testing.assert_close(loss, torch.nn.functional.cross_entropy(hidden @ head.T, labels))
-    assert parts.soft == 0
+    ours, theirs = ([tensor.clone().requires_grad_() for tensor in (hidden, head)] for _ in range(2))
+    loss, parts = mixed_cross_entropy(*ours, labels, None, hard_fraction=1.0, reduction=reduction)
+    chunked = torch.nn.LinearCrossEntropyOptions(batch_chunk_size=3)
+    expected = F.linear_cross_entropy(*theirs, labels, reduction=reduction, options=chunked)
+    torch.testing.assert_close(loss, expected, rtol=1e-5, atol=0)
+    assert parts.hard == loss and parts.soft == 0
+    loss.backward(), expected.backward()
+    for own, other in zip(ours, theirs, strict=True):
+        torch.testing.assert_close(own.grad, other.grad, rtol=1e-5, atol=1e-6)
+
+
+def test_soft_labels_alone_equal_torchs_own_with_probabilities(case):
+    hidden, head, labels, teacher_hidden, teacher_head = case
+    ours, theirs = ([tensor.clone().requires_grad_() for tensor in (hidden, head)] for _ in range(2))
+    loss, _ = mixed_cross_entropy(*ours, labels, (teacher_hidden, teacher_head), hard_fraction=0.0, reduction="sum")
+    counted = labels != -100  # which it knows of hard labels alone
+    probs = (teacher_hidden @ teacher_head.T).softmax(-1)
+    expected = F.linear_cross_entropy(theirs[0][counted], theirs[1], probs[counted], reduction="sum")
+    torch.testing.assert_close(loss, expected, rtol=1e-5, atol=0)
+    loss.backward(), expected.backward()
+    for own, other in zip(ours, theirs, strict=True):
+        torch.testing.assert_close(own.grad, other.grad, rtol=1e-5, atol=1e-6)
 
 
 def test_no_counted_token_gives_zero_and_a_gradient_of_zero(case):
@@ -123,7 +148,7 @@ def test_the_teacher_gets_no_gradient(case):
         ({"temperature": 0}, "temperature is 0"),
         ({"reduction": "none"}, "reduction is 'none'"),
         ({"soft_labels": None}, "soft_labels are needed"),
-        ({"soft_labels": torch.zeros(N, V + 1)}, "7 tokens and 12 words"),
+        ({"soft_labels": torch.zeros(N, V + 1)}, "7 tokens and a vocabulary of 12"),
     ],
 )
 def test_wrong_arguments_are_named(case, change, message):
@@ -137,7 +162,7 @@ def unfused(hidden, head, labels, teacher_logits, fraction, temperature):
     """The formula as a user would write it, in float32, differentiated by autograd."""
     logits = hidden.float() @ head.float().T
     counted = labels != -100
-    hard = torch.nn.functional.cross_entropy(logits[counted], labels[counted], reduction="sum")
+    hard = F.cross_entropy(logits[counted], labels[counted], reduction="sum")
     teacher = (teacher_logits.float() / temperature).softmax(-1)
     soft = -(teacher * (logits / temperature).log_softmax(-1)).sum(-1)[counted].sum() * temperature**2
     return fraction * hard + (1 - fraction) * soft
@@ -150,10 +175,10 @@ def test_gradients_equal_the_unfused_ones_in_any_chunks(monkeypatch, dtype, tole
     monkeypatch.setattr("distill.loss._CHUNK", chunk)
     monkeypatch.setattr("distill.loss._CPU_TILE", tile)
     torch.manual_seed(0)
-    tokens, words = 100, 64  # the last 14 words are padding of the vocabulary: no label is one of them
+    tokens, size = 100, 64  # the last 14 ids are padding of the vocabulary: no label is one of them
     hidden, teacher_hidden = torch.randn(tokens, 16).to(dtype), torch.randn(tokens, 24).to(dtype)
-    head, teacher_head = torch.randn(words, 16), torch.randn(words, 24).to(dtype)
-    labels = torch.randint(0, words - 14, (tokens,))
+    head, teacher_head = torch.randn(size, 16), torch.randn(size, 24).to(dtype)
+    labels = torch.randint(0, size - 14, (tokens,))
     labels[::7] = -100
     plain = [tensor.clone().float().requires_grad_() for tensor in (hidden, head.to(dtype))]
     ours = [tensor.clone().requires_grad_() for tensor in (hidden, head)]
@@ -172,16 +197,16 @@ def test_gradients_equal_the_unfused_ones_in_any_chunks(monkeypatch, dtype, tole
 
 def test_a_tied_head_gets_both_gradients(case):
     _, head, labels, teacher_hidden, teacher_head = case
-    words = torch.tensor([1, 5, 9, 0, 3, 2, 2])
+    token_ids = torch.tensor([1, 5, 9, 0, 3, 2, 2])
     logits = teacher_hidden @ teacher_head.T
     ours, plain = (head.clone().requires_grad_() for _ in range(2))
-    mixed_cross_entropy(ours[words], ours, labels, logits, reduction="sum")[0].backward()
-    unfused(plain[words], plain, labels, logits, 0.75, 1.0).backward()
+    mixed_cross_entropy(ours[token_ids], ours, labels, logits, reduction="sum")[0].backward()
+    unfused(plain[token_ids], plain, labels, logits, 0.75, 1.0).backward()
     torch.testing.assert_close(ours.grad, plain.grad)
 
 
 @pytest.mark.parametrize("temperature", [1.0, 2.0])
-def test_sparse_labels_with_all_words_are_the_dense_ones(case, temperature):
+def test_sparse_labels_of_the_whole_vocabulary_are_the_dense_ones(case, temperature):
     hidden, head, labels, teacher_hidden, teacher_head = case
     logits = teacher_hidden @ teacher_head.T
     probs = (logits / temperature).softmax(-1)
@@ -196,23 +221,23 @@ def test_sparse_labels_with_all_words_are_the_dense_ones(case, temperature):
         torch.testing.assert_close(same, dense)
 
 
-def test_the_mass_of_other_words_is_one_class_more(case):
+def test_the_mass_of_other_tokens_is_one_class_more(case):
     """Against a cross-entropy over K + 1 classes, differentiated by autograd."""
     hidden, head, labels, teacher_hidden, teacher_head = case
-    probs, words = (teacher_hidden @ teacher_head.T).softmax(-1).topk(3)
-    sparse = SparseSoftLabels(words, probs, torch.zeros(N))
+    probs, token_ids = (teacher_hidden @ teacher_head.T).softmax(-1).topk(3)
+    sparse = SparseSoftLabels(token_ids, probs, torch.zeros(N))
     ours, plain = (hidden.clone().requires_grad_() for _ in range(2))
     loss, _ = mixed_cross_entropy(ours, head, labels, sparse, hard_fraction=0.0, reduction="sum")
     q = (plain @ head.T).softmax(-1)
-    others = q.masked_fill(torch.zeros(N, V, dtype=torch.bool).scatter_(1, words, True), 0).sum(-1)
-    cross = -(probs * q.gather(1, words).log()).sum(-1) - (1 - probs.sum(-1)) * others.log()
+    others = q.masked_fill(torch.zeros(N, V, dtype=torch.bool).scatter_(1, token_ids, True), 0).sum(-1)
+    cross = -(probs * q.gather(1, token_ids).log()).sum(-1) - (1 - probs.sum(-1)) * others.log()
     expected = cross[labels != -100].sum()
     torch.testing.assert_close(loss, expected)
     loss.backward(), expected.backward()
     torch.testing.assert_close(ours.grad, plain.grad)
 
 
-def test_repeated_words_add_up(case):
+def test_repeated_token_ids_add_up(case):
     hidden, head, labels, _, _ = case
     twice = SparseSoftLabels(torch.tensor([[4, 4, 7, 9]]).expand(N, 4), torch.full((N, 4), 0.25), torch.zeros(N))
     once = SparseSoftLabels(

@@ -5,8 +5,8 @@ from transformers import T5ForConditionalGeneration
 
 from distill.model_size import forward_flops
 from distill.models.build import build_dense
+from teachers.build import build_teacher
 from teachers.config import SwitchConfig
-from teachers.model import build_teacher
 
 
 @pytest.mark.parametrize("feed_forward", ["relu", "gated-gelu"])

@@ -1,4 +1,4 @@
-"""A distilled student and its exports; a tracking server, and command lines that do something at a step."""
+"""Fixtures: a distilled student and its exports, a tracking server, and command lines that run code at a step."""
 
 import contextlib
 import os
@@ -23,7 +23,7 @@ ROOT = Path(__file__).parents[2]
 
 @pytest.fixture(scope="session")
 def exporting(smoke, tmp_path_factory) -> Path:
-    """A copy of the finished smoke run, whose exports other tests do not see."""
+    """A copy of the finished smoke run, so that other tests do not see its exports."""
     copy = tmp_path_factory.mktemp("exporting") / "work"
     shutil.copytree(smoke[0], copy)
     return copy
@@ -31,13 +31,13 @@ def exporting(smoke, tmp_path_factory) -> Path:
 
 @pytest.fixture(scope="session")
 def distilled(exporting) -> Path:
-    """The directory of the stage that distilled the student of e4."""
+    """The directory of the stage ``distill e4``."""
     return next((exporting / "stages").glob("distill-e4-*"))
 
 
 @pytest.fixture(scope="session")
 def export(exporting, distilled, cli, tmp_path_factory):
-    """Export the student once in each format and precision that is asked for."""
+    """Export the student, at most once per format and precision."""
     done = {}
 
     def make(format: str, precision: str) -> Path:
@@ -54,14 +54,14 @@ def export(exporting, distilled, cli, tmp_path_factory):
 
 @pytest.fixture(scope="session")
 def database(tmp_path_factory) -> Path:
-    """The tables of a store, which take seconds to make."""
+    """A store with its tables, whose creation takes seconds."""
     path = tmp_path_factory.mktemp("store") / "mlflow.db"
     _make_sqlite(path)
     return path
 
 
 class Tracker:
-    """A real ``mlflow server`` on a port of its own, which can be killed and started again."""
+    """A real ``mlflow server`` on its own port. Tests can kill it and start it again."""
 
     def __init__(self, root: Path):
         self.database = root / "server.db"
@@ -80,7 +80,7 @@ class Tracker:
         self.process: subprocess.Popen | None = None
 
     def start(self) -> None:
-        path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"  # mlflow runs uvicorn from it
+        path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"  # mlflow finds uvicorn there
         environment = {**os.environ, "PATH": path, "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false"}
         quiet = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
         self.process = subprocess.Popen(self.command, env=environment, start_new_session=True, **quiet)
@@ -101,7 +101,7 @@ class Tracker:
 
 @pytest.fixture
 def tracker(tmp_path) -> Iterator[Tracker]:
-    """A server that runs, on tables that are there already: to make them takes longer than to start."""
+    """A running server. Its tables exist before the start, because their creation would delay it."""
     server = Tracker(tmp_path)
     _make_sqlite(server.database)
     server.start()
@@ -111,9 +111,9 @@ def tracker(tmp_path) -> Iterator[Tracker]:
 
 @pytest.fixture
 def patched_cli() -> Iterator[Callable[..., Forked]]:
-    """Start the command line in a process that has run some code before; it is killed with the test.
+    """Start the command line in a process that first runs ``code``. The process is killed at the end of the test.
 
-    ``at(title, step)`` in that code is called at each step of training, before the next one.
+    If ``code`` defines ``at(title, step)``, training calls it after each step.
     """
     processes = []
 
@@ -121,8 +121,8 @@ def patched_cli() -> Iterator[Callable[..., Forked]]:
         whole = (
             "import os, pathlib, signal, sys, time\n"
             "from pipelines.cli import app as cli\n"
-            "from pipelines.tracking import metric_log as feed\n"
-            "from pipelines.runner import progress, runner as run\n"
+            "from pipelines.tracking import metric_log\n"
+            "from pipelines.runner import progress, runner\n"
             "at = lambda title, step: None\n"
             f"{textwrap.dedent(code)}\n"
             "update = progress.Bar.update\n"

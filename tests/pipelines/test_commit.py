@@ -1,4 +1,4 @@
-"""The version and the commit that a run records: those of this project, never of a repository around it."""
+"""The version and the commit that a run records: those of this project, not those of an enclosing repository."""
 
 import json
 import shutil
@@ -7,7 +7,7 @@ import sys
 from pathlib import Path
 
 from pipelines.tracking import store_uri
-from pipelines.tracking.run import _commit
+from pipelines.tracking.tracked_run import _commit
 
 
 def git(root, *arguments):
@@ -17,7 +17,7 @@ def git(root, *arguments):
 
 
 def project(root, name="switch-distill"):
-    """The packages of a project with that name, as far as they matter here."""
+    """The files of a project with that name which the lookup of the commit reads."""
     (root / "pipelines").mkdir(parents=True)
     (root / "pipelines" / "tracking.py").write_text("code\n")
     (root / "pyproject.toml").write_text(f'[project]\nname = "{name}"\n')
@@ -39,7 +39,7 @@ def test_the_commit_of_this_project_is_recorded(tmp_path):
     assert _commit(root) == {"mlflow.source.git.commit": commit, "git.clean": "false"}
 
 
-def test_the_commit_of_a_repository_around_this_project_is_not(tmp_path):
+def test_the_commit_of_an_enclosing_repository_is_not_recorded(tmp_path):
     root = project(tmp_path / "user", name="something-else")
     git(root, "init", "--quiet")
     git(root, "add", ".")
@@ -48,11 +48,11 @@ def test_the_commit_of_a_repository_around_this_project_is_not(tmp_path):
     (installed / "pipelines").mkdir(parents=True)
     assert _commit(installed) == {}
     assert _commit(project(root / "vendored")) == {}
-    assert _commit(root) == {}  # the packages at its top, as a part of another project
+    assert _commit(root) == {}  # the packages at the top of another project
 
 
 def test_an_installed_copy_inside_a_repository_records_its_version_and_no_commit(tmp_path):
-    """By the path that the module itself has there."""
+    """With the module's path in the installed copy."""
     git(tmp_path, "init", "--quiet")
     git(tmp_path, "commit", "--quiet", "--allow-empty", "-m", "the user's")
     installed = tmp_path / ".venv" / "lib"
@@ -62,7 +62,7 @@ def test_an_installed_copy_inside_a_repository_records_its_version_and_no_commit
     information = installed / "switch_distill-9.9.dist-info"
     information.mkdir()
     (information / "METADATA").write_text("Metadata-Version: 2.1\nName: switch-distill\nVersion: 9.9\n")
-    code = "import json; from pipelines.tracking import run as tracking; print(json.dumps(tracking._environment()))"
+    code = "import json; from pipelines.tracking import tracked_run; print(json.dumps(tracked_run._environment()))"
     done = subprocess.run([sys.executable, "-c", code], cwd=installed, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     tags = json.loads(done.stdout)

@@ -1,4 +1,4 @@
-"""The four stages through the command line, and what MLflow holds of them."""
+"""The four stages through the command line, and their records in MLflow."""
 
 import base64
 import json
@@ -52,7 +52,7 @@ def losses(client, runs, name, file="losses"):
     return np.array(json.loads(open(path).read()))
 
 
-def test_json_is_all_there_is_on_stdout_and_the_files_are_there(smoke, report):
+def test_stdout_has_only_json_and_the_files_exist(smoke, report):
     workdir = smoke[0]
     assert json.loads((workdir / "report.json").read_text()) == report
     assert (workdir / "report.md").read_text().startswith("# Fraction of the teacher's gain")
@@ -61,11 +61,11 @@ def test_json_is_all_there_is_on_stdout_and_the_files_are_there(smoke, report):
     assert not list(workdir.rglob("checkpoints"))
 
 
-def test_the_report_follows_from_the_losses_that_mlflow_holds(report, client, runs):
+def test_the_report_follows_from_the_losses_in_mlflow(report, client, runs):
     baseline = losses(client, runs, "baseline", "baseline_losses")
     long = losses(client, runs, "baseline", "long_baseline_losses")
     documents = losses(client, runs, "report", "documents")
-    assert np.unique(documents, return_counts=True)[1].tolist() == [1] * 32  # so that all weigh the same
+    assert np.unique(documents, return_counts=True)[1].tolist() == [1] * 32  # so all examples have the same weight
     assert report["baseline"]["quality"] == pytest.approx(-baseline.mean())
     assert report["long_baseline"]["quality"] == pytest.approx(-long.mean())
     assert report["long_baseline"]["steps"] == 24 and report["baseline"]["steps"] == 8
@@ -80,7 +80,7 @@ def test_the_report_follows_from_the_losses_that_mlflow_holds(report, client, ru
             gain = reference.mean() - teacher.mean()
             low, high = row[f"gain{suffix}_interval"]
             assert row[f"gain{suffix}"] == pytest.approx(gain) and low < gain < high
-            # Its length is that of Student's interval of the mean of paired differences, document by document.
+            # Its length is that of Student's t interval for the mean of paired differences per document.
             by_document = [(reference - teacher)[documents == one].mean() for one in np.unique(documents)]
             student_t = stats.ttest_1samp(by_document, 0).confidence_interval(0.95)
             assert high - low == pytest.approx(student_t.high - student_t.low)
@@ -93,7 +93,7 @@ def test_the_report_follows_from_the_losses_that_mlflow_holds(report, client, ru
                 assert interval[0] <= fraction <= interval[1]
 
 
-def test_the_report_says_what_its_figures_are_of(report, runs, smoke):
+def test_the_report_describes_its_data_and_models(report, runs, smoke):
     data = report["data"]
     assert (data["eval_split"], data["test_examples"], data["test_documents"]) == ("test", 32, 32)
     assert 0.05 < data["overlap"] < 0.5 and not data["too_few_documents"]
@@ -112,7 +112,7 @@ def test_the_report_says_what_its_figures_are_of(report, runs, smoke):
 
 
 def test_every_data_set_leads_back_to_its_source(runs):
-    """By MLflow's own get_source."""
+    """With MLflow's own get_source."""
     seen = set()
     for run in runs.values():
         for entry in run.inputs.dataset_inputs:
@@ -139,7 +139,7 @@ def test_runs_are_flat_finished_and_comparable(runs, report):
     assert len(colours) == len(report["ratios"])
 
 
-def test_curves_are_whole(client, runs):
+def test_curves_are_complete(client, runs):
     for name, key, steps in (
         ("teacher e4", "train/load_balancing_loss", range(2, 17, 2)),
         ("distill e4", "train/kl", range(2, 9, 2)),
@@ -212,7 +212,7 @@ def test_the_saved_view_shows_the_students_of_this_report(client, report):
     assert link == comparison_link(experiment.experiment_id, experiment.tags, comparison) and comparison in link
 
 
-def test_init_says_where_every_parameter_came_from(smoke, runs):
+def test_init_reports_the_origin_of_every_parameter(smoke, runs):
     metrics = runs["init e4"].data.metrics
     parts = [metrics[f"parameters_{fate}"] for fate in ("copied", "renamed", "fresh")]
     assert sum(parts) == metrics["parameters"] and all(parts)
@@ -257,7 +257,7 @@ def test_a_missing_stage_is_named_with_the_command_that_makes_it(smoke, cli, tmp
         (["run", "smoke", "--set", "data.test_examples=1000000"], "data.test_examples is 1000000"),
     ],
 )
-def test_wrong_input_gets_one_sentence_and_exit_code_2(cli, tmp_path, arguments, message):
+def test_wrong_input_gives_one_sentence_and_exit_code_2(cli, tmp_path, arguments, message):
     work = [] if arguments == ["run"] else ["--workdir", str(tmp_path / "work")]
     done = cli(*arguments, *work)
     assert done.returncode == 2 and done.stdout == ""
@@ -266,7 +266,7 @@ def test_wrong_input_gets_one_sentence_and_exit_code_2(cli, tmp_path, arguments,
     assert not list((tmp_path / "work").rglob("stages"))
 
 
-def test_a_lineage_of_nothing_is_named(smoke, cli):
+def test_the_lineage_of_an_unknown_model_is_an_error(smoke, cli):
     for reference in ("models:/nobody/1", "0" * 32, "m-" + "0" * 32, "nowhere"):
         done = cli("lineage", reference, "--workdir", str(smoke[0]))
         assert done.returncode == 2 and reference in done.stderr and "Traceback" not in done.stderr
@@ -281,7 +281,7 @@ def test_presets_and_config_are_printed(cli):
 
 @pytest.mark.slow  # four stages twice; test_loaded_models and test_hub load such models
 def test_a_loaded_teacher_and_a_loaded_baseline(smoke, cli, tmp_path):
-    """Checkpoints in the hub's format instead of training: what the public ones need."""
+    """Checkpoints in the hub's format instead of training, as for the public checkpoints."""
     teacher = next(smoke[0].glob("stages/teacher-e4-*/model"))
     baseline = next(smoke[0].glob("stages/baseline-*/model"))
     overrides = [
@@ -295,7 +295,7 @@ def test_a_loaded_teacher_and_a_loaded_baseline(smoke, cli, tmp_path):
     done = cli("run", "smoke", *flags, "--workdir", str(tmp_path / "work"), "--json")
     assert done.returncode == 0, done.stderr
     report = json.loads(done.stdout)
-    assert report["long_baseline"].items() <= report["baseline"].items()  # a loaded teacher takes no steps here
+    assert report["long_baseline"].items() <= report["baseline"].items()  # a loaded teacher takes no steps
     assert report["ratios"][0]["experts"] == 4 and len(report["ratios"]) == 1
 
     wrong = [flag.replace("e4:", "e8:") for flag in flags]
@@ -309,14 +309,14 @@ def test_a_loaded_teacher_and_a_loaded_baseline(smoke, cli, tmp_path):
     [
         ("teacher", 11, signal.SIGKILL, -9, "checkpoints/step-00000008", ["model/model.safetensors"]),
         pytest.param("teacher", 5, signal.SIGINT, 130, None, ["losses.json"], marks=pytest.mark.slow),
-        # In the long leg, after the trunk and the short leg.
+        # In the long baseline, after the trunk and the short baseline.
         pytest.param(
             *("baseline", 20, signal.SIGTERM, 143, "checkpoints/to-24/step-00000016", ["model/model.safetensors"]),
             marks=pytest.mark.slow,
         ),
     ],
 )
-def test_an_interrupted_stage_goes_on_and_ends_with_the_same_bytes(
+def test_an_interrupted_stage_continues_and_ends_with_the_same_bytes(
     smoke, cli, interrupted, tmp_path, stage, step, kind, exit_code, checkpoint, files
 ):
     work = tmp_path / "work"
@@ -342,8 +342,8 @@ def test_an_interrupted_stage_goes_on_and_ends_with_the_same_bytes(
 
 
 @pytest.mark.slow  # test_processes compares the losses of two processes and of one
-def test_two_processes_measure_what_one_does(smoke, cli, tmp_path):
-    """The same global batches, so the same baseline but for the order of additions."""
+def test_two_processes_give_the_results_of_one(smoke, cli, tmp_path):
+    """The global batches are the same, so the baselines differ only by the order of additions."""
     one, two = tmp_path / "one", tmp_path / "two"
     for work in (one, two):
         shutil.copytree(smoke[0] / "data", work / "data")
@@ -359,7 +359,7 @@ def test_two_processes_measure_what_one_does(smoke, cli, tmp_path):
 
 
 def test_a_baseline_of_another_shape_is_refused_before_anything_is_trained(smoke, cli, tmp_path):
-    """The difference of two shapes is not the teacher's doing."""
+    """A difference between models of two shapes does not measure the effect of the teacher."""
     work = tmp_path / "work"
     shutil.copytree(smoke[0], work)
     wider = tmp_path / "wider"

@@ -1,4 +1,4 @@
-"""Every expected failure is one line with its exit code; what is not expected is a traceback."""
+"""Every expected failure is one line with its exit code. Every other failure is a traceback."""
 
 import errno
 import importlib
@@ -26,7 +26,7 @@ SENTENCE = "something is missing; make it again"
 
 
 def kinds() -> list[type[ExpectedError]]:
-    """The base class and all kinds of expected errors, wherever they are defined."""
+    """The base class and all subclasses of ExpectedError, in all packages."""
     for package in ("distill", "teachers", "students", "pipelines"):
         for path in sorted((ROOT / package).rglob("*.py")):
             if "ExpectedError" in path.read_text(encoding="utf-8"):
@@ -42,7 +42,7 @@ KINDS = kinds()
 
 @pytest.fixture
 def run(monkeypatch, capsys):
-    """Run a command in this process: its exit code, and what it said."""
+    """Run a command in this process, and return its exit code and its output."""
     terminate, uri = signal.getsignal(signal.SIGTERM), mlflow.get_tracking_uri()
     monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
 
@@ -105,7 +105,7 @@ def test_every_kind_of_expected_error_is_one_line_with_its_exit_code(kind, faili
     ],
     ids=lambda error: type(error).__name__,
 )
-def test_what_is_not_expected_is_a_traceback(error, failing):
+def test_an_unexpected_failure_is_a_traceback(error, failing):
     code, said = failing(error)
     assert code == 1 and said.startswith("Traceback") and str(error) in said.splitlines()[-1]
 
@@ -124,7 +124,7 @@ def test_a_traceback_shows_no_credentials(failing, monkeypatch):
         (caused(StoreError("the disk is full"), sqlite3.OperationalError("database or disk is full")), "disk is full"),
     ],
 )
-def test_a_full_disk_is_no_wrong_input(error, text, failing):
+def test_a_full_disk_is_not_an_input_error(error, text, failing):
     code, said = failing(error)
     assert code == 1 and text in check_line(said)
 
@@ -137,7 +137,7 @@ def test_wrong_usage_is_a_line_that_names_the_help(words, run):
 
 @pytest.fixture
 def server(monkeypatch) -> Iterator[SimpleNamespace]:
-    """An HTTP server that answers everything with ``status`` and ``body``, and is the store that was asked for."""
+    """An HTTP server that is the MLflow store of the command. It gives every answer ``status`` and ``body``."""
     answer = SimpleNamespace(status=200, body="{}", url="")
 
     class Handler(BaseHTTPRequestHandler):
@@ -180,18 +180,18 @@ RUN_ID = "0123456789abcdef0123456789abcdef"
         (503, "TEMPORARILY_UNAVAILABLE", 1),
     ],
 )
-def test_what_a_server_answers_instead_of_a_model_is_a_line(status, code, exit_code, model, server, run, tmp_path):
+def test_an_error_of_the_server_is_a_line(status, code, exit_code, model, server, run, tmp_path):
     server.status, server.body = status, body(code)
     found, said = run("lineage", model, "--workdir", str(tmp_path))
     assert found == exit_code and "secret" not in check_line(said)
     if exit_code == 2:
         assert f"MODEL {model!r} is not in the store: {code}: it says no" in said
     else:
-        assert said.startswith("switch-distill: MLflow (http://127.0.0.1:") and "see that it runs" in said
+        assert said.startswith("switch-distill: MLflow (http://127.0.0.1:") and "check that it is running" in said
 
 
 @pytest.mark.parametrize("status", [200, 404, 502])
-def test_a_server_that_is_no_mlflow_is_a_line(status, server, run, tmp_path):
+def test_a_server_that_is_not_mlflow_is_a_line(status, server, run, tmp_path):
     server.status, server.body = status, "<html>\n<body>hello</body>\n</html>"
     code, said = run("lineage", RUN_ID, "--workdir", str(tmp_path))
     assert code == 1 and check_line(said).startswith("switch-distill: MLflow (http://127.0.0.1:")
@@ -203,7 +203,7 @@ def test_a_store_that_refuses_connections_is_a_line(run, monkeypatch, tmp_path):
     monkeypatch.setattr(store_uri, "ASKED_FOR", "http://me:secret@127.0.0.1:9")
     code, said = run("lineage", RUN_ID, "--workdir", str(tmp_path))
     assert code == 1 and check_line(said).startswith("switch-distill: MLflow (http://127.0.0.1:9) failed: ")
-    assert "see that it runs, and give the same command again" in said and "secret" not in said
+    assert "check that it is running, and run the same command again" in said and "secret" not in said
 
 
 def test_an_experiment_of_a_server_that_fails_is_wrong_input(server, tmp_path, run):
@@ -213,8 +213,8 @@ def test_an_experiment_of_a_server_that_fails_is_wrong_input(server, tmp_path, r
     assert not (tmp_path / "tracking.json").exists()
 
 
-def test_in_a_process_of_its_own(server, cli, tmp_path):
-    """As a user starts it, with the store's address in the environment."""
+def test_a_separate_process_gives_a_line_too(server, cli, tmp_path):
+    """As a user starts it, with the URI of the store in the environment."""
     server.status, server.body = 403, body("PERMISSION_DENIED")
     done = cli("lineage", RUN_ID, "--workdir", str(tmp_path), MLFLOW_TRACKING_URI=server.url)
     assert done.returncode == 1 and not done.stdout and "secret" not in check_line(done.stderr)

@@ -1,4 +1,4 @@
-"""Nothing that comes with a checkpoint, a tokenizer, a data set or a config is executed."""
+"""No code in a checkpoint, a tokenizer, a data set or a config is executed."""
 
 import ast
 import json
@@ -17,15 +17,15 @@ from distill.data.cached_labels import CachedLabels
 from distill.data.corpus import read_documents
 from distill.data.tokenizer import load_tokenizer
 from distill.errors import UserError
-from distill.io.files import file_digest
+from distill.io.files import file_digest, write_record
 from distill.models.build import build_dense
 from distill.training.checkpoint import Progress, load_checkpoint, save_checkpoint
 from pipelines.tracking.lineage import read_export_lineage
 from students.export.student import load_student
 from students.runtime.hf_runner import HfRunner
 from teachers import load_teacher, save_teacher
+from teachers.build import build_teacher
 from teachers.config import TeacherConfig
-from teachers.model import build_teacher
 
 ROOT = Path(__file__).parents[2]
 SHAPE = ModelConfig(d_model=8, d_ff=8, d_kv=4, num_heads=2, num_layers=2)
@@ -33,7 +33,7 @@ PICKLES = ("pytorch_model.bin", "optimizer.pt", "scheduler.pt", "training_args.b
 
 
 class Hostile:
-    """Whoever unpickles it makes a directory."""
+    """An object whose unpickling creates a directory."""
 
     def __init__(self, mark: Path):
         self.mark = mark
@@ -44,7 +44,7 @@ class Hostile:
 
 @pytest.fixture
 def mark(tmp_path):
-    """What exists once a hostile program has run; it is checked that this one can."""
+    """A directory that exists after a hostile program has run. The fixture checks that such a program works."""
     pickle.loads(pickle.dumps(Hostile(tmp_path / "trial")))
     assert (tmp_path / "trial").exists()
     mark = tmp_path / "executed"
@@ -101,7 +101,7 @@ def test_a_pickle_under_the_name_of_safetensors_is_refused(kind, mark, request):
 
 
 def test_pickles_of_the_hub_are_read_with_weights_only(mark, dense):
-    """Old models of the hub have no other weights; transformers' own default is what protects there."""
+    """Old models on the hub have no other weights. The default of transformers protects against them."""
     (dense / "model.safetensors").unlink()
     torch.save({"shared.weight": Hostile(mark)}, dense / "pytorch_model.bin")
     with pytest.raises(Exception, match="(?i)weights.only"):
@@ -161,7 +161,7 @@ def test_a_corpus_that_is_a_pickle_is_refused(kind, problem, mark, tmp_path):
 def labels(directory: Path, names: tuple[str, ...]) -> None:
     facts = {"examples": 1, "targets": 1, "words": 1, "vocabulary": 8, "form": "sampled"}
     sha256 = {name: file_digest(directory / name) for name in names}
-    (directory / "labels.json").write_text(json.dumps({**facts, "sha256": sha256}))
+    write_record(directory / "labels.json", {**facts, "sha256": sha256})
 
 
 def test_cached_labels_with_objects_are_refused(mark, tmp_path):
@@ -202,7 +202,7 @@ CALLS = {"torch.load", "yaml.load", "yaml.unsafe_load", "yaml.full_load", "eval"
 
 
 @pytest.mark.parametrize("path", SOURCES, ids=lambda path: str(path.relative_to(ROOT)))
-def test_nothing_here_reads_programs(path):
+def test_no_module_executes_code_from_files(path):
     tree = ast.parse(path.read_text())
     for node in ast.walk(tree):
         if isinstance(node, ast.Import | ast.ImportFrom):

@@ -1,4 +1,4 @@
-"""What ``accelerate launch`` may be asked for, and what a run says of the machine that computed it."""
+"""Options of ``accelerate launch``, and the facts of the machine that a run records."""
 
 import signal
 import sys
@@ -28,14 +28,14 @@ from pipelines.workdir.preflight import check_launch
         ),
     ],
 )
-def test_what_the_loop_cannot_do_is_refused(monkeypatch, environment, message):
+def test_unsupported_options_are_refused(monkeypatch, environment, message):
     for name, value in environment.items():
         monkeypatch.setenv(name, value)
     with pytest.raises(UserError, match=message):
         check_launch()
 
 
-def test_fsdp2_and_the_number_of_processes_are_taken(monkeypatch):
+def test_fsdp2_is_accepted_with_the_number_of_processes(monkeypatch):
     assert check_launch() == 1
     for name, value in {"ACCELERATE_USE_FSDP": "true", "FSDP_VERSION": "2", "WORLD_SIZE": "4"}.items():
         monkeypatch.setenv(name, value)
@@ -48,7 +48,7 @@ def test_a_refused_launch_is_one_sentence_and_leaves_nothing(cli, tmp_path):
     assert not (tmp_path / "work").exists()
 
 
-def test_every_run_says_what_its_bits_depend_on(smoke):
+def test_every_run_records_the_machine_and_versions(smoke):
     client = MlflowClient(f"sqlite:///{smoke[0]}/mlflow.db")
     runs = client.search_runs([client.get_experiment_by_name("smoke").experiment_id])
     facts = ("precision", "processes", "parallelism", "threads", "instruction_set", "processor", "platform")
@@ -64,7 +64,7 @@ def test_a_lost_process_is_a_sentence(smoke, monkeypatch, capsys, processes, cod
         raise RuntimeError("[/pytorch/third_party/gloo/gloo/transport/tcp/pair.cc:537] Connection reset by peer.")
 
     monkeypatch.setenv("WORLD_SIZE", processes)
-    monkeypatch.setattr("pipelines.runner.runner.Runner.execute", lose)
+    monkeypatch.setattr("pipelines.runner.runner.StageRunner.execute", lose)
     monkeypatch.setattr(store_uri, "ASKED_FOR", None)
     monkeypatch.setattr(sys, "argv", ["switch-distill", "teacher", "smoke", "--workdir", str(smoke[0])])
     terminate = signal.getsignal(signal.SIGTERM)

@@ -1,4 +1,4 @@
-"""Two pipelines in one work directory at once."""
+"""Two concurrent commands in one work directory."""
 
 import json
 import os
@@ -14,13 +14,13 @@ from types import SimpleNamespace
 import pytest
 
 from distill.errors import UserError
-from distill.io.lock import one_at_a_time
+from distill.io.lock import exclusive_lock
 from pipelines.workdir.stage import Stage
 from pipelines.workdir.workspace import Workspace
 
 ROOT = Path(__file__).parents[2]
 
-# A process that waits in the middle of training until a file is there.
+# Makes a process wait in the middle of training until a file exists.
 HELD = """
     def at(title, step):
         if step == 10:
@@ -78,23 +78,24 @@ def test_two_on_a_new_work_directory_and_its_store_both_finish(patched_cli, tmp_
         ]
 
 
-def test_processes_that_share_a_stage_do_not_wait_at_a_barrier_that_would_time_out(tmp_path):
+def test_processes_that_share_a_stage_do_not_wait_at_a_barrier_that_would_time_out(tmp_path, monkeypatch):
     stage, stop, held = Stage("baseline", {}), threading.Event(), threading.Event()
 
     def hold():
-        with one_at_a_time(stage.directory(tmp_path), lambda by: None):
+        with exclusive_lock(stage.directory(tmp_path), lambda by: None):
             held.set()
             stop.wait()
 
     other = threading.Thread(target=hold)
     other.start()
     held.wait()
-    workspace = SimpleNamespace(directory=tmp_path, is_shared=True, is_main_process=True)
-    with pytest.raises(UserError, match="baseline is being computed in .* give the same command again after it"):  # noqa: SIM117
+    workspace = SimpleNamespace(directory=tmp_path)
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    with pytest.raises(UserError, match="baseline is being computed in .* run the same command again after it"):  # noqa: SIM117
         with Workspace.lock(workspace, stage):
             pytest.fail("it is held")
-    workspace.is_main_process = False
-    with Workspace.lock(workspace, stage):  # the main process alone takes the lock
+    monkeypatch.setenv("RANK", "1")
+    with Workspace.lock(workspace, stage):  # only the main process takes the lock
         pass
     stop.set()
     other.join()

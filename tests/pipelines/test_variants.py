@@ -12,7 +12,7 @@ VARIANTS = "variants={paper: {}, hard: {distill: {hard_fraction: 1.0}}, fresh: {
 @pytest.fixture(scope="module")
 def finished(cli, tmp_path_factory):
     workdir = tmp_path_factory.mktemp("variants") / "work"
-    # Teachers that take long enough for every seed to gain.
+    # Enough steps for the teacher of every seed to gain.
     options = ["teacher.experts=[2]", "teacher.training.steps=64", "seeds=[0, 1]", "jobs=2", VARIANTS]
     done = cli("run", "smoke", "--workdir", str(workdir), "--json", *(f"--set={option}" for option in options))
     assert done.returncode == 0, done.stderr
@@ -34,11 +34,11 @@ def test_a_row_for_each_variant_from_the_losses_of_its_own_students(finished):
         assert row["student_quality"] == pytest.approx(np.mean([stage["metrics"]["quality"] for stage in mine]))
     fresh = next(row for row in report["ratios"] if row["variant"] == "fresh")
     hard = next(row for row in report["ratios"] if row["variant"] == "hard")
-    assert fresh["student_flops"] > hard["student_flops"]  # with hard labels alone nobody asks the teacher
+    assert fresh["student_flops"] > hard["student_flops"]  # hard labels alone need no forward passes of the teacher
     assert fresh["student_tokens"] == hard["student_tokens"] == report["baseline"]["tokens"]
 
 
-def test_what_variants_keep_is_compared_seed_by_seed(finished):
+def test_variants_are_compared_seed_by_seed(finished):
     report = finished[1]
     kept = {row["variant"]: np.array(row["fraction_kept_by_seed"]) for row in report["ratios"]}
     assert [(one["variant"], one["to"]) for one in report["differences"]] == [("hard", "paper"), ("fresh", "paper")]
@@ -47,7 +47,7 @@ def test_what_variants_keep_is_compared_seed_by_seed(finished):
         assert one["interval"][0] <= one["difference"] <= one["interval"][1]
 
 
-def test_what_variants_share_is_there_once(finished):
+def test_stages_that_variants_share_are_computed_once(finished):
     titles = sorted(json.loads(path.read_text())["title"] for path in finished[0].glob("stages/*/stage.json"))
     assert titles.count("teacher e2") == titles.count("baseline") == 1
     assert [title for title in titles if title.startswith("init")] == [
@@ -90,7 +90,7 @@ def test_a_teachers_routing_is_drawn(finished):
         ("{a: 3}", "variants.a is 3"),
     ],
 )
-def test_a_wrong_variant_is_said_in_a_sentence(variants, message):
+def test_a_wrong_variant_gives_one_sentence(variants, message):
     from distill.errors import UserError
     from pipelines.config.run_config import load_config
 

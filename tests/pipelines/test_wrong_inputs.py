@@ -1,9 +1,9 @@
-"""Wrong input: exit code 2, one line with cause and cure, no traceback, and not a byte written.
+"""Wrong input: exit code 2, one line with the cause and what to do, no traceback, and not a byte written.
 
-The list is ``wrong_inputs.txt``, a case a line: ``COMMAND ==> TEXT``, where TEXT stands in the message. ``$name`` is
-what ``wrong_files.py`` makes; ``<<< 'text'`` writes a file, which is ``$input``. A line that begins with ``!`` is run
-in a process of its own, within two seconds of a core, and may begin with variables of the environment. To add a case,
-add a line.
+The list is ``wrong_inputs.txt``, with a case per line: ``COMMAND ==> TEXT``. The message must contain TEXT. ``$name``
+is a file of ``wrong_files.py``. ``<<< 'text'`` writes the file ``$input``. A line that begins with ``!`` runs in its
+own process with a limit of two seconds of CPU time, and may begin with environment variables. To add a case, add a
+line.
 """
 
 import hashlib
@@ -39,7 +39,7 @@ CASES = [line for line in LINES if line and not line.startswith("#")]
 
 
 class Place:
-    """A directory with a work directory in it, whose bytes are compared before and after."""
+    """A directory with a work directory in it. Tests compare its bytes before and after a command."""
 
     def __init__(self, root: Path):
         self.root, self.files = root, root / "files"
@@ -54,7 +54,7 @@ class Place:
         return path
 
     def command(self, line: str) -> tuple[list[str], dict[str, str], str]:
-        """Arguments, variables of the environment, and the text that the message must hold."""
+        """Arguments, environment variables, and the text that the message must contain."""
         command, _, text = line.removeprefix("!").rpartition(" ==> ")
         command, _, content = command.partition(" <<< ")
         if content:
@@ -84,7 +84,7 @@ def place(tmp_path_factory):
 
 @pytest.fixture
 def run(place, monkeypatch, capsys):
-    """Run a command in this process: its exit code, and what it said."""
+    """Run a command in this process, and return its exit code and its output."""
     terminate = signal.getsignal(signal.SIGTERM)
     monkeypatch.chdir(place.root)
     monkeypatch.setattr(store_uri, "ASKED_FOR", None)
@@ -100,7 +100,7 @@ def run(place, monkeypatch, capsys):
 
 
 def run_apart(place: Place, words: list[str], variables: dict[str, str]) -> tuple[int, str]:
-    """Run a command in a process of its own, which may take two seconds of a core."""
+    """Run a command in its own process, which may take at most two seconds of CPU time."""
     known = {"PYTHONPATH": str(HERE.parents[1]), "MLFLOW_TRACKING_URI": "", "HF_HUB_OFFLINE": "1"}
     environment = {**os.environ, **known, "OMP_NUM_THREADS": "1", **variables}
     before = resource.getrusage(resource.RUSAGE_CHILDREN)
@@ -121,7 +121,7 @@ def check_message(code: int, said: str) -> str:
 
 
 @pytest.mark.parametrize("line", CASES)
-def test_wrong_input_is_answered_in_a_line_and_changes_nothing(line, place, run):
+def test_wrong_input_gives_one_line_and_changes_nothing(line, place, run):
     words, variables, text = place.command(line)
     before = place.digest()
     code, said = run_apart(place, words, variables) if line.startswith("!") else run(words)
@@ -131,7 +131,7 @@ def test_wrong_input_is_answered_in_a_line_and_changes_nothing(line, place, run)
 
 def load_baseline(source: str) -> object:
     config = Values(baseline=Values(checkpoint=source), teacher=Values(checkpoints={}))
-    return baseline._model(Values(config=config, data=Values(words=Values(size=1))))
+    return baseline._model(Values(config=config, data=Values(special_tokens=Values(vocabulary_size=1))))
 
 
 MODELS = re.findall(r"--set (teacher\.checkpoints\.e2|baseline\.checkpoint)=([^'\s]+) ==>", "\n".join(CASES))
@@ -139,13 +139,14 @@ LOADERS = {"teacher.checkpoints.e2": [load_teacher, init_student], "baseline.che
 
 
 @pytest.mark.parametrize("key,model", sorted(set(MODELS)))
-def test_who_loads_a_wrong_model_in_python_is_told_the_same(key, model, place, run):
+def test_the_python_functions_raise_the_same_message(key, model, place, run):
     names = string.Template(model).get_identifiers()
     source = string.Template(model).substitute({name: str(place.named(name)) for name in names})
     config = place.named("loaded" if key.startswith("teacher") else "base")
     message = check_message(*run(["run", str(config), f"--set={key}={source}"])).removeprefix("switch-distill: ")
     for load in LOADERS[key]:
-        if re.search(r"the tokenizer|different tokenizers|tokenizer\.json|differ in", message):  # not by itself
+        # These messages compare the model with others, which the function does not know.
+        if re.search(r"the tokenizer|different tokenizers|tokenizer\.json|differ in", message):
             load(source)
             continue
         with pytest.raises(UserError) as refused:
@@ -158,7 +159,7 @@ def plain(kind: typing.Any) -> typing.Any:
 
 
 def wrong_values(model: type[BaseModel], prefix: str = "") -> typing.Iterator[tuple[str, str]]:
-    """For every key of a config, values of other types and beyond its range."""
+    """For every key of a config, values of wrong types and out of range."""
     for name, field in model.model_fields.items():
         key, kind = f"{prefix}{name}", field.annotation
         union = typing.get_origin(kind) in (types.UnionType, typing.Union)
@@ -182,7 +183,7 @@ def wrong_values(model: type[BaseModel], prefix: str = "") -> typing.Iterator[tu
 
 
 @pytest.mark.parametrize("key,value", list(wrong_values(RunConfig)))
-def test_a_value_that_no_key_can_have_is_named_with_its_key(key, value, place, run):
+def test_a_wrong_value_is_named_with_its_key(key, value, place, run):
     message = check_message(*run(["config", "demo", f"--set={key}={value}"]))
     assert key.split(".")[-1] in message
 

@@ -1,6 +1,7 @@
-"""What ``wrong_inputs.txt`` names with a ``$``: ``NAMED`` has a function for each, which makes it at a path.
+"""The files and directories that ``wrong_inputs.txt`` names with a ``$``.
 
-``files`` gives the path of another one.
+``NAMED`` has a function for each name. The function creates the file at a path. Its argument ``files`` is a function
+that gives the path of another named file.
 """
 
 import gzip
@@ -57,7 +58,7 @@ def base(files, path):
 
 @named
 def loaded(files, path):
-    """The same with a teacher that is loaded."""
+    """The config ``base`` with a loaded teacher."""
     config = yaml.safe_load(files("base").read_text())
     config["data"]["tokenizer"] = str(files("tokenizer"))
     config["teacher"] = {"checkpoints": {"e2": str(files("teacher"))}}
@@ -90,7 +91,7 @@ def dense(files, path):
 
 
 def edited(of: str, *, config: dict | None = None, tensors: Callable | None = None, files_too: Callable | None = None):
-    """A copy of a named directory with other values in its config.json, other tensors, or other files."""
+    """A copy of a named directory with changed values in config.json, changed tensors, or changed files."""
 
     def make(files, path):
         shutil.copytree(files(of), path)
@@ -113,6 +114,14 @@ def _set(name: str, value: float, kind: torch.dtype = torch.float32) -> Callable
         state[name].view(-1)[0] = value
 
     return change
+
+
+def _replace_experts(state: dict) -> None:
+    """Put a dense FFN in the place of every Switch layer."""
+    places = {name.partition(".router.")[0] for name in state if ".router." in name}
+    for name in [name for name in state if name.startswith(tuple(places))]:
+        state.pop(name)
+    state.update({f"{place}.{name}.weight": torch.zeros(8, 8) for place in places for name in ("wi", "wo")})
 
 
 def _as_pickle(path: Path) -> None:
@@ -181,19 +190,21 @@ NAMED |= {
         "more_heads": {"config": {"num_heads": 4}},
         "more_layers": {"config": {"num_layers": 3}},
         "fewer_layers": {"config": {"num_decoder_layers": 1}},
-        "more_words": {"config": {"vocab_size": 1024}},
+        "larger_vocabulary": {"config": {"vocab_size": 1024}},
         "untied": {"config": {"tie_word_embeddings": False}},
         "gated": {"config": {"is_gated_act": True}},
         "all_sparse": {"config": {"encoder_sparse_step": 1}},
         "none_sparse": {"config": {"decoder_sparse_step": 0}},
-        "odd_step": {"config": {"decoder_sparse_step": "two"}},
         "text_size": {"config": {"d_model": "8"}},
         "huge_size": {"config": {"d_ff": 10**18}},
         "huge_layers": {"config": {"num_layers": 10**9}},
         "no_heads": {"config": {"num_heads": 0}},
         "minus_experts": {"config": {"num_experts": -2}},
         "true_size": {"config": {"d_kv": True}},
-        "no_switch_layer": {"config": {"encoder_sparse_step": 0, "decoder_sparse_step": 0}},
+        "no_switch_layer": {
+            "config": {"encoder_sparse_step": 0, "decoder_sparse_step": 0},
+            "tensors": _replace_experts,
+        },
         "text_rate": {"config": {"dropout_rate": "0.1"}},
         "without_eos": {"config": {"eos_token_id": None}},
         "odd_start": {"config": {"decoder_start_token_id": 512}},
@@ -207,7 +218,7 @@ NAMED |= {
         "pickle": {"files_too": _as_pickle},
         "missing": {"tensors": lambda state: state.pop("decoder.final_layer_norm.weight")},
         "wider": {"config": {"d_ff": 16}},
-        "gated": {"config": {"feed_forward_proj": "gated-gelu"}},
+        "gated": {"config": {"feed_forward_proj": "gated-gelu", "dense_act_fn": "gelu_new", "is_gated_act": True}},
         "cut": {"files_too": lambda path: os.truncate(path / "model.safetensors", 2000)},
         "zero": {"config": {"d_model": 0}},
         "without_start": {"config": {"decoder_start_token_id": None}},
@@ -232,7 +243,7 @@ NAMED |= {
     "t5_gated": _t5(feed_forward_proj="gated-gelu"),
     "t5_of_silu": _t5(feed_forward_proj="silu"),
     "t5_untied": _t5(tie_word_embeddings=False),
-    "t5_more_words": _t5(vocab_size=640),
+    "t5_larger_vocabulary": _t5(vocab_size=640),
     "t5_other_positions": _t5(relative_attention_max_distance=64),
     "teacher_of_four": lambda files, path: teacher(files, path, num_experts=4),
     "wider_teacher_of_four": lambda files, path: teacher(files, path, num_experts=4, d_ff=16),
@@ -241,20 +252,20 @@ NAMED |= {
 
 @named
 def swapped_tokenizer(files, path):
-    """Of as many words, two of which have changed places."""
+    """A tokenizer with the same tokens, two of which are swapped."""
     shutil.copytree(files("tokenizer"), path)
     values = json.loads((path / "tokenizer.json").read_text())
-    words = values["model"]["vocab"]
-    words["a"], words["b"] = words["b"], words["a"]
+    ids = values["model"]["vocab"]
+    ids["a"], ids["b"] = ids["b"], ids["a"]
     (path / "tokenizer.json").write_text(json.dumps(values))
 
 
-def _with(model: str, words: str, **more: str) -> Callable:
-    """A model with a tokenizer, and with more files of this content."""
+def _with(model: str, tokenizer_of: str, **more: str) -> Callable:
+    """A model with a tokenizer, and with additional files of the given content."""
 
     def make(files, path):
         shutil.copytree(files(model), path)
-        shutil.copytree(files(words), path, dirs_exist_ok=True)
+        shutil.copytree(files(tokenizer_of), path, dirs_exist_ok=True)
         for name, content in more.items():
             (path / f"{name}.json").write_text(content)
 
@@ -262,14 +273,14 @@ def _with(model: str, words: str, **more: str) -> Callable:
 
 
 NAMED |= {
-    "teacher_of_words": _with("teacher", "tokenizer"),
-    "teacher_of_swapped_words": _with("teacher", "swapped_tokenizer"),
-    "teacher_of_broken_words": _with("teacher", "tokenizer", tokenizer="{"),
-    "teacher_of_four_of_swapped_words": _with("teacher_of_four", "swapped_tokenizer"),
-    "dense_of_swapped_words": _with("dense", "swapped_tokenizer"),
-    "dense_of_words": _with("dense", "tokenizer"),
-    "export_of_words": _with("dense", "tokenizer", manifest='{"format": "hf"}'),
-    "stage_of_words": lambda files, path: shutil.copytree(files("dense_of_words"), path / "model"),
+    "teacher_with_tokenizer": _with("teacher", "tokenizer"),
+    "teacher_with_swapped_tokenizer": _with("teacher", "swapped_tokenizer"),
+    "teacher_with_broken_tokenizer": _with("teacher", "tokenizer", tokenizer="{"),
+    "teacher_of_four_with_swapped_tokenizer": _with("teacher_of_four", "swapped_tokenizer"),
+    "dense_with_swapped_tokenizer": _with("dense", "swapped_tokenizer"),
+    "dense_with_tokenizer": _with("dense", "tokenizer"),
+    "export_with_tokenizer": _with("dense", "tokenizer", manifest='{"format": "hf"}'),
+    "stage_with_tokenizer": lambda files, path: shutil.copytree(files("dense_with_tokenizer"), path / "model"),
 }
 
 
@@ -300,7 +311,7 @@ NAMED |= {
 
 @named
 def small_teacher(files, path):
-    """With fewer words than the tokenizer."""
+    """A teacher with a smaller vocabulary than the tokenizer."""
     edited("teacher", config={"vocab_size": 128}, tensors=lambda s: s.update({"shared.weight": torch.zeros(128, 8)}))(
         files, path
     )
@@ -313,9 +324,9 @@ def small_dense(files, path):
     )
 
 
-def _words(vocabulary: list[str], **special: str) -> Callable:
+def _word_level(vocabulary: list[str], **special: str) -> Callable:
     def make(files, path):
-        backend = Tokenizer(models.WordLevel({word: i for i, word in enumerate(vocabulary)}, unk_token="x"))
+        backend = Tokenizer(models.WordLevel({token: i for i, token in enumerate(vocabulary)}, unk_token="x"))
         PreTrainedTokenizerFast(tokenizer_object=backend, **special).save_pretrained(path)
 
     return make
@@ -323,12 +334,12 @@ def _words(vocabulary: list[str], **special: str) -> Callable:
 
 SPECIAL = {"pad_token": "p", "eos_token": "e"}
 NAMED |= {
-    "tokenizer_without_pad": _words(["x", "e"], eos_token="e"),
-    "tokenizer_without_eos": _words(["x", "p"], pad_token="p"),
-    "tokenizer_without_sentinels": _words(["x", "p", "e"], **SPECIAL),
-    "tokenizer_ascending": _words(["x", "p", "e", "<extra_id_0>", "<extra_id_1>"], **SPECIAL),
-    "tokenizer_one_sentinel": _words(["x", "p", "e", "<extra_id_0>"], **SPECIAL),
-    "tokenizer_second_alone": _words(["x", "p", "e", "<extra_id_1>"], **SPECIAL),
+    "tokenizer_without_pad": _word_level(["x", "e"], eos_token="e"),
+    "tokenizer_without_eos": _word_level(["x", "p"], pad_token="p"),
+    "tokenizer_without_sentinels": _word_level(["x", "p", "e"], **SPECIAL),
+    "tokenizer_ascending": _word_level(["x", "p", "e", "<extra_id_0>", "<extra_id_1>"], **SPECIAL),
+    "tokenizer_one_sentinel": _word_level(["x", "p", "e", "<extra_id_0>"], **SPECIAL),
+    "tokenizer_second_alone": _word_level(["x", "p", "e", "<extra_id_1>"], **SPECIAL),
     "tokenizer_broken": edited("tokenizer", files_too=_write("tokenizer.json", "{")),
     "tokenizer_list": edited("tokenizer", files_too=_write("tokenizer.json", "[]")),
     "tokenizer_empty": edited("tokenizer", files_too=_write("tokenizer.json", "")),
@@ -338,7 +349,6 @@ NAMED |= {
     "nothing": lambda files, path: None,
     "empty": lambda files, path: path.mkdir(),
     "pickled": lambda files, path: path.write_bytes(pickle.dumps({"teacher": 1})),
-    "large": lambda files, path: path.write_bytes(b"a: 1\n" * 20_000_000),
     "utf16": lambda files, path: path.write_bytes("teacher: {experts: [2]}".encode("utf-16")),
     "gzipped": lambda files, path: path.write_bytes(gzip.compress(b"teacher: {experts: [2]}")),
     "giant_line": lambda files, path: path.write_text("word " * 200_000),
@@ -346,17 +356,6 @@ NAMED |= {
     "array": lambda files, path: np.save(path.open("wb"), np.zeros(3)),
     "loop": lambda files, path: path.symlink_to(path),
     "link_to_latin_1": lambda files, path: path.symlink_to(os.fsdecode(b"caf\xe9")),
-    "bomb": lambda files, path: path.write_text(
-        "a: &a [x, x, x, x, x, x, x, x]\n"
-        + "".join(f"{b}: &{b} [{', '.join([f'*{a}'] * 9)}]\n" for a, b in zip("abcdefghi", "bcdefghij", strict=True))
-    ),
-    "merge_bomb": lambda files, path: path.write_text(
-        "a: &a {k: 1}\n"
-        + "".join(
-            f"{b}: &{b} {{<<: [{', '.join([f'*{a}'] * 9)}]}}\n" for a, b in zip("abcdefgh", "bcdefghi", strict=True)
-        )
-    ),
-    "deep": lambda files, path: path.write_text("[" * 3000),
 }
 
 

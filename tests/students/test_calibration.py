@@ -6,8 +6,8 @@ from distill.data.examples import Batch
 from distill.models.build import new_t5
 from students.calibration import ffn_errors, record
 from students.initialise import student_config
+from teachers.build import build_teacher, switch_layers
 from teachers.config import TeacherConfig
-from teachers.model import build_teacher, switch_layers
 
 
 @pytest.fixture
@@ -25,8 +25,8 @@ def batches():
     return [Batch(torch.randint(2, 64, (4, 12)), torch.randint(2, 64, (4, 6))) for _ in range(2)]
 
 
-def test_the_gated_output_follows_from_what_is_recorded(teacher, batches):
-    """Equation 2 of the paper, one token after the other, from inputs, expert and gate."""
+def test_the_recorded_output_follows_from_input_expert_and_gate(teacher, batches):
+    """Equation 2 of the paper in NumPy, for one token at a time."""
     recorded = record(teacher, batches)
     dropped = 0
     for name, block in switch_layers(teacher):
@@ -42,7 +42,7 @@ def test_the_gated_output_follows_from_what_is_recorded(teacher, batches):
     assert dropped > 0
 
 
-def test_dropped_tokens_are_those_that_the_layer_drops(teacher, batches):
+def test_recorded_dropped_tokens_match_the_layers_statistics(teacher, batches):
     name, block = switch_layers(teacher)[0]
     seen = record(teacher, batches[:1])[name]
     assert block.statistics.dropped_fraction > 0
@@ -50,7 +50,7 @@ def test_dropped_tokens_are_those_that_the_layer_drops(teacher, batches):
     assert torch.equal(torch.bincount(seen.expert, minlength=3) / len(seen.expert), block.statistics.load)
 
 
-def test_recording_leaves_the_teacher_as_it_was(teacher, batches):
+def test_recording_does_not_change_the_teacher(teacher, batches):
     before = {name: tensor.clone() for name, tensor in teacher.state_dict().items()}
     teacher.train()
     record(teacher, batches)

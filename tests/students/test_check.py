@@ -10,15 +10,15 @@ from students.check import check_dense
 
 CONFIGS = {
     "plain": {},
-    "of a few keys": {"dense_act_fn": None, "is_gated_act": None, "num_decoder_layers": None, "eos_token_id": None},
+    "few keys": {"dense_act_fn": None, "is_gated_act": None, "num_decoder_layers": None, "eos_token_id": None},
     "older": {"scale_decoder_outputs": None, "dense_act_fn": None},
-    "of old names": {"d_model": None, "hidden_size": 16, "num_layers": None, "num_hidden_layers": 2},
+    "old names": {"d_model": None, "hidden_size": 16, "num_layers": None, "num_hidden_layers": 2},
 }
 
 
 @pytest.mark.parametrize("tied", [True, False])
 @pytest.mark.parametrize("feed_forward", ["relu", "gated-gelu"])
-def test_what_transformers_saves_is_accepted_and_has_the_shape_that_was_asked_for(tmp_path, shape, feed_forward, tied):
+def test_a_t5_saved_by_transformers_is_accepted_with_its_shape(tmp_path, shape, feed_forward, tied):
     shape = shape.model_copy(update={"feed_forward": feed_forward, "tie_word_embeddings": tied})
     build_dense(shape, 128, pad=0, eos=1, seed=0).save_pretrained(tmp_path)
     header = check_dense(str(tmp_path), "it")
@@ -30,8 +30,8 @@ def test_what_transformers_saves_is_accepted_and_has_the_shape_that_was_asked_fo
 @pytest.mark.parametrize("tied", [True, False])
 @pytest.mark.parametrize("feed_forward", ["relu", "gated-gelu", "silu"])
 @pytest.mark.parametrize("changes", CONFIGS.values(), ids=CONFIGS)
-def test_the_header_says_what_transformers_builds(tmp_path, shape, feed_forward, tied, changes):
-    """Of configs that leave keys out, as those of older versions do."""
+def test_the_header_describes_the_model_that_transformers_builds(tmp_path, shape, feed_forward, tied, changes):
+    """Configs of older versions lack some keys."""
     shape = shape.model_copy(update={"feed_forward": "relu" if feed_forward == "silu" else feed_forward})
     shape = shape.model_copy(update={"tie_word_embeddings": tied})
     build_dense(shape, 128, pad=0, eos=1, seed=0).save_pretrained(tmp_path)

@@ -8,8 +8,9 @@ from distill.models.build import count_parameters, new_t5
 from students import init_student
 from students.initialise import init_student_with_counts, student_config
 from students.weight_map import Skip, student_name
+from teachers.build import build_teacher
 from teachers.config import TeacherConfig
-from teachers.model import build_teacher, plain_state_dict, save_teacher
+from teachers.save import plain_state_dict, save_teacher
 
 SWITCH_BASE = {"d_model": 768, "d_ff": 3072, "d_kv": 64, "num_heads": 12, "num_layers": 12}
 T5_BASE_PARAMETERS = 222_903_552
@@ -38,13 +39,13 @@ def test_every_tensor_is_copied_renamed_or_skipped(shape, feed_forward, tied):
     assert fresh and all(".block.1." in name and "DenseReluDense" in name for name in fresh)
     parameters = counts["parameters"]
     assert parameters["copied"] + parameters["renamed"] + parameters["fresh"] == count_parameters(student)
-    everything = sum(value for fate, value in parameters.items() if fate != "fresh")
+    everything = sum(value for outcome, value in parameters.items() if outcome != "fresh")
     assert everything == count_parameters(teacher)
     assert counts["tensors"]["skipped_router"] == 2
     assert counts["tensors"]["skipped_expert"] == 2 * 3 * (3 if feed_forward == "gated-gelu" else 2)
 
 
-def test_fresh_weights_follow_the_seed_and_nothing_else_does(shape):
+def test_only_fresh_weights_depend_on_the_seed(shape):
     teacher = teacher_of(shape)
     one, same, other = (init_student(teacher, seed=seed).state_dict() for seed in (1, 1, 2))
     different = {name for name in one if not torch.equal(one[name], other[name])}
@@ -54,7 +55,7 @@ def test_fresh_weights_follow_the_seed_and_nothing_else_does(shape):
 
 @pytest.mark.parametrize("feed_forward", ["relu", "gated-gelu"])
 @pytest.mark.parametrize("tied", [True, False])
-def test_transformers_loads_it_with_the_same_output(tmp_path, shape, feed_forward, tied):
+def test_transformers_loads_the_saved_student_with_the_same_output(tmp_path, shape, feed_forward, tied):
     teacher = teacher_of(shape, feed_forward=feed_forward, tie_word_embeddings=tied)
     save_teacher(teacher, tmp_path / "teacher")
     student = init_student(tmp_path / "teacher").eval()
@@ -67,15 +68,15 @@ def test_transformers_loads_it_with_the_same_output(tmp_path, shape, feed_forwar
     assert (read.lm_head.weight is read.shared.weight) == tied
 
 
-def test_a_student_without_experts_equals_its_teacher(shape):
-    """Where every expert is the same and the gate is 1, teacher and student compute the same."""
+def test_a_student_of_equal_experts_with_gate_1_equals_its_teacher(shape):
+    """Each expert is twice the student's FFN, and the gate is 1/2."""
     teacher = teacher_of(shape, experts=2).eval()
     student = init_student(teacher).eval()
     for stack, dense in ((teacher.encoder, student.encoder), (teacher.decoder, student.decoder)):
         layer, plain = stack.block[1].layer[-1].mlp, dense.block[1].layer[-1].DenseReluDense
         layer.capacity_factor_eval = 2.0
         layer.wi.data[:] = plain.wi.weight
-        layer.wo.data[:] = plain.wo.weight * 2  # router of zeros: the gate is 1/2
+        layer.wo.data[:] = plain.wo.weight * 2  # the gate of a zero router is 1/2
         layer.router.weight.data.zero_()
     ids = torch.randint(2, 64, (2, 12))
     torch.testing.assert_close(

@@ -1,19 +1,18 @@
 """The check before loading accepts every directory that transformers or ``save_teacher`` writes. See also
 ``tests/pipelines/wrong_inputs.txt`` for those that it refuses."""
 
-import json
-
 import pytest
 import torch
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 from transformers import SwitchTransformersConfig, SwitchTransformersForConditionalGeneration
 
 from distill.errors import UserError
 from distill.models.header import shape_of
 from teachers import load_teacher, save_teacher
-from teachers.check import check_teacher, teacher_shapes
+from teachers.build import build_teacher
+from teachers.check import check_teacher
 from teachers.config import TeacherConfig
-from teachers.model import build_teacher
+from teachers.load import check_tensors
 
 SIZES = {"vocab_size": 64, "d_model": 16, "d_kv": 4, "d_ff": 24, "num_heads": 2, "num_experts": 3}
 
@@ -35,6 +34,7 @@ def test_what_transformers_saves_is_accepted(tmp_path, changes, dtype):
     SwitchTransformersForConditionalGeneration(config).to(dtype).save_pretrained(tmp_path, max_shard_size="20kB")
     assert (tmp_path / "model.safetensors.index.json").exists()
     header = check_teacher(str(tmp_path))
+    check_tensors(str(tmp_path), "it")
     assert (header.experts, header.pad, header.eos) == (3, 0, 1)
     assert (
         header.shape.items() >= {"vocab_size": 64, "d_ff": 24, "num_decoder_layers": config.num_decoder_layers}.items()
@@ -43,15 +43,22 @@ def test_what_transformers_saves_is_accepted(tmp_path, changes, dtype):
 
 @pytest.mark.parametrize("tied", [True, False])
 @pytest.mark.parametrize("feed_forward", ["relu", "gated-gelu"])
-def test_what_we_save_is_accepted_with_exactly_the_expected_tensors(tmp_path, shape, feed_forward, tied):
+def test_what_we_save_is_accepted_and_without_any_tensor_is_not(tmp_path, shape, feed_forward, tied):
     shape = shape.model_copy(update={"feed_forward": feed_forward, "tie_word_embeddings": tied})
     save_teacher(build_teacher(shape, TeacherConfig(experts=[2]), 64, 2, pad=0, eos=1, seed=0), tmp_path)
     header = check_teacher(str(tmp_path))
     assert header.shape == shape_of(shape, 64) and header.experts == 2
-    config = json.loads((tmp_path / "config.json").read_text())
-    saved = {name: tuple(tensor.shape) for name, tensor in load_file(tmp_path / "model.safetensors").items()}
-    free = {"lm_head.weight", "encoder.embed_tokens.weight", "decoder.embed_tokens.weight"}
-    assert teacher_shapes(config, "it") == {name: size for name, size in saved.items() if name not in free}
+    check_tensors(str(tmp_path), "it")
+    state = load_file(tmp_path / "model.safetensors")
+    for name in sorted(state)[::4]:
+        rest = {other: tensor for other, tensor in state.items() if other != name}
+        save_file(rest, tmp_path / "model.safetensors", metadata={"format": "pt"})
+        if "embed_tokens" in name:  # which are the embedding of both stacks
+            check_tensors(str(tmp_path), "it")
+        else:
+            named = "lm_head.weight" if tied and name == "shared.weight" else name  # the first of those that are one
+            with pytest.raises(UserError, match=rf"has \d missing tensors for its config, such as {named};"):
+                check_tensors(str(tmp_path), "it")
 
 
 def test_a_loaded_teacher_is_finite(tmp_path, shape):

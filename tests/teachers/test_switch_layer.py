@@ -219,13 +219,13 @@ def one_token_many_times(count: int) -> tuple[SwitchLayer, torch.Tensor, np.ndar
     return layer, hidden.expand(1, count, D), probs[0], probs[0][:, None] * outputs[0]
 
 
-@pytest.mark.parametrize("draws", [1, 2, 3])
-def test_sampled_experts_come_as_often_as_the_router_says_and_none_twice(draws):
-    count = 20_000
-    layer, hidden, p, shares = one_token_many_times(count)
-    layer.draws = draws
-    expected = dict.fromkeys(itertools.combinations(range(4), draws), 0.0)
-    for order in itertools.permutations(range(4), draws):  # one after the other, without replacement
+@pytest.mark.parametrize("count", [1, 2, 3])
+def test_sampled_experts_come_as_often_as_the_router_says_and_none_twice(count):
+    tokens = 20_000
+    layer, hidden, p, shares = one_token_many_times(tokens)
+    layer.num_sampled_experts = count
+    expected = dict.fromkeys(itertools.combinations(range(4), count), 0.0)
+    for order in itertools.permutations(range(4), count):  # one after the other, without replacement
         left, chance = 1.0, 1.0
         for expert in order:
             chance, left = chance * p[expert] / left, left - p[expert]
@@ -234,24 +234,24 @@ def test_sampled_experts_come_as_often_as_the_router_says_and_none_twice(draws):
     output, statistics = layer(hidden)
     distance = np.abs(output[0].detach().numpy()[:, None] - sums).max(-1)
     assert distance.min(-1).max() < 1e-5  # every output is the sum of one set of experts
-    found = np.bincount(distance.argmin(-1), minlength=len(sums)) / count
+    found = np.bincount(distance.argmin(-1), minlength=len(sums)) / tokens
     chances = np.array(list(expected.values()))
-    assert (np.abs(found - chances) <= 4.5 * np.sqrt(chances * (1 - chances) / count)).all()
-    inclusion = [sum(chance for chosen, chance in expected.items() if e in chosen) / draws for e in range(4)]
+    assert (np.abs(found - chances) <= 4.5 * np.sqrt(chances * (1 - chances) / tokens)).all()
+    inclusion = [sum(chance for chosen, chance in expected.items() if e in chosen) / count for e in range(4)]
     np.testing.assert_allclose(statistics.load, inclusion, atol=0.02)
     assert statistics.dropped_fraction == 0
 
 
-def test_as_many_draws_as_experts_are_the_mixture():
+def test_as_many_sampled_experts_as_there_are_make_the_mixture():
     layer, hidden, _, _ = one_token_many_times(50)
     hidden = hidden + torch.randn(1, 50, D)
-    layer.draws = 9
+    layer.num_sampled_experts = 9
     sampled, _ = layer(hidden)
     layer.routing = "mixture"
     torch.testing.assert_close(sampled, layer(hidden)[0])
 
 
-def test_draws_follow_the_seed():
+def test_sampled_experts_follow_the_seed():
     layer, hidden, _, _ = one_token_many_times(50)
     runs = []
     for seed in (0, 0, 1):
@@ -262,7 +262,7 @@ def test_draws_follow_the_seed():
 
 def test_sampled_experts_are_dropped_beyond_capacity_and_padding_is_not_drawn_for():
     layer, hidden, p, _ = one_token_many_times(1000)
-    layer.capacity_factor_eval, layer.draws = 0.4, 2
+    layer.capacity_factor_eval, layer.num_sampled_experts = 0.4, 2
     mask = torch.ones(1, 1000)
     mask[:, ::2] = 0
     output, statistics = layer(hidden, mask)

@@ -35,11 +35,11 @@ def examples(data, data_config):
 def label(teacher, examples, accelerator, tmp_path):
     """Make labels in a directory of this name; further arguments are those of make_labels and LabelsConfig."""
 
-    def make(name="labels", *, form="top_k", words=4, count=11, model=teacher, temperature=1.0, **arguments):
+    def make(name="labels", *, form="top_k", num_tokens=4, count=11, model=teacher, temperature=1.0, **arguments):
         make_labels(
             model,
             examples,
-            LabelsConfig(form=form, words=words, seed=5),
+            LabelsConfig(form=form, num_tokens=num_tokens, seed=5),
             tmp_path / name,
             count=count,
             temperature=temperature,
@@ -64,23 +64,23 @@ def test_top_k_labels_are_those_of_the_teachers_logits_example_by_example(label,
         batch = examples.batch([index % 11])
         with torch.no_grad():
             logits = teacher.eval()(**batch._asdict()).logits[0]
-        probs, words = (logits / 2.0).softmax(-1).topk(4)
+        probs, token_ids = (logits / 2.0).softmax(-1).topk(4)
         read = labels.batch([index])
-        assert torch.equal(read.words, words) and read.words.dtype == torch.int64
+        assert torch.equal(read.token_ids, token_ids) and read.token_ids.dtype == torch.int64
         torch.testing.assert_close(read.probs, probs, rtol=1e-3, atol=1e-5)
         classes = torch.cat([probs, 1 - probs.sum(-1, keepdim=True)], -1)
         torch.testing.assert_close(read.entropy, -(classes * classes.log()).sum(-1), rtol=2e-3, atol=2e-3)
     together = labels.batch([10, 0, 13])
-    assert torch.equal(together.words, torch.cat([labels.batch([i]).words for i in (10, 0, 2)]))
+    assert torch.equal(together.token_ids, torch.cat([labels.batch([i]).token_ids for i in (10, 0, 2)]))
 
 
 def test_sampled_labels_are_draws_from_the_teacher(label, teacher, examples):
-    """Any form of one teacher: a word of probability 1/K or more is among the draws, in other places each time."""
-    labels = CachedLabels(label(form="sampled", words=64))
+    """Any form of one teacher: a token of probability 1/K or more is among the draws, in other places each time."""
+    labels = CachedLabels(label(form="sampled", num_tokens=64))
     with torch.no_grad():
         probs = teacher.eval()(**examples.batch(range(11))._asdict()).logits.flatten(0, 1).softmax(-1)
     read = labels.batch(range(11))
-    drawn = torch.stack([torch.bincount(row, minlength=probs.shape[-1]) for row in read.words])
+    drawn = torch.stack([torch.bincount(row, minlength=probs.shape[-1]) for row in read.token_ids])
     assert ((drawn - 64 * probs).abs() < 1 + 1e-3).all()
     error = (drawn / 64 - probs).sum(0)  # of all tokens together; it would grow with a common offset
     assert error.abs().max() < 4 * (len(probs) / 4) ** 0.5 / 64
@@ -96,7 +96,7 @@ def test_files_say_what_they_are(label, form, size, examples):
     sizes = [(directory / name).stat().st_size for name in FILES[form]]
     assert labels.bytes_per_token == size and sum(sizes) == pytest.approx(size * tokens, abs=128 * len(sizes))
     facts = json.loads((directory / "labels.json").read_text())
-    assert facts == labels.facts and sorted(facts["sha256"]) == FILES[form]
+    assert facts == {**labels.facts, "checksum": facts["checksum"]} and sorted(facts["sha256"]) == FILES[form]
     assert (facts["form"], facts["words"], facts["seed"], facts["teacher"], facts["data"]) == (form, 4, 5, "t", "d")
     means = labels.means()
     whole = labels.batch(range(11))
@@ -104,7 +104,7 @@ def test_files_say_what_they_are(label, form, size, examples):
     assert means["mass"] == pytest.approx(float(whole.probs.sum(-1).mean()), rel=1e-5)
 
 
-def test_a_large_vocabulary_gets_wider_words(label, shape):
+def test_a_large_vocabulary_gets_wider_ids(label, shape):
     large = build_dense(shape, 70_016, pad=0, eos=1, seed=0)
     assert CachedLabels(label("large", model=large, form="sampled", count=2)).bytes_per_token == 4 * 4 + 2
     assert np.load(label("large", model=large, form="sampled", count=2) / "words.npy").dtype == np.uint32
@@ -163,7 +163,7 @@ def test_changed_or_missing_files_are_named_with_the_cure(label):
 
 def test_labels_that_do_not_fit_the_disk_are_refused(label, monkeypatch, tmp_path):
     monkeypatch.setattr("shutil.disk_usage", lambda path: SimpleNamespace(free=100))
-    with pytest.raises(DiskFull, match="storing soft labels needs about .* lower distill.labels.words"):
+    with pytest.raises(DiskFull, match="storing soft labels needs about .* lower distill.labels.num_tokens"):
         label()
     assert not list((tmp_path / "labels").iterdir())
 
@@ -199,16 +199,16 @@ def test_labelled_examples_are_the_examples_and_go_round(label, examples):
     batch = LabelledExamples(examples, labels).batch([9, 10, 11, 12]).to(torch.device("cpu"))
     plain = examples.batch([9, 10, 0, 1])
     assert torch.equal(batch.input_ids, plain.input_ids) and torch.equal(batch.labels, plain.labels)
-    assert torch.equal(batch.soft_labels.words, labels.batch([9, 10, 0, 1]).words)
+    assert torch.equal(batch.soft_labels.token_ids, labels.batch([9, 10, 0, 1]).token_ids)
 
 
 def test_a_student_learns_from_the_disk_what_it_learns_from_the_teacher(
     label, teacher, shape, data, examples, accelerator, tmp_path
 ):
-    """With all words kept, cached labels are the online ones but for float16."""
+    """With the whole vocabulary kept, cached labels are the online ones but for float16."""
     config = TrainingConfig(steps=3, batch_size=4, learning_rate=1e-2, warmup_steps=1, log_every=1)
     mix = {"hard_fraction": 0.5, "temperature": 1.5}
-    labelled = LabelledExamples(examples, CachedLabels(label(words=data.vocab_size, count=12, temperature=1.5)))
+    labelled = LabelledExamples(examples, CachedLabels(label(num_tokens=data.vocab_size, count=12, temperature=1.5)))
     curves = []
     for name in ("online", "cached"):
         student, seen = build_dense(shape, data.vocab_size, pad=0, eos=1, seed=1), []

@@ -12,13 +12,13 @@ from distill.data.corpus import read_documents, split_of
 from distill.data.examples import Examples
 from distill.data.prepare import prepare_data
 from distill.data.prepared_data import TEXT
-from distill.data.tokenizer import encode
+from distill.data.tokenizer import encode_texts
 from distill.errors import DiskFull, UserError
 
 
 def rebuild(data, inputs, targets):
     """The raw tokens of one example."""
-    first = data.words.sentinel_start - data.words.sentinels
+    first = data.special_tokens.sentinel_start - data.special_tokens.sentinels
     spans, current = {}, None
     for token in targets.tolist()[:-1]:
         if token > first:
@@ -32,7 +32,7 @@ def test_the_two_sides_hold_the_documents_of_the_split(data, data_config):
     documents = list(read_documents(data_config.corpus))
     for split in ("train", "test"):
         own = [one for one in documents if split_of(one.key, data_config.test_fraction) == split]
-        texts = encode(data.tokenizer, [one.text for one in own])
+        texts = encode_texts(data.tokenizer, [one.text for one in own])
         assert data.tokens(split).tolist() == [token for ids in texts for token in ids]
         ends = np.fromfile(Path(data.directory) / f"{split}.documents", TEXT)["end"]
         assert ends.tolist() == np.cumsum([len(ids) for ids in texts]).tolist()
@@ -47,7 +47,7 @@ def test_models_can_be_evaluated_on_a_validation_part_of_its_own(data_config, tm
     documents = list(read_documents(config.corpus))
     texts = [one.text for one in documents if split_of(one.key, 0.2, 0.2) == "validation"]
     assert data.parts["validation"].documents == len(texts) > 0
-    assert data.tokens("validation").tolist() == [token for ids in encode(data.tokenizer, texts) for token in ids]
+    assert data.tokens("validation").tolist() == [token for ids in encode_texts(data.tokenizer, texts) for token in ids]
     assert sum(part.documents for part in data.parts.values()) == len(documents)
     examples = Examples(data, validated, seed=None)
     first = rebuild(data, *(side[0] for side in examples.batch(range(1))))
@@ -280,5 +280,5 @@ def test_examples_that_do_not_fit_the_data_are_refused(data, data_config, change
 
 
 def test_vocabulary_is_rounded_up_as_in_t5(data):
-    assert data.vocab_size % 128 == 0 and 0 <= data.vocab_size - data.words.size < 128
-    assert np.iinfo(data.tokens("train").dtype).max >= data.words.size
+    assert data.vocab_size % 128 == 0 and 0 <= data.vocab_size - data.special_tokens.vocabulary_size < 128
+    assert np.iinfo(data.tokens("train").dtype).max >= data.special_tokens.vocabulary_size

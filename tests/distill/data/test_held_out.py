@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from distill.data.held_out import choose_examples, lay_out
+from distill.data.held_out import choose_examples, make_layout
 
 
 def part(sizes: list[int], names: list[int]) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
@@ -14,7 +14,7 @@ def part(sizes: list[int], names: list[int]) -> tuple[np.ndarray, np.ndarray, np
 
 def test_long_documents_give_whole_examples_of_their_own():
     tokens, ends, names = part([25, 7, 31], [5, 6, 7])
-    chosen = choose_examples(tokens, lay_out(ends, names, 10), 5)
+    chosen = choose_examples(tokens, make_layout(ends, names, 10), 5)
     texts = chosen.tokens // 1000
     assert (texts == texts[:, :1]).all() and set(texts[:, 0]) == {0, 2}  # 7 tokens are too few for an example
     assert len({tuple(row) for row in chosen.tokens}) == 5
@@ -26,7 +26,7 @@ def test_long_documents_give_whole_examples_of_their_own():
 
 def test_short_documents_fill_an_example_together_and_count_as_one():
     tokens, ends, names = part([4] * 9, list(range(9)))
-    layout = lay_out(ends, names, 10)
+    layout = make_layout(ends, names, 10)
     assert layout.available.tolist() == [1, 1, 1]  # of three documents each, of which the last is cut
     chosen = choose_examples(tokens, layout, 3)
     used = [set(row // 1000) for row in chosen.tokens]
@@ -36,7 +36,7 @@ def test_short_documents_fill_an_example_together_and_count_as_one():
 def test_texts_of_one_group_are_one_document_wherever_they_stand():
     """The texts 0, 2 and 4 are of one group; an example may span them, but no text of another group."""
     tokens, ends, names = part([8, 12, 8, 12, 8], [1, 2, 1, 3, 1])
-    layout = lay_out(ends, names, 12)
+    layout = make_layout(ends, names, 12)
     chosen = choose_examples(tokens, layout, 4)
     documents = {frozenset(row // 1000): number for row, number in zip(chosen.tokens, chosen.documents, strict=True)}
     assert documents[frozenset({0, 2})] == documents[frozenset({2, 4})]
@@ -48,7 +48,7 @@ def test_no_document_gives_more_than_it_must(count):
     """Against a brute force: give one example at a time to the document that has given least."""
     sizes = [10, 200, 33, 400, 57, 21, 310, 90, 44]
     tokens, ends, names = part(sizes, list(range(9)))
-    layout = lay_out(ends, names, 10)
+    layout = make_layout(ends, names, 10)
     available, given = layout.available.tolist(), [0] * 9
     assert available == [size // 10 for size in sizes] and sum(available) == 115
     for _ in range(count):
@@ -61,11 +61,11 @@ def test_no_document_gives_more_than_it_must(count):
 
 def test_examples_are_spread_over_their_document_and_neighbours_are_of_different_ones():
     tokens, ends, names = part([1000, 1000, 1000], [1, 2, 3])
-    chosen = choose_examples(tokens, lay_out(ends, names, 10), 12)
+    chosen = choose_examples(tokens, make_layout(ends, names, 10), 12)
     assert sorted(chosen.tokens[chosen.documents == 1, 0] % 1000) == [0, 250, 500, 750]
     assert chosen.documents.tolist() == [0, 1, 2] * 4
 
 
 def test_nothing_comes_of_too_little_text():
     _, ends, names = part([3, 4], [1, 2])
-    assert lay_out(ends, names, 10).available.sum() == 0
+    assert make_layout(ends, names, 10).available.sum() == 0

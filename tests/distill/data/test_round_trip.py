@@ -5,7 +5,7 @@ import pytest
 from distill.config import DataConfig
 from distill.data.prepare import prepare_data
 from distill.data.round_trip import RoundTripCounter
-from distill.data.tokenizer import encode, load_tokenizer, train_tokenizer
+from distill.data.tokenizer import encode_texts, load_tokenizer, train_tokenizer
 from distill.errors import UserError
 from tests.conftest import ROOT
 from tests.distill.data.test_special_tokens import sentencepiece_model
@@ -15,7 +15,7 @@ def test_a_byte_level_tokenizer_loses_nothing():
     tokenizer = train_tokenizer([(ROOT / "LICENSE").read_text()], 450)
     counter = RoundTripCounter(tokenizer)
     for text in ("a {b}\n\tc", "  世界 ü </s>"):
-        counter.count(ids := encode(tokenizer, [text])[0])
+        counter.count(ids := encode_texts(tokenizer, [text])[0])
         counter.sample(text, ids)
     assert counter.result() == (0.0, 1.0, 0.0, [], 2)
 
@@ -25,15 +25,15 @@ def test_what_sentencepiece_loses_is_counted(tmp_path):
     tokenizer = load_tokenizer(tmp_path)
     counter = RoundTripCounter(tokenizer)
     for text in ("the License", "a {\n{ b", "of the\nWork"):
-        counter.count(ids := encode(tokenizer, [text])[0])
+        counter.count(ids := encode_texts(tokenizer, [text])[0])
         counter.sample(text, ids)
     found = counter.result()
     # By hand: one text of three comes back; the two {, their line break, and that of the last text are lost; a space
     # stands in the place of the second line break, and one more between the braces.
     assert found.restored_share == pytest.approx(1 / 3) and found.sampled == 3
     assert found.most_lost[:2] == ["{", "\n"] and found.lost_share == pytest.approx(4 / 29)
-    assert 0 < found.unknown_share < 0.5 and 2 in encode(tokenizer, ["a { b"])[0] and 2 not in ids
-    assert "loses 13.8% of their characters, most often '{', line breaks" in found.sentence
+    assert 0 < found.unknown_share < 0.5 and 2 in encode_texts(tokenizer, ["a { b"])[0] and 2 not in ids
+    assert "loses 13.8% of their characters, most often '{', line breaks" in found.summary
 
 
 @pytest.fixture

@@ -11,13 +11,13 @@ from hypothesis import strategies as st
 from tokenizers import AddedToken, Tokenizer, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 
-from distill.data.tokenizer import encode, load_tokenizer, special_tokens, train_tokenizer
+from distill.data.tokenizer import encode_texts, find_special_tokens, load_tokenizer, train_tokenizer
 from distill.errors import UserError
 from tests.conftest import ROOT
 
 SENTINELS = [f"<extra_id_{k}>" for k in range(100)]
 SPECIAL = ["<pad>", "</s>", "<unk>", *SENTINELS]
-# Texts that spell special words: whole, in part, after normalization, and by the names that encode gives them inside.
+# Texts that spell special tokens: whole, in part, after normalization, and by the names that encode gives them inside.
 TRAPS = [*SPECIAL[:6], "<extra_id_99>", "<extra_id_", ">", "＜pad＞", "\ufdd0</s>", "\ufdd0<extra_id_0>", "\ufdd0"]
 MIXED = st.lists(st.sampled_from(TRAPS) | st.text(max_size=8) | st.sampled_from([" ", "a", "\n"]), max_size=12).map(
     "".join
@@ -42,7 +42,7 @@ def sentencepiece_model(directory, kind: str) -> None:
 
 
 def merging_tokenizer() -> PreTrainedTokenizerFast:
-    """A BPE whose merges spell special words, as one has that was trained on text with many of them."""
+    """A BPE whose merges spell special tokens, as one has that was trained on text with many of them."""
     letters = sorted(set("".join(SPECIAL)) | set("abc "))
     vocabulary, merges = {word: n for n, word in enumerate(["<pad>", "</s>", "<unk>", *letters])}, []
     for word in ("<pad>", "</s>", "<extra_id_0>"):
@@ -78,14 +78,18 @@ def tokenizer(request, tmp_path_factory):
 
 
 def special_ids(tokenizer) -> set[int]:
-    words = special_tokens(tokenizer)
-    return {words.pad, words.eos, *range(words.sentinel_start - words.sentinels + 1, words.sentinel_start + 1)}
+    special = find_special_tokens(tokenizer)
+    return {
+        special.pad,
+        special.eos,
+        *range(special.sentinel_start - special.sentinels + 1, special.sentinel_start + 1),
+    }
 
 
 @settings(max_examples=300, deadline=None, derandomize=True)
 @given(text=MIXED)
 def test_no_text_gives_a_special_id(tokenizer, text):
-    assert special_ids(tokenizer).isdisjoint(encode(tokenizer, [text])[0])
+    assert special_ids(tokenizer).isdisjoint(encode_texts(tokenizer, [text])[0])
 
 
 def test_the_tokenizer_itself_would_give_special_ids(tokenizer):
@@ -97,22 +101,28 @@ def test_the_tokenizer_itself_would_give_special_ids(tokenizer):
 @settings(max_examples=100, deadline=None, derandomize=True)
 @given(text=st.text(max_size=40).filter(lambda text: "<" not in text and "＜" not in text and "﹤" not in text))
 def test_any_other_text_is_cut_as_the_tokenizer_cuts_it(tokenizer, text):
-    assert encode(tokenizer, [text])[0] == tokenizer.backend_tokenizer.encode(text, add_special_tokens=False).ids
+    assert encode_texts(tokenizer, [text])[0] == tokenizer.backend_tokenizer.encode(text, add_special_tokens=False).ids
 
 
 def test_a_special_word_is_cut_into_pieces_and_not_dropped(tokenizer):
-    ids = encode(tokenizer, ["x </s>"])[0]
+    ids = encode_texts(tokenizer, ["x </s>"])[0]
     assert tokenizer.backend_tokenizer.decode(ids).replace(" ", "") == "x</s>"
 
 
 def test_a_directory_with_spiece_model_alone_is_read_as_sentencepiece_reads_it(tmp_path):
     sentencepiece_model(tmp_path, "unigram")
     loaded = load_tokenizer(tmp_path)
-    words = special_tokens(loaded)
-    assert (words.size, words.pad, words.eos, words.sentinel_start, words.sentinels) == (500, 0, 1, 499, 100)
+    special = find_special_tokens(loaded)
+    assert (special.vocabulary_size, special.pad, special.eos, special.sentinel_start, special.sentinels) == (
+        500,
+        0,
+        1,
+        499,
+        100,
+    )
     theirs = sentencepiece.SentencePieceProcessor(model_file=str(tmp_path / "spiece.model"))
     for text in (ROOT / "LICENSE").read_text().splitlines():
-        assert encode(loaded, [text])[0] == theirs.encode(text)
+        assert encode_texts(loaded, [text])[0] == theirs.encode(text)
 
 
 def test_a_damaged_spiece_model_is_named(tmp_path):

@@ -12,7 +12,7 @@ import pytest
 from distill.config import DataConfig
 from distill.data.corpus import Document, read_documents, split_of
 from distill.data.prepare import prepare_data
-from distill.data.tokenizer import encode
+from distill.data.tokenizer import encode_texts
 from tests.conftest import ROOT
 
 _DIES = """
@@ -59,7 +59,7 @@ def test_every_document_is_prepared_once_and_in_order(corpus, tmp_path):
     assert [document.text for document in read_documents(corpus.corpus)] == texts and len(texts) == 1198
     for part in ("train", "test"):
         own = [text for text in texts if split_of(Document(text).key, 0.2) == part]
-        assert data.tokens(part).tolist() == [token for ids in encode(data.tokenizer, own) for token in ids]
+        assert data.tokens(part).tolist() == [token for ids in encode_texts(data.tokenizer, own) for token in ids]
     assert sum(part.documents for part in data.parts.values()) == len(texts)
 
 

@@ -1,11 +1,11 @@
-"""The words of a tokenizer against transformers' own reading of it, and two tokenizers against each other."""
+"""The vocabulary of a tokenizer against transformers' own reading of it, and two tokenizers against each other."""
 
 import random
 
 import pytest
 from transformers import T5Tokenizer
 
-from distill.data.vocabulary import check_same_words, read_vocabulary
+from distill.data.vocabulary import check_same_vocabulary, read_vocabulary
 from distill.errors import UserError
 from tests.distill.data.test_special_tokens import sentencepiece_model
 from tests.hub import python
@@ -14,37 +14,37 @@ _READ = """
 import sys
 from distill.data.vocabulary import read_vocabulary
 for source in sys.argv[1:]:
-    words = read_vocabulary(source, "it")
-    print(words and (len(words), words["<extra_id_0>"]), "transformers" in sys.modules)
+    vocabulary = read_vocabulary(source, "it")
+    print(vocabulary and (len(vocabulary), vocabulary["<extra_id_0>"]), "transformers" in sys.modules)
 """
 
 
-def test_words_are_those_of_transformers(data, tmp_path):
+def test_tokens_and_ids_are_those_of_transformers(data, tmp_path):
     data.tokenizer.save_pretrained(tmp_path)
     assert read_vocabulary(tmp_path, "it") == data.tokenizer.get_vocab() == data.vocabulary
-    assert len(data.vocabulary) == data.words.size
+    assert len(data.vocabulary) == data.special_tokens.vocabulary_size
 
 
-def test_words_of_a_sentencepiece_model_have_the_sentinels_too(tmp_path):
+def test_tokens_of_a_sentencepiece_model_have_the_sentinels_too(tmp_path):
     sentencepiece_model(tmp_path, "unigram")
-    words = read_vocabulary(tmp_path, "it")
-    assert words == T5Tokenizer.from_pretrained(tmp_path).get_vocab()
-    assert len(words) == 500 and words["</s>"] == 1
+    vocabulary = read_vocabulary(tmp_path, "it")
+    assert vocabulary == T5Tokenizer.from_pretrained(tmp_path).get_vocab()
+    assert len(vocabulary) == 500 and vocabulary["</s>"] == 1
 
 
-def test_a_directory_without_a_tokenizer_has_no_words(tmp_path):
+def test_a_directory_without_a_tokenizer_has_no_vocabulary(tmp_path):
     assert read_vocabulary(tmp_path, "it") is None
     (tmp_path / "tokenizer.json").write_text("{")
     with pytest.raises(UserError, match=r"it has a tokenizer.json that cannot be read \(.*\); copy it again"):
         read_vocabulary(tmp_path, "it")
 
 
-def test_words_of_the_hub_are_of_their_revision(hub, data, tmp_path):
+def test_tokens_of_the_hub_are_of_their_revision(hub, data, tmp_path):
     data.tokenizer.save_pretrained(tmp_path)
     model = hub.model("some/model")
     model.commit(tmp_path, "v1")
     model.commit({"config.json": "{}"})
-    found = f"({data.words.size}, {data.words.sentinel_start}) False"
+    found = f"({data.special_tokens.vocabulary_size}, {data.special_tokens.sentinel_start}) False"
     assert python(_READ, "some/model@v1", "some/model", **hub.environment).splitlines() == [found, "None False"]
     offline = {**hub.environment, "HF_HUB_OFFLINE": "1"}
     assert python(_READ, "some/model", **offline).splitlines() == ["None False"]
@@ -53,30 +53,30 @@ def test_words_of_the_hub_are_of_their_revision(hub, data, tmp_path):
 
 def refusal(one: dict[str, int], other: dict[str, int]) -> str:
     with pytest.raises(UserError) as raised:
-        check_same_words(one, other, ("A", "B"), "do this")
+        check_same_vocabulary(one, other, ("A", "B"), "do this")
     return str(raised.value)
 
 
-def test_one_tokenizer_may_have_more_words():
-    words = {"a": 0, "b": 1, "c": 2}
-    for other in ({"a": 0, "b": 1, "c": 2}, {"a": 0, "b": 1}, {**words, "d": 3}, {"d": 7}, {}):
-        check_same_words(words, other, ("A", "B"), "")
+def test_one_tokenizer_may_have_more_tokens():
+    vocabulary = {"a": 0, "b": 1, "c": 2}
+    for other in ({"a": 0, "b": 1, "c": 2}, {"a": 0, "b": 1}, {**vocabulary, "d": 3}, {"d": 7}, {}):
+        check_same_vocabulary(vocabulary, other, ("A", "B"), "")
 
 
-def test_the_words_that_differ_are_counted_and_the_first_are_named():
-    words = [f"word{number}" for number in range(50)]
-    shuffled = random.Random(0).sample(words, 50)
-    differing = [number for number in range(50) if words[number] != shuffled[number]]
-    one, other = ({word: number for number, word in enumerate(order)} for order in (words, shuffled))
-    first = ", ".join(f"{n} is '{words[n]}' and '{shuffled[n]}'" for n in differing[:3])
+def test_the_tokens_that_differ_are_counted_and_the_first_are_named():
+    tokens = [f"token{number}" for number in range(50)]
+    shuffled = random.Random(0).sample(tokens, 50)
+    differing = [number for number in range(50) if tokens[number] != shuffled[number]]
+    one, other = ({token: number for number, token in enumerate(order)} for order in (tokens, shuffled))
+    first = ", ".join(f"{n} is '{tokens[n]}' and '{shuffled[n]}'" for n in differing[:3])
     assert refusal(one, other) == (
-        f"A and B have different tokenizers: {len(differing)} of 50 words differ ({first}, ...); do this"
+        f"A and B have different tokenizers: {len(differing)} of 50 tokens differ ({first}, ...); do this"
     )
 
 
-def test_a_word_that_has_moved_beyond_the_other_ids_differs():
-    assert "1 of 2 words differ (1 is 'b' and none); do this" in refusal({"a": 0, "b": 1}, {"a": 0, "b": 5})
+def test_a_token_that_has_moved_beyond_the_other_ids_differs():
+    assert "1 of 2 tokens differ (1 is 'b' and none); do this" in refusal({"a": 0, "b": 1}, {"a": 0, "b": 5})
 
 
-def test_words_of_any_length_fit_into_a_message():
+def test_tokens_of_any_length_fit_into_a_message():
     assert len(refusal({"a" * 5000: 0}, {"\n" * 5000: 0})) < 200

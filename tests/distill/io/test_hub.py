@@ -12,8 +12,8 @@ from distill.errors import UserError
 from distill.io.hub import HubSource, at_revision, resolve_revision, split_revision
 from distill.models.build import build_dense
 from teachers import load_teacher, save_teacher
+from teachers.build import build_teacher
 from teachers.config import TeacherConfig
-from teachers.model import build_teacher
 from tests.hub import Hub, python
 
 _ASK = """
@@ -43,7 +43,7 @@ from types import SimpleNamespace as Values
 from pipelines.stages.baseline import _model
 for source in sys.argv[1:]:
     config = Values(baseline=Values(checkpoint=source), teacher=Values(checkpoints={}))
-    model = _model(Values(config=config, data=Values(words=Values(size=64))))
+    model = _model(Values(config=config, data=Values(special_tokens=Values(vocabulary_size=64))))
     print(model.shared.weight.sum().item(), model.config.note)
 """
 _LOAD_DATA = """

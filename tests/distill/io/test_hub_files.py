@@ -13,8 +13,8 @@ from safetensors.torch import load_file, save_file
 
 from distill.io.hub_files import local_files
 from teachers import save_teacher
+from teachers.build import build_teacher
 from teachers.config import SwitchConfig
-from teachers.model import build_teacher
 from tests.hub import Hub, process
 
 # Every file of "KIND NAME" by its content, or what a user is told; then the seconds that all of it took.

@@ -11,14 +11,14 @@ import pytest
 
 from distill.config import DataConfig
 from distill.data.prepare import prepare_data
-from distill.io.lock import one_at_a_time
+from distill.io.lock import exclusive_lock
 
 CONTEXT = multiprocessing.get_context("spawn")  # a fork would inherit the locks of the tokenizers' threads
 
 
 def count(path: Path, times: int) -> None:
     for _ in range(times):
-        with one_at_a_time(path, lambda by: None):
+        with exclusive_lock(path, lambda by: None):
             before = int(path.read_text())
             time.sleep(0.001)
             path.write_text(str(before + 1))
@@ -30,7 +30,7 @@ def prepare(end: Connection, config: DataConfig, directory: Path) -> None:
 
 
 def hold(path: Path) -> None:
-    with one_at_a_time(path, lambda by: None):
+    with exclusive_lock(path, lambda by: None):
         path.touch()
         signal.pause()
 
@@ -64,10 +64,10 @@ def test_who_waits_is_told_for_whom_and_a_killed_process_leaves_no_lock(tmp_path
         os.kill(holder.pid, signal.SIGKILL)
 
     said: list[str] = []
-    with one_at_a_time(tmp_path / "thing", held):
+    with exclusive_lock(tmp_path / "thing", held):
         assert said == [f"process {holder.pid}"]
     assert os.listdir(tmp_path) == ["thing"]
-    with one_at_a_time(tmp_path / "thing", held):
+    with exclusive_lock(tmp_path / "thing", held):
         assert len(said) == 1
 
 
@@ -75,13 +75,13 @@ def test_who_does_not_want_to_wait_raises(tmp_path, holder):
     def held(by: str) -> None:
         raise RuntimeError(by)
 
-    with pytest.raises(RuntimeError, match=str(holder.pid)), one_at_a_time(tmp_path / "thing", held):
+    with pytest.raises(RuntimeError, match=str(holder.pid)), exclusive_lock(tmp_path / "thing", held):
         pytest.fail("it is held")
     assert (tmp_path / ".thing.lock").exists() and holder.is_alive()
 
 
 def test_directories_that_were_made_for_a_block_that_fails_are_removed(tmp_path):
-    with pytest.raises(KeyError), one_at_a_time(tmp_path / "a" / "b" / "thing", lambda by: None):
+    with pytest.raises(KeyError), exclusive_lock(tmp_path / "a" / "b" / "thing", lambda by: None):
         raise KeyError
     assert not os.listdir(tmp_path)
 

@@ -8,7 +8,7 @@ from safetensors.torch import load_file
 from tokenizers import Tokenizer
 from transformers import AutoTokenizer, T5ForConditionalGeneration, T5Tokenizer
 
-from distill.data.tokenizer import load_tokenizer, special_tokens, train_tokenizer
+from distill.data.tokenizer import find_special_tokens, load_tokenizer, train_tokenizer
 from distill.errors import UserError
 from distill.models.build import build_dense
 from distill.models.save import correct_tokenizer_config, save_t5, save_tokenizer
@@ -63,7 +63,7 @@ def test_a_trained_tokenizer_has_names_that_transformers_4_knows(tmp_path):
     read = AutoTokenizer.from_pretrained(tmp_path)
     assert read.all_special_tokens == tokenizer.all_special_tokens and read.model_max_length == 10**6
     assert read(["another <extra_id_0> word"]) == tokenizer(["another <extra_id_0> word"])
-    assert special_tokens(load_tokenizer(tmp_path)) == special_tokens(tokenizer)
+    assert find_special_tokens(load_tokenizer(tmp_path)) == find_special_tokens(tokenizer)
     save_tokenizer(read, tmp_path / "again")
     check_names(tmp_path / "again", "PreTrainedTokenizerFast")
 

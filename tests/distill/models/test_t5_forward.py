@@ -136,6 +136,9 @@ def test_gradients_of_the_written_out_operations():
     found = torch.autograd.grad((rms_norm(x, norm, torch.float32) * upstream).sum(), (x, norm.weight))
     torch.testing.assert_close(rms_norm(x, norm, torch.float32), formula(x, norm.weight))
     torch.testing.assert_close(found, expected)
+    torchs_own = nn.functional.rms_norm(x, (6,), norm.weight, 1e-6)
+    torch.testing.assert_close(rms_norm(x, norm, torch.float32), torchs_own)
+    torch.testing.assert_close(found, torch.autograd.grad((torchs_own * upstream).sum(), (x, norm.weight)))
 
     diagonals = torch.randn(2, 9, dtype=torch.float64, requires_grad=True)
     matrix = _Diagonals.apply(diagonals, 5)

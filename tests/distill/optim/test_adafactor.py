@@ -2,6 +2,7 @@ import copy
 
 import pytest
 import torch
+import transformers
 
 from distill.optim import adafactor
 from distill.optim.adafactor import Adafactor
@@ -30,6 +31,22 @@ def test_equals_torchs_own(monkeypatch, weight_decay, small):
             optimizer.step()
         for mine, expected in zip(ours, theirs, strict=True):
             torch.testing.assert_close(mine, expected, rtol=1e-5, atol=1e-7)
+
+
+def test_equals_that_of_transformers_where_both_move_by_the_learning_rate():
+    """There ``lr`` is not bounded by 1/sqrt(step), and decay is not apart from the size of a tensor."""
+    torch.manual_seed(0)
+    theirs = [torch.nn.Parameter(torch.randn(shape) * 0.3) for shape in SHAPES]
+    ours = copy.deepcopy(theirs)
+    optimizers = [transformers.Adafactor(theirs, lr=0.06, relative_step=False), Adafactor(ours, lr=0.06)]
+    for step in range(5):
+        for expected, own in zip(theirs, ours, strict=True):
+            expected.grad = torch.randn_like(expected) * 10 ** (step - 2)
+            own.grad = expected.grad.clone()
+        for optimizer in optimizers:
+            optimizer.step()
+        for expected, own in zip(theirs, ours, strict=True):
+            torch.testing.assert_close(own, expected, rtol=1e-5, atol=1e-7)
 
 
 def test_state_goes_on_where_it_was_and_a_parameter_without_gradient_stays():

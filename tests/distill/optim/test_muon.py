@@ -1,18 +1,17 @@
 import copy
 
+import numpy as np
 import pytest
 import torch
 
-from distill.config import ModelConfig, TrainingConfig
 from distill.optim.adafactor import Adafactor
 from distill.optim.muon import Muon, orthogonal
-from distill.training.loop import make_optimizer
-from distill.training.train_modules import HardLabels
-from teachers.config import SwitchConfig
-from teachers.model import build_teacher
 
 MATRICES = [(6, 4), (6, 4), (4, 6), (40, 30)]
 OTHERS = [(9,), (12, 5), (3, 6, 4)]
+STEPS, LR = 5, 0.02
+# Both iterate in bfloat16; a batched product may round otherwise than a single one.
+ROUNDING = {"rtol": 0, "atol": STEPS * LR * 0.2 * 40**0.5 * 2**-7}
 
 
 def _parameters(shapes: list[tuple[int, ...]]) -> list[torch.nn.Parameter]:
@@ -25,19 +24,18 @@ def test_matrices_equal_torchs_own_and_all_else_adafactor(weight_decay):
     matrices, others = _parameters(MATRICES), _parameters(OTHERS)
     mine = copy.deepcopy(matrices), copy.deepcopy(others)
     theirs = [
-        torch.optim.Muon(matrices, lr=0.02, weight_decay=weight_decay, adjust_lr_fn="match_rms_adamw"),
-        Adafactor(others, lr=0.02),
+        torch.optim.Muon(matrices, lr=LR, weight_decay=weight_decay, adjust_lr_fn="match_rms_adamw"),
+        Adafactor(others, lr=LR),
     ]
-    ours = Muon([{"params": mine[0], "orthogonal": True, "weight_decay": weight_decay}, {"params": mine[1]}], lr=0.02)
-    for _ in range(5):
+    ours = Muon([{"params": mine[0], "orthogonal": True, "weight_decay": weight_decay}, {"params": mine[1]}], lr=LR)
+    for _ in range(STEPS):
         for theirs_own, own in zip([*matrices, *others], [*mine[0], *mine[1]], strict=True):
             theirs_own.grad = torch.randn_like(theirs_own)
             own.grad = theirs_own.grad.clone()
         for optimizer in (*theirs, ours):
             optimizer.step()
     for expected, own in zip(matrices, mine[0], strict=True):
-        # Both iterate in bfloat16; a batched product may round otherwise than a single one.
-        torch.testing.assert_close(own, expected, rtol=0, atol=5 * 0.02 * 0.2 * 40**0.5 * 2**-7)
+        torch.testing.assert_close(own, expected, **ROUNDING)
     for expected, own in zip(others, mine[1], strict=True):
         assert torch.equal(own, expected)
 
@@ -57,33 +55,52 @@ def test_orthogonal_of_nothing_is_nothing():
     assert not orthogonal(torch.zeros(3, 4)).any()
 
 
-def test_each_expert_is_a_matrix_of_its_own():
+def test_the_experts_of_a_layer_are_torchs_own_matrices_one_by_one():
     torch.manual_seed(0)
-    experts = torch.nn.Parameter(torch.randn(4, 6, 3))
+    experts = torch.nn.Parameter(torch.randn(4, 40, 30))
     alone = [torch.nn.Parameter(expert.clone()) for expert in experts.detach()]
-    experts.grad = torch.randn_like(experts)
-    for one, gradient in zip(alone, experts.grad, strict=True):
-        one.grad = gradient.clone()
-    for parameters in ([experts], alone):
-        Muon([{"params": parameters, "orthogonal": True}], lr=0.1).step()
-    torch.testing.assert_close(experts, torch.stack(list(alone)), rtol=0, atol=1e-3)
+    optimizers = [
+        torch.optim.Muon(alone, lr=LR, weight_decay=0.0, adjust_lr_fn="match_rms_adamw"),
+        Muon([{"params": [experts], "orthogonal": True}], lr=LR),
+    ]
+    for _ in range(STEPS):
+        experts.grad = torch.randn_like(experts)
+        for one, gradient in zip(alone, experts.grad, strict=True):
+            one.grad = gradient.clone()
+        for optimizer in optimizers:
+            optimizer.step()
+    torch.testing.assert_close(experts, torch.stack(alone), **ROUNDING)
 
 
-def test_of_a_teacher_it_moves_the_matrices_of_its_blocks_but_the_router():
-    shape = ModelConfig(d_model=16, d_ff=32, d_kv=8, num_heads=2, num_layers=2)
-    model = build_teacher(shape, SwitchConfig(), 64, 4, pad=0, eos=1, seed=0)
-    optimizer = make_optimizer(HardLabels(model), TrainingConfig(optimizer="muon"))
-    moved = {id(parameter) for group in optimizer.param_groups if group["orthogonal"] for parameter in group["params"]}
-    names = {name for name, parameter in model.named_parameters() if id(parameter) in moved}
-    attention = {f"{part}.weight" for part in ("q", "k", "v", "o")}
-    expected = {
-        name
-        for name, parameter in model.named_parameters()
-        if ".".join(name.split(".")[-2:]) in {*attention, "wi.weight", "wo.weight", "mlp.wi", "mlp.wo"}
-    }
-    assert names == expected and len(names) == 2 * 4 + 2 * 8 + 4 * 2
-    everything = [parameter for group in optimizer.param_groups for parameter in group["params"]]
-    assert len(everything) == len(list(model.parameters()))
+@pytest.mark.parametrize("weight_decay", [0.0, 0.1])
+def test_in_float32_it_follows_its_equations(weight_decay):
+    """In NumPy, because torch's own iterates in bfloat16 alone."""
+    torch.manual_seed(0)
+    ours = _parameters([*MATRICES, (3, 8, 5)])
+    group = {"params": ours, "orthogonal": True, "weight_decay": weight_decay}
+    optimizer = Muon([group], lr=LR, dtype=torch.float32)
+    expected = [parameter.detach().double().numpy() for parameter in ours]
+    momentum = [np.zeros_like(value) for value in expected]
+    for _ in range(STEPS):
+        for number, parameter in enumerate(ours):
+            parameter.grad = torch.randn_like(parameter)
+            gradient, value = parameter.grad.double().numpy(), expected[number]
+            momentum[number] = 0.95 * momentum[number] + 0.05 * gradient
+            direction = newton_schulz(0.95 * momentum[number] + 0.05 * gradient)  # Nesterov's
+            rate = LR * 0.2 * max(value.shape[-2:]) ** 0.5
+            expected[number] = value * (1 - LR * weight_decay) - rate * direction
+        optimizer.step()
+    for value, own in zip(expected, ours, strict=True):
+        np.testing.assert_allclose(own.detach().numpy(), value, rtol=0, atol=1e-5)
+
+
+def newton_schulz(matrices: np.ndarray) -> np.ndarray:
+    """``x <- a x + b (x x^T) x + c (x x^T)^2 x``, five times, from a matrix whose norm is 1."""
+    x = matrices / np.linalg.norm(matrices, axis=(-2, -1), keepdims=True)
+    for _ in range(5):
+        gram = x @ np.swapaxes(x, -1, -2)
+        x = 3.4445 * x - 4.7750 * gram @ x + 2.0315 * gram @ gram @ x
+    return x
 
 
 def test_state_goes_on_where_it_was():

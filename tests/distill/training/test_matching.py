@@ -7,8 +7,8 @@ import torch
 from distill.models.build import build_dense
 from distill.models.t5_forward import hidden_states
 from distill.training.matching import Matching
+from teachers.build import build_teacher, switch_layers
 from teachers.config import SwitchConfig
-from teachers.model import build_teacher, switch_layers
 
 VOCABULARY = 60
 BOTH = ("hidden", "ffn")
@@ -41,11 +41,11 @@ def ids():
     return torch.randint(2, VOCABULARY, (3, 21)), labels
 
 
-def match(what, student, teacher, ids):
+def match(kinds, student, teacher, ids):
     mine, theirs = [], []
     hidden_states(student, *ids, mine)
     hidden_states(teacher, *ids, theirs)
-    return Matching(what, 1.0).loss(mine, theirs, ids[1])
+    return Matching(kinds, 1.0).loss(mine, theirs, ids[1])
 
 
 def states_of_transformers(model, ids) -> dict[str, dict[tuple[str, int], np.ndarray]]:
@@ -75,12 +75,12 @@ def states_of_transformers(model, ids) -> dict[str, dict[tuple[str, int], np.nda
     return seen
 
 
-@pytest.mark.parametrize("what", [("hidden",), ("ffn",), BOTH])
-def test_equals_the_formula_on_transformers_states(what, student, teacher, ids):
+@pytest.mark.parametrize("kinds", [("hidden",), ("ffn",), BOTH])
+def test_equals_the_formula_on_transformers_states(kinds, student, teacher, ids):
     mine, theirs = states_of_transformers(student, ids), states_of_transformers(teacher, ids)
     counted = (ids[1] != -100).numpy()
     expected = 0.0
-    for kind in what:
+    for kind in kinds:
         errors = []
         for stack in ("encoder", "decoder"):
             for number in range(4) if kind == "hidden" else (1, 3):
@@ -89,7 +89,7 @@ def test_equals_the_formula_on_transformers_states(what, student, teacher, ids):
                 errors.append(((a[rows] - b[rows]) ** 2).mean() / (b[rows] ** 2).mean())
         assert len(errors) == (8 if kind == "hidden" else 4)
         expected += np.mean(errors)
-    assert match(what, student, teacher, ids).item() == pytest.approx(expected, rel=1e-5)
+    assert match(kinds, student, teacher, ids).item() == pytest.approx(expected, rel=1e-5)
 
 
 def test_a_teacher_matches_itself_and_nothing_at_all_has_an_error_of_one(teacher, student, ids):
@@ -99,10 +99,10 @@ def test_a_teacher_matches_itself_and_nothing_at_all_has_an_error_of_one(teacher
     assert match(("ffn",), student, teacher, ids).item() == pytest.approx(1)
 
 
-@pytest.mark.parametrize("what", [("hidden",), ("ffn",)])
-def test_gradients_equal_finite_differences(what, student, teacher, ids):
+@pytest.mark.parametrize("kinds", [("hidden",), ("ffn",)])
+def test_gradients_equal_finite_differences(kinds, student, teacher, ids):
     parameters = [p for p in student.parameters() if p.requires_grad]
-    gradients = torch.autograd.grad(match(what, student, teacher, ids), parameters, allow_unused=True)
+    gradients = torch.autograd.grad(match(kinds, student, teacher, ids), parameters, allow_unused=True)
     gradients = [torch.zeros_like(p) if g is None else g for p, g in zip(parameters, gradients, strict=True)]
     norm = torch.cat([g.flatten() for g in gradients]).norm()
     values = []
@@ -110,7 +110,7 @@ def test_gradients_equal_finite_differences(what, student, teacher, ids):
         with torch.no_grad():
             for p, g in zip(parameters, gradients, strict=True):
                 p += sign * 2e-3 * g / norm
-            values.append(match(what, student, teacher, ids).item())
+            values.append(match(kinds, student, teacher, ids).item())
             for p, g in zip(parameters, gradients, strict=True):
                 p -= sign * 2e-3 * g / norm
     assert (values[0] - values[1]) / 4e-3 == pytest.approx(norm.item(), rel=5e-3)
@@ -119,9 +119,9 @@ def test_gradients_equal_finite_differences(what, student, teacher, ids):
 def test_padding_changes_nothing(student, teacher, ids):
     inputs, labels = ids
     longer = torch.cat([labels, torch.full((3, 5), -100)], dim=1)
-    for what in BOTH:
-        padded = match((what,), student, teacher, (inputs, longer))
-        torch.testing.assert_close(padded, match((what,), student, teacher, ids), rtol=1e-5, atol=0)
+    for kind in BOTH:
+        padded = match((kind,), student, teacher, (inputs, longer))
+        torch.testing.assert_close(padded, match((kind,), student, teacher, ids), rtol=1e-5, atol=0)
 
 
 def test_the_weight_falls_linearly_to_zero():

@@ -11,8 +11,8 @@ from distill.training.checkpoint import checkpoints
 from distill.training.loop import Hooks, make_accelerator, train
 from distill.training.matching import Matching
 from distill.training.train_modules import HardAndSoftLabels, HardLabels
+from teachers.build import build_teacher, switch_layers
 from teachers.config import SwitchConfig
-from teachers.model import build_teacher, switch_layers
 
 CONFIG = TrainingConfig(steps=6, batch_size=8, learning_rate=1e-2, warmup_steps=2, log_every=1, checkpoint_every=2)
 BOTH = ("hidden", "ffn")
@@ -96,7 +96,9 @@ def test_the_teacher_runs_only_when_it_is_read(student, teacher, examples):
         assert "soft_loss" not in metrics
     assert ran == [True, True, True, False, False]
     settings = {"training": TrainingConfig(steps=5, batch_size=4, warmup_steps=1)}
-    assert DistillConfig(hard_fraction=1.0, match=["ffn"], match_steps=3, **settings).taught_examples == 4 * sum(ran)
+    assert DistillConfig(hard_fraction=1.0, match=["ffn"], match_steps=3, **settings).num_teacher_examples == 4 * sum(
+        ran
+    )
     objective = HardAndSoftLabels(student, teacher, **MIX, soft_start=2)
     ran = []
     for objective.step in range(3):
@@ -105,10 +107,10 @@ def test_the_teacher_runs_only_when_it_is_read(student, teacher, examples):
         ran.append(bool(calls))
     assert ran == [False, False, True]
     settings = {"training": TrainingConfig(steps=3, batch_size=4, warmup_steps=1)}
-    assert DistillConfig(soft_start=2, **settings).taught_examples == 4
-    assert DistillConfig(soft_start=2, match=["ffn"], match_steps=1, **settings).taught_examples == 8
-    assert DistillConfig(hard_fraction=1.0, **settings).taught_examples == 0
-    assert DistillConfig(soft_labels="cached", **settings).taught_examples == 12
+    assert DistillConfig(soft_start=2, **settings).num_teacher_examples == 4
+    assert DistillConfig(soft_start=2, match=["ffn"], match_steps=1, **settings).num_teacher_examples == 8
+    assert DistillConfig(hard_fraction=1.0, **settings).num_teacher_examples == 0
+    assert DistillConfig(soft_labels="cached", **settings).num_teacher_examples == 12
 
 
 @pytest.mark.parametrize("stop", [3, 5])
@@ -117,7 +119,7 @@ def test_an_interrupted_run_repeats_its_draws_and_schedules(
 ):
     """Experts drawn at random, soft labels from step 3 on, a matching weight that falls over 5 steps."""
     for _, layer in switch_layers(teacher):
-        layer.mlp.routing, layer.mlp.draws = "sampled", 2
+        layer.mlp.routing, layer.mlp.num_sampled_experts = "sampled", 2
 
     class Killed(Exception):
         pass

@@ -14,10 +14,10 @@ from pipelines.workdir.stage import VERSIONS
 
 @pytest.fixture(autouse=True)
 def commits(monkeypatch) -> dict[str, str]:
-    """The hub's commits: of what is asked for without one, ``commits["main"]``."""
+    """Commits of names on the hub. A name without a revision has the commit ``commits["main"]``."""
     known = {"main": "a" * 40}
 
-    def at_revision(source, kind, what):
+    def at_revision(source, kind, description):
         name, revision = split_revision(source)
         return HubSource(name, known.get(revision or "main", revision))
 
@@ -33,7 +33,7 @@ def test_every_preset_is_valid_and_described(name):
 
 
 @pytest.mark.parametrize("name", PRESETS)
-def test_what_a_preset_reads_gives_the_test_examples_that_it_asks_for(name):
+def test_the_corpus_of_a_preset_has_enough_test_examples(name):
     data = load_config(name).data
     if data.train_tokens:
         held_out = data.train_tokens * data.test_fraction / (1 - data.test_fraction)
@@ -88,7 +88,7 @@ def test_the_resolved_config_is_a_config(tmp_path):
     assert load_config(str(path)) == load_config("demo")
 
 
-def test_a_recipe_goes_before_the_preset_and_behind_what_is_said(tmp_path):
+def test_a_recipe_overrides_the_preset_and_the_file_overrides_the_recipe(tmp_path):
     best = load_config("demo", ["recipe=best"])
     assert best == load_config("demo", RECIPE)
     assert best.distill.training.steps == load_config("demo").distill.training.steps
@@ -102,7 +102,7 @@ def test_a_recipe_goes_before_the_preset_and_behind_what_is_said(tmp_path):
     assert again.distill.training.learning_rate == 0.1
 
 
-def test_best_and_table_7_have_teachers_baselines_and_the_papers_students_in_common():
+def test_best_and_table_7_share_teachers_baselines_and_the_papers_students():
     ours, theirs = ({stage.fingerprint for stage in plan(load_config(name), "x")[:-1]} for name in ("best", "table7"))
     assert theirs < ours and len(theirs) == 3 + 3 * 5 * (2 + 2)
     variants = {one.variant for one in plan(load_config("best"), "x")}
@@ -114,7 +114,7 @@ def test_best_and_table_7_have_teachers_baselines_and_the_papers_students_in_com
     [
         ("distil.training.steps=3", "no key distil; did you mean distill?"),
         ("distill.hard_fracton=1", "no key distill.hard_fracton; did you mean hard_fraction?"),
-        ("distill.zzz=1", "no key distill.zzz; allowed are hard_fraction, temperature, soft_start"),
+        ("distill.zzz=1", "no key distill.zzz; allowed keys: hard_fraction, temperature, soft_start"),
         ("distill.hard_fraction=2", "distill.hard_fraction is 2; input should be less than or equal to 1"),
         ("distill.temperature=.nan", "distill.temperature is nan"),
         ("distill.training.steps=1.5", "distill.training.steps is 1.5"),
@@ -124,7 +124,10 @@ def test_best_and_table_7_have_teachers_baselines_and_the_papers_students_in_com
         ("distill.soft_labels=offline", "input should be 'online' or 'cached'"),
         ("distill.soft_start=200", r"distill: soft_start \(200\) must be smaller than training.steps \(200\)"),
         ("distill.teacher_routing=top1", "input should be 'top_1', 'mixture' or 'sampled'"),
-        ("distill.draws=2", "draws belongs to teacher_routing sampled; top_1 draws nothing"),
+        (
+            "distill.num_sampled_experts=2",
+            "num_sampled_experts belongs to teacher_routing sampled; top_1 samples no experts",
+        ),
         ("distill.match=hidden", "distill.match is 'hidden'; input should be a valid list"),
         ("distill.match=[logits]", "input should be 'hidden' or 'ffn'"),
         ("distill.match_weight=0", "distill.match_weight is 0"),
@@ -135,7 +138,14 @@ def test_best_and_table_7_have_teachers_baselines_and_the_papers_students_in_com
             "sampled draws anew at every step, but cached labels are made once",
         ),
         ("distill.labels.form=topk", "distill.labels.form is 'topk'; input should be 'top_k' or 'sampled'"),
-        ("distill.labels.words=0", "distill.labels.words is 0"),
+        ("distill.labels.num_tokens=0", "distill.labels.num_tokens is 0"),
+        ("distill.labels.words=4", "distill.labels: words is now called num_tokens; rename it"),
+        ("distill.draws=2", "distill: draws is now called num_sampled_experts; rename it"),
+        ("data.measured=tuning", "data: measured is now called eval_split"),
+        (
+            "variants={few: {distill: {labels: {words: 4}}}}",
+            "in variants.few, distill.labels: words is now called num_tokens; rename it",
+        ),
         ("distill.training.schedule=linear", "input should be 'inverse_sqrt' or 'cosine'"),
         ("student.ffn_init=worst", "student.ffn_init is 'worst'; input should be 'random', 'mean'"),
         ("student.calibration_examples=0", "student.calibration_examples is 0"),
@@ -147,7 +157,7 @@ def test_best_and_table_7_have_teachers_baselines_and_the_papers_students_in_com
         ("teacher.checkpoints={e99: a}", "data.tokenizer must name their tokenizer"),
         ("data=3", "data is 3; it must be a section"),
         ("model.num_layers=3", r"num_layers \(3\) must be a multiple of sparse_every \(2\)"),
-        ("seeds=[1, 1]", "names one twice"),
+        ("seeds=[1, 1]", "contains duplicates"),
         ("seeds=[]", "seeds is"),
         ("name=../x", "name is '../x'"),
         ("a", "--set 'a' must look like a.b=value"),
@@ -158,7 +168,7 @@ def test_best_and_table_7_have_teachers_baselines_and_the_papers_students_in_com
         ("data.corpus=!!python/object:os.system", "is not a YAML value"),
     ],
 )
-def test_whatever_is_wrong_is_named_in_one_line(override, message):
+def test_a_wrong_value_gives_one_line(override, message):
     with pytest.raises(UserError, match=message) as raised:
         load_config("demo", [override])
     assert "\n" not in str(raised.value)
@@ -225,7 +235,7 @@ class TestPlan:
         )
 
     def test_the_papers_student_keeps_its_fingerprint(self):
-        """Settings that came later and do not concern it stand nowhere in its stage."""
+        """Its stages do not contain newer settings that do not concern it."""
         init = next(stage for stage in plan(load_config("smoke"), "data") if stage.kind == "init")
         assert init.settings == {"seed": 0, "student": {"ffn_init": "random"}}
 
@@ -256,6 +266,15 @@ class TestPlan:
         assert self.changed("distill.training.on_divergence=restart") == {"distill e2", "distill e4", "report"}
         assert len(self.changed("teacher.training.on_divergence=restart")) == 8
 
+    def test_renamed_keys_have_their_former_names_in_what_is_stored(self):
+        """Fingerprints, MLflow params and labels.json keep the old names."""
+        labels = plan(load_config("smoke", ["distill.soft_labels=cached", "distill.labels.num_tokens=4"]), "data")[3]
+        expected = {"form": "sampled", "words": 4, "examples": 64, "seed": 0}
+        assert labels.kind == "label" and labels.settings["labels"] == expected
+        sampled = ["distill.teacher_routing=sampled", "distill.num_sampled_experts=2"]
+        students = [stage for stage in plan(load_config("smoke", sampled), "data") if stage.kind == "distill"]
+        assert [stage.settings["distill"]["draws"] for stage in students] == [2, 2]
+
     def test_cached_labels_are_made_between_teacher_and_student(self):
         stages = plan(load_config("smoke", ["distill.soft_labels=cached"]), "data")
         titles = [stage.title for stage in stages]
@@ -276,10 +295,10 @@ class TestPlan:
             *("hard_fraction=0.5", "soft_start=3", "labels.examples=64"),
         ):
             assert labels(f"distill.{same}") == before, same
-        assert labels("data.test_examples=16", "teacher.checkpoints={}") != before  # that changes the teacher
+        assert labels("data.test_examples=16", "teacher.checkpoints={}") != before  # changes the teacher
         for other in (
             "distill.teacher_routing=mixture",
-            *("distill.temperature=2.0", "distill.labels.words=8", "distill.labels.form=top_k"),
+            *("distill.temperature=2.0", "distill.labels.num_tokens=8", "distill.labels.form=top_k"),
             *("distill.labels.seed=1", "distill.labels.examples=65", "distill.training.steps=9"),
             *("teacher.training.steps=17", "teacher.capacity_factor_eval=1.0", "teacher.evaluation_batch_size=8"),
             *("data.noise_density=0.3", "precision=float32"),
@@ -288,7 +307,7 @@ class TestPlan:
         assert labels(data="other") != before
 
     def test_what_is_stored_does_not_concern_students_that_do_not_read_it(self):
-        assert self.changed("distill.labels.words=8", "distill.labels.seed=3") == set()
+        assert self.changed("distill.labels.num_tokens=8", "distill.labels.seed=3") == set()
         hard = self.fingerprints("distill.hard_fraction=1.0")
         assert self.fingerprints("distill.hard_fraction=1.0", "distill.soft_labels=cached") == hard
 
@@ -318,7 +337,7 @@ class TestPlan:
         assert stages["baseline"].settings["checkpoint"] == {"name": "some/t5", "revision": "b" * 40}
 
     def test_auto_is_the_precision_of_this_machine_before_it_is_hashed(self, monkeypatch):
-        """A work directory that is copied to another kind of machine mixes no precisions."""
+        """A work directory that is copied to another kind of machine does not mix precisions."""
         found = {}
         for fast in (True, False):
             monkeypatch.setattr(precision, "multiplies_bfloat16", lambda fast=fast: fast)

@@ -1,4 +1,4 @@
-"""What bench-serving counts, and one small run of it; the figures themselves are no test."""
+"""The figures of bench-serving are computed correctly, and a small run works. Speeds are not checked."""
 
 import importlib.util
 import shutil
@@ -8,25 +8,25 @@ import pytest
 from transformers import T5ForConditionalGeneration
 
 from pipelines.deploy import bench_serving
-from pipelines.deploy.bench_arms import Measured, _generate
+from pipelines.deploy.bench_candidates import WaveTiming, _generate
 
 
-def test_prompts_are_the_same_every_time_different_from_each_other_and_masked():
+def test_prompts_are_reproducible_distinct_and_masked():
     prompts = bench_serving.make_prompts(32)
     assert prompts == bench_serving.make_prompts(32) and len(set(prompts)) == 32
     assert all(prompt.count("<extra_id_0>") == 1 and 15 < len(prompt.split()) < 25 for prompt in prompts)
 
 
-def test_rates_and_latencies_are_those_of_all_rounds():
-    waves = [Measured(2.0, [1.0, 2.0], 10), Measured(1.0, [0.5, 1.0], 10), Measured(4.0, [4.0, 3.0], 10)]
+def test_rates_and_latencies_summarise_all_rounds():
+    waves = [WaveTiming(2.0, [1.0, 2.0], 10), WaveTiming(1.0, [0.5, 1.0], 10), WaveTiming(4.0, [4.0, 3.0], 10)]
     found = bench_serving._summary(waves)
     assert found["tokens_per_second"] == {"median": 5, "min": 2.5, "max": 10}
     assert found["requests_per_second"] == 1 and found["requests"] == 6
     assert found["latency"]["p50"] == 1.5 and found["latency"]["p99"] == pytest.approx(3.95)
 
 
-def test_every_answer_has_the_length_that_is_asked_for(distilled):
-    """So that all arms do the same work, whether a model ends early or never."""
+def test_every_answer_has_the_requested_length(distilled):
+    """All candidates do the same work, also if a model would end its answers early."""
     made = 6 * 12
     assert (
         _generate(T5ForConditionalGeneration.from_pretrained(distilled / "model").eval(), distilled / "model")(
@@ -38,7 +38,7 @@ def test_every_answer_has_the_length_that_is_asked_for(distilled):
 
 @pytest.mark.slow
 @pytest.mark.skipif(importlib.util.find_spec("onnxruntime") is None, reason="onnxruntime is not installed")
-def test_a_run_measures_every_arm_and_keeps_its_exports(export, distilled, exporting, tmp_path, monkeypatch):
+def test_a_run_measures_every_candidate_and_keeps_its_exports(export, distilled, exporting, tmp_path, monkeypatch):
     for kind in (("hf", "float32"), ("onnx", "float32")):
         shutil.copytree(export(*kind), tmp_path / "-".join(kind))
     formats = {"hf": (None, None, ("float32",)), "onnx": (None, None, ("float32",)), "ctranslate2": (None, None, ())}
@@ -57,8 +57,8 @@ def test_a_run_measures_every_arm_and_keeps_its_exports(export, distilled, expor
         say=said.append,
     )
     elapsed = time.perf_counter() - began
-    arms = {arm["name"]: arm for arm in result["arms"]}
-    assert list(arms) == [
+    candidates = {candidate["name"]: candidate for candidate in result["arms"]}
+    assert list(candidates) == [
         "transformers float32",
         "transformers bfloat16",
         "onnx float32",
@@ -66,17 +66,23 @@ def test_a_run_measures_every_arm_and_keeps_its_exports(export, distilled, expor
         "serve, onnx float32, without batching",
         "Switch teacher, transformers float32",
     ]
-    for arm in arms.values():
-        assert 0 < arm["start_seconds"] < elapsed and arm["memory_bytes"] > 2e7 and arm["disk_bytes"] > 1e5
-        assert arm["concurrency"]["8"]["requests"] == 16
-        for one in arm["concurrency"].values():
+    for candidate in candidates.values():
+        assert (
+            0 < candidate["start_seconds"] < elapsed
+            and candidate["memory_bytes"] > 2e7
+            and candidate["disk_bytes"] > 1e5
+        )
+        assert candidate["concurrency"]["8"]["requests"] == 16
+        for one in candidate["concurrency"].values():
             latency = one["latency"]
             assert 0 < latency["p50"] <= latency["p95"] <= latency["p99"] < elapsed
             assert one["tokens_per_second"]["median"] > 0
-    assert arms["onnx float32"]["memory_bytes"] < 0.7 * arms["transformers float32"]["memory_bytes"]  # no torch in it
-    assert abs(arms["onnx float32"]["quality_difference"]) < 1e-4
-    lines = bench_serving.markdown(result).splitlines()
-    assert len(lines) == 2 + len(arms) and len({line.count("|") for line in lines}) == 1
+    assert (
+        candidates["onnx float32"]["memory_bytes"] < 0.7 * candidates["transformers float32"]["memory_bytes"]
+    )  # no torch in it
+    assert abs(candidates["onnx float32"]["quality_difference"]) < 1e-4
+    lines = bench_serving.markdown_table(result).splitlines()
+    assert len(lines) == 2 + len(candidates) and len({line.count("|") for line in lines}) == 1
     assert lines[2].startswith("| transformers float32 |") and "| 1.00 x |" in lines[2]
     assert sum("reused" in line for line in said) == 2 and "round 2 of 2" in said
 

@@ -13,7 +13,7 @@ from mlflow import MlflowClient
 from transformers import T5ForConditionalGeneration
 
 from distill.errors import UserError
-from pipelines.deploy.export import export
+from pipelines.deploy.export import export_student
 from pipelines.tracking.lineage import read_export_lineage
 from students.export import FORMATS, parity, write_export
 
@@ -23,7 +23,7 @@ EXTRAS = {"onnx": "onnxscript", "ctranslate2": "ctranslate2"}
 
 @pytest.fixture(scope="module")
 def workdir(smoke, tmp_path_factory) -> Path:
-    """A copy of the finished smoke run, whose exports other tests do not see."""
+    """A copy of the finished smoke run, so that other tests do not see its exports."""
     copy = tmp_path_factory.mktemp("copy") / "work"
     shutil.copytree(smoke[0], copy)
     return copy
@@ -39,13 +39,13 @@ def row(workdir):
     return json.loads((workdir / "report.json").read_text())["ratios"][0]
 
 
-# Of the other formats, tests/students/export has what their runtimes answer, without a pipeline.
+# tests/students/export tests the answers of the other formats, without a pipeline.
 COMMAND_FORMATS = [name if name in ("hf", "onnx") else pytest.param(name, marks=pytest.mark.slow) for name in FORMATS]
 
 
 @pytest.fixture(scope="module", params=COMMAND_FORMATS)
 def exported(request, cli, workdir, row, tmp_path_factory):
-    """Each format once, each from another way of naming the same student: its directory, and the manifest."""
+    """Format -> directory and manifest of its export. Each export names the same student in another way."""
     format = request.param
     if format in EXTRAS:
         pytest.importorskip(EXTRAS[format], reason=f"the extra {format} is not installed")
@@ -62,7 +62,7 @@ def exported(request, cli, workdir, row, tmp_path_factory):
     return output, json.loads(done.stdout)
 
 
-def test_the_manifest_says_what_runs_and_every_file_can_be_read_by_others(exported):
+def test_the_manifest_describes_the_runtime_and_all_files_are_readable(exported):
     output, manifest = exported
     assert json.loads((output / "manifest.json").read_text()) == manifest
     assert manifest["format"] == output.name and manifest["compute_type"] == "float32"
@@ -108,7 +108,7 @@ def test_the_lineage_leads_from_the_directory_to_the_data(exported, cli, client,
         upstream = upstream["inputs"][-1]
     assert upstream["stage"] == "teacher" and upstream["run_id"] == row["teacher_run_id"]
     assert {entry["context"] for entry in upstream["datasets"]} == {"train", "test"}
-    run = client.get_run(tree["run_id"])  # and MLflow says the same
+    run = client.get_run(tree["run_id"])  # MLflow has the same records
     assert [entry.model_id for entry in run.inputs.model_inputs] == [student["model_id"]]
     assert [entry.model_id for entry in run.outputs.model_outputs] == [tree["model_id"]]
     assert run.info.status == "FINISHED" and run.data.params["format"] == output.name
@@ -117,7 +117,7 @@ def test_the_lineage_leads_from_the_directory_to_the_data(exported, cli, client,
     assert client.get_logged_model(tree["model_id"]).tags["directory"] == str(output)
 
 
-def test_the_registry_knows_the_figures_and_the_champion_if_there_is_one(client, workdir):
+def test_the_registry_has_the_figures_and_the_champion(client, workdir):
     report = json.loads((workdir / "report.json").read_text())
     best = max(report["ratios"], key=lambda row: row["student_quality"])
     if best["student_quality"] <= report["baseline"]["quality"]:
@@ -144,7 +144,7 @@ def test_the_models_of_all_stages_have_names_that_transformers_4_knows(workdir):
 
 @pytest.fixture
 def altered(monkeypatch):
-    """An export whose weights are not quite the student's."""
+    """Make an export with slightly different weights."""
 
     def write(source, directory, format, precision):
         model = T5ForConditionalGeneration.from_pretrained(source)
@@ -155,20 +155,20 @@ def altered(monkeypatch):
     monkeypatch.setattr("pipelines.deploy.export.write_export", write)
 
 
-def test_an_export_that_differs_fails_says_by_how_much_and_leaves_nothing(altered, workdir, row, client, tmp_path):
+def test_an_export_that_differs_fails_with_the_difference_and_leaves_nothing(altered, workdir, row, client, tmp_path):
     with pytest.raises(parity.ParityFailure, match=r"difference of log-probabilities \S+ nats \(allowed 2e-05\)"):
-        export("models:/smoke-student-e2/1", tmp_path / "made", format="hf", workdir=workdir)
+        export_student("models:/smoke-student-e2/1", tmp_path / "made", format="hf", workdir=workdir)
     assert not list(tmp_path.iterdir())
     experiment = client.get_run(row["student_run_id"]).info.experiment_id
     run = client.search_runs([experiment], "tags.stage = 'export'", order_by=["attributes.start_time DESC"])[0]
     assert run.info.status == "FAILED" and run.data.metrics["log_probability_difference_mean"] > 2e-5
 
 
-@pytest.mark.slow  # test_plain_t5 asks the second reader without a pipeline
+@pytest.mark.slow  # test_plain_t5 tests the second reader without a pipeline
 def test_files_that_only_transformers_5_reads_as_the_student_are_refused(
     gated_student, text_files, tmp_path, monkeypatch
 ):
-    """Its own runtime answers as the student does, by a key that no other reader knows."""
+    """The export's own runtime gives the student's answers, with a key that no other reader knows."""
 
     def write(source, directory, format, precision):
         write_export(source, directory, format, precision)
@@ -178,7 +178,9 @@ def test_files_that_only_transformers_5_reads_as_the_student_are_refused(
 
     def made():
         text = text_files.removeprefix("text:")
-        return export(str(gated_student), tmp_path / "made", format="hf", workdir=tmp_path / "nowhere", text=text)
+        return export_student(
+            str(gated_student), tmp_path / "made", format="hf", workdir=tmp_path / "nowhere", text=text
+        )
 
     with monkeypatch.context() as patched:
         patched.setattr("pipelines.deploy.export.write_export", write)
@@ -195,7 +197,7 @@ def test_files_that_only_transformers_5_reads_as_the_student_are_refused(
 def test_a_directory_that_no_store_knows_is_verified_on_given_text(student, text_files, tmp_path):
     output = tmp_path / "made"
     pattern = text_files.removeprefix("text:")
-    manifest = export(str(student), output, format="hf", workdir=tmp_path / "nowhere", text=pattern)
+    manifest = export_student(str(student), output, format="hf", workdir=tmp_path / "nowhere", text=pattern)
     assert manifest["parity"]["greedy_agreement"] == 1
     assert not (tmp_path / "nowhere").exists()
     tree = read_export_lineage(str(output))
@@ -207,8 +209,10 @@ def test_a_directory_that_no_store_knows_is_verified_on_given_text(student, text
 
 def test_an_hf_export_is_a_model_to_export_again(workdir, tmp_path):
     pytest.importorskip("ctranslate2", reason="the extra ctranslate2 is not installed")
-    export("models:/smoke-student-e2/1", tmp_path / "first", format="hf", workdir=workdir)
-    export(str(tmp_path / "first"), tmp_path / "second", format="ctranslate2", precision="int8", workdir=workdir)
+    export_student("models:/smoke-student-e2/1", tmp_path / "first", format="hf", workdir=workdir)
+    export_student(
+        str(tmp_path / "first"), tmp_path / "second", format="ctranslate2", precision="int8", workdir=workdir
+    )
     tree = read_export_lineage(str(tmp_path / "second"))
     assert tree["model"] == "student-e2-hf-ctranslate2-int8"
     assert [tree["stage"], tree["inputs"][0]["stage"], tree["inputs"][0]["inputs"][0]["stage"]] == [
@@ -218,7 +222,7 @@ def test_an_hf_export_is_a_model_to_export_again(workdir, tmp_path):
     ]
 
 
-def test_wrong_input_is_answered_in_a_sentence(cli, workdir, row, student, tmp_path):
+def test_wrong_input_gives_one_sentence(cli, workdir, row, student, tmp_path):
     def complaint(model, *options):
         done = cli("export", model, "--output", str(tmp_path / "made"), "--workdir", str(workdir), *options)
         assert done.returncode == 2 and "Traceback" not in done.stderr and not (tmp_path / "made").exists()
@@ -227,21 +231,21 @@ def test_wrong_input_is_answered_in_a_sentence(cli, workdir, row, student, tmp_p
     assert "--format is 'gguf'; use hf, onnx" in complaint(row["student_model_uri"], "--format", "gguf")
     assert "but hf has float32" in complaint(row["student_model_uri"], "--format", "hf", "--precision", "int8")
     assert "is not in the store" in complaint("models:/nobody/1", "--format", "hf")
-    assert "give some with --text FILES" in complaint(str(student), "--format", "hf")
+    assert "give text with --text FILES" in complaint(str(student), "--format", "hf")
     teacher = complaint(row["teacher_run_id"], "--format", "hf")
     assert "holds a switch_transformers model, and only a dense T5 can be exported" in teacher
 
 
-def test_what_is_there_already_is_left_alone(workdir, tmp_path):
+def test_an_existing_output_is_not_changed(workdir, tmp_path):
     (tmp_path / "mine").write_text("text")
     with pytest.raises(UserError, match="exists already; remove it, or choose another directory"):
-        export("models:/smoke-student-e2/1", tmp_path, format="hf", workdir=workdir)
+        export_student("models:/smoke-student-e2/1", tmp_path, format="hf", workdir=workdir)
     assert (tmp_path / "mine").read_text() == "text"
 
 
-def test_held_out_text_that_is_gone_is_missed(workdir, tmp_path):
+def test_missing_held_out_text_is_an_error(workdir, tmp_path):
     copy = tmp_path / "copy"
     shutil.copytree(workdir, copy)
     shutil.rmtree(copy / "data")
     with pytest.raises(UserError, match=r"the held-out text of student-e2 \(digest [0-9a-f]{32}\) is not in"):
-        export("models:/smoke-student-e2/1", tmp_path / "made", format="hf", workdir=copy)
+        export_student("models:/smoke-student-e2/1", tmp_path / "made", format="hf", workdir=copy)

@@ -8,7 +8,7 @@ from pipelines.deploy.export_source import Source, held_out_text
 
 
 @pytest.mark.parametrize("part", ["test", "validation"])
-def test_an_export_is_compared_on_the_text_that_its_student_was_measured_on(data_config, tmp_path, part):
+def test_an_export_is_compared_on_the_text_that_its_student_was_evaluated_on(data_config, tmp_path, part):
     data = prepare_data(data_config.model_copy(update={"validation_fraction": 0.2}), tmp_path / "data")
     digest = data.parts[part].digest
     lineage = {"datasets": [{"digest": digest, "context": part}], "inputs": []}
@@ -18,7 +18,7 @@ def test_an_export_is_compared_on_the_text_that_its_student_was_measured_on(data
     assert text.tokens.tolist() == data.tokens(part).tolist()
 
 
-def test_text_that_is_not_there_is_named(data_config, tmp_path):
+def test_missing_text_is_named(data_config, tmp_path):
     data = prepare_data(data_config, tmp_path / "data")
     lineage = {"datasets": [{"digest": "abc", "context": "test"}], "inputs": []}
     with pytest.raises(UserError, match=r"student \(digest abc\) is not in"):

@@ -1,4 +1,4 @@
-"""``switch-distill serve`` end to end: a distilled student, exported, behind HTTP, against transformers' generate."""
+"""``switch-distill serve`` end to end: an exported student over HTTP against ``generate`` of transformers."""
 
 import importlib.util
 import json
@@ -23,7 +23,7 @@ from teachers import load_teacher
 
 ROOT = Path(__file__).parents[3]
 PROMPTS = ["def <extra_id_0>(self):", "import os <extra_id_0> sys", "x", "the text of a <extra_id_1> <extra_id_0>"]
-# The command, and when it ends a line with what it had imported.
+# The command, which prints the modules that it has imported at its end.
 COMMAND = """
 import atexit, sys
 atexit.register(lambda: print("imported", "torch" in sys.modules, "transformers" in sys.modules, flush=True))
@@ -51,7 +51,7 @@ def free_port() -> int:
 
 @pytest.fixture(scope="module")
 def answers(distilled) -> list[list[int]]:
-    """Ids of transformers' own greedy answers to PROMPTS, up to and with </s>."""
+    """Token ids of greedy answers of transformers to PROMPTS, up to and including </s>."""
     return generated(T5ForConditionalGeneration.from_pretrained(distilled / "model").eval(), distilled / "model")
 
 
@@ -66,7 +66,7 @@ def generated(model, directory: Path) -> list[list[int]]:
 
 
 def streamed(server, model: str, **fields) -> list[str]:
-    """Answers to PROMPTS, read as a stream by OpenAI's client."""
+    """Answers to PROMPTS, streamed by OpenAI's client."""
     texts = [""] * len(PROMPTS)
     with openai.OpenAI(base_url=f"{server.url}/v1", api_key="none", max_retries=0) as client:
         for chunk in client.completions.create(model=model, prompt=PROMPTS, max_tokens=12, stream=True, **fields):
@@ -75,7 +75,7 @@ def streamed(server, model: str, **fields) -> list[str]:
 
 
 @pytest.mark.parametrize("format, precision", FORMATS)
-def test_what_is_served_is_what_transformers_generates(export, serving, distilled, answers, format, precision):
+def test_the_server_gives_the_answers_of_transformers(export, serving, distilled, answers, format, precision):
     tokenizer = AutoTokenizer.from_pretrained(distilled / "model")
     directory = export(format, precision)
     with serving(["-c", COMMAND, "serve", str(directory), "--port", "0", "--threads", "1"]) as server:
@@ -93,7 +93,7 @@ def test_what_is_served_is_what_transformers_generates(export, serving, distille
         process = psutil.Process(server.process.pid)
         listening = [found.laddr.ip for found in process.net_connections() if found.status == "LISTEN"]
         assert listening == ["127.0.0.1"]
-        assert model["max_tokens"] == 128  # of the export's generation config
+        assert model["max_tokens"] == 128  # from the export's generation config
         memory = process.memory_info().rss
         server.process.send_signal(signal.SIGTERM)
         said = server.process.stdout.read()
@@ -116,14 +116,14 @@ def test_sampling_follows_the_seed(export, serving):
 
 
 @needs("ctranslate2")
-def test_a_seed_is_refused_where_the_runtime_has_none(export, serving):
+def test_a_seed_is_refused_if_the_runtime_has_none(export, serving):
     with serving(["-m", "pipelines.cli", "serve", str(export("ctranslate2", "float32")), "--port", "0"]) as server:
         refused = server.complete("a", temperature=1.0, seed=1)
         assert refused.status_code == 400 and "seed" in refused.json()["error"]["message"]
         assert server.complete("a", temperature=1.0).ok
 
 
-def test_the_teacher_answers_beside_its_student(export, serving, exporting):
+def test_teacher_and_student_are_served_together(export, serving, exporting):
     teacher = next((exporting / "stages").glob("teacher-e4-*")) / "model"
     tokenizer = AutoTokenizer.from_pretrained(teacher)
     expected = [tokenizer.decode([id_ for id_ in ids if id_ > 1]) for ids in generated(load_teacher(teacher), teacher)]
@@ -136,7 +136,7 @@ def test_the_teacher_answers_beside_its_student(export, serving, exporting):
         assert streamed(server, models[1]["id"]) == expected
 
 
-def test_a_model_that_is_no_export_is_exported_first(exporting, distilled, serving, answers):
+def test_a_model_that_is_not_an_export_is_exported_first(exporting, distilled, serving, answers):
     tokenizer = AutoTokenizer.from_pretrained(distilled / "model")
     name = json.loads((distilled / "stage.json").read_text())["model_uri"]
     command = ["serve", name, "--workdir", str(exporting), "--port", "0"]
@@ -158,7 +158,7 @@ def test_a_model_that_is_no_export_is_exported_first(exporting, distilled, servi
         (["--host", "localhost", "--allowed-host", "*"], ["localhost", "example.org", "192.0.2.7:1"], []),
     ],
 )
-def test_hosts_are_answered_as_the_options_say(export, serving, options, allowed, refused):
+def test_the_options_decide_which_hosts_are_allowed(export, serving, options, allowed, refused):
     command = ["serve", str(export("onnx", "float32")), "--port", "0", *options]
     with serving(["-m", "pipelines.cli", *command]) as server:
         found = {
@@ -172,13 +172,13 @@ def test_hosts_are_answered_as_the_options_say(export, serving, options, allowed
     "arguments, words",
     [
         (["nowhere"], "nowhere"),
-        (["{export}", "--format", "onnx"], "is an export of format hf; leave out --format"),
+        (["{export}", "--format", "onnx"], "is an export of format hf; omit --format"),
         (["{export}", "--teacher", "nowhere"], "nowhere has no tokenizer.json"),
         (["{export}", "--host", "192.0.2.1"], "cannot listen on 192.0.2.1"),
         (["{export}", "--max-batch", "0"], "max-batch"),
     ],
 )
-def test_wrong_input_is_one_sentence_and_exit_code_2(export, exporting, cli, arguments, words):
+def test_wrong_input_gives_one_sentence_and_exit_code_2(export, exporting, cli, arguments, words):
     arguments = [argument.format(export=export("hf", "float32")) for argument in arguments]
     done = cli("serve", *arguments, "--port", "0", "--workdir", str(exporting))
     assert done.returncode == 2 and words in done.stderr and "Traceback" not in done.stderr
@@ -221,7 +221,7 @@ def test_mlflow_serves_its_export_with_the_same_answers(export, distilled, answe
         assert predictions == [tokenizer.decode([id_ for id_ in ids if id_ > 1]) for ids in answers]
         assert requests.post(f"{url}/invocations", json={"wrong": 1}, timeout=60).status_code == 400
     finally:
-        os.killpg(process.pid, signal.SIGTERM)  # its own session: the server is a child of it
+        os.killpg(process.pid, signal.SIGTERM)  # the whole session, because the server is a child of this process
         process.wait(30)
     refused = cli("serve", str(directory), "--port", "0")
     assert refused.returncode == 2 and "mlflow models serve -m" in refused.stderr
@@ -238,10 +238,10 @@ def test_a_missing_extra_is_named(monkeypatch):
     real = importlib.util.find_spec
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None if name == "uvicorn" else real(name))
     with pytest.raises(UserError, match=r'needs uvicorn; install it with: pip install "switch-distill\[serve\]"'):
-        serve.check("nowhere", None)
+        serve.check_serving("nowhere", None)
 
 
-def test_it_can_be_stopped_before_it_answers(export):
+def test_the_server_can_be_stopped_before_it_answers(export):
     command = [sys.executable, "-m", "pipelines.cli", "serve", str(export("hf", "float32")), "--port", "0"]
     with subprocess.Popen(command, cwd=ROOT, stderr=subprocess.PIPE, text=True) as process:
         time.sleep(1)

@@ -2,12 +2,12 @@ import json
 
 from pipelines.deploy.teacher_runner import TeacherRunner
 from teachers import save_teacher
+from teachers.build import build_teacher
 from teachers.config import TeacherConfig
-from teachers.model import build_teacher
 
 
-def test_a_teacher_whose_config_names_no_start_answers_all_the_same(data, shape, tmp_path):
-    """Many of transformers' own do not; answers then start with pad."""
+def test_a_teacher_without_a_start_token_in_its_config_gives_answers(data, shape, tmp_path):
+    """Many configs of transformers have none. Answers then start with pad."""
     save_teacher(
         build_teacher(shape, TeacherConfig(experts=[2]), 512, 2, pad=0, eos=1, seed=0), tmp_path, data.tokenizer
     )

@@ -1,4 +1,4 @@
-"""Fractions and intervals, against Student's t of SciPy and against simulated reports whose truth is known."""
+"""Fractions and intervals against Student's t of SciPy, and against simulated reports with a known truth."""
 
 import numpy as np
 import pytest
@@ -18,7 +18,7 @@ from pipelines.reporting.bootstrap import (
 
 @pytest.fixture
 def losses():
-    """Examples of very different difficulty, a teacher that gains 0.2 and a student that keeps 30 % of it."""
+    """Losses of examples of very different difficulty. The teacher gains 0.2, and the student keeps 30 % of it."""
     rng = np.random.default_rng(0)
     baseline = rng.normal(4.0, 1.0, 400)
     teacher = baseline - 0.2 + rng.normal(0, 0.1, 400)
@@ -26,15 +26,15 @@ def losses():
     return baseline, teacher, student
 
 
-def test_the_fraction_is_that_of_table_7():
+def test_the_fraction_agrees_with_table_7():
     """Teacher -1.444, baseline -1.636, student -1.579: 30 %."""
     fraction, (low, high) = fraction_kept(np.full(5, 1.636), np.full(5, 1.444), np.full(5, 1.579))
     assert fraction == pytest.approx(0.057 / 0.192) and round(fraction, 2) == 0.30
     assert low == pytest.approx(fraction) and high == pytest.approx(fraction)
 
 
-def test_resamples_without_a_gain_make_no_interval_of_no_numbers():
-    """One of four seeds gains hardly anything, nor does its student: the resamples that hold it alone have no gain."""
+def test_resamples_without_a_gain_give_finite_intervals():
+    """With one of four seeds, teacher and student gain almost nothing. Resamples of this seed alone have no gain."""
     teacher = np.full((4, 3), 3.0)
     baseline = teacher + np.array([0.1, 0.4, 0.5, 0.6])[:, None]
     student = teacher + np.array([0.02, 0.1, 0.1, 0.1])[:, None]
@@ -43,7 +43,7 @@ def test_resamples_without_a_gain_make_no_interval_of_no_numbers():
 
 
 def test_the_interval_is_paired(losses):
-    """Examples vary by 1.0 and models by 0.1: unpaired, nothing could be said of a gain of 0.2."""
+    """Examples vary by 1.0 and models by 0.1. An unpaired interval of a gain of 0.2 would contain 0."""
     baseline, teacher, student = losses
     value, (low, high) = gain(baseline, teacher)
     assert value == pytest.approx((baseline - teacher).mean())
@@ -60,8 +60,8 @@ MORE = [
 
 
 @pytest.mark.parametrize("case", [*CASES, *(pytest.param(case, marks=pytest.mark.slow) for case in MORE)], ids=str)
-def test_intervals_cover_the_truth_as_often_as_they_say(case):
-    """Where examples of one document are alike, those over documents do; those over examples do not."""
+def test_intervals_have_their_nominal_coverage(case):
+    """With correlated examples in a document, intervals over documents have it, and intervals over examples do not."""
     found = coverage(case, repeats=400)
     assert 0.92 <= found["gain"][0] <= 0.98 and 0.92 <= found["kept"][0] <= 0.98
     if case.seeds == 1:
@@ -69,8 +69,8 @@ def test_intervals_cover_the_truth_as_often_as_they_say(case):
 
 
 @pytest.mark.parametrize("seeds,documents", [(1, 30), (3, 30), (6, 1), (2, 12)])
-def test_the_interval_of_a_gain_is_as_long_as_students(seeds, documents):
-    """One seed, or seeds whose documents are all alike: a sample of one kind, whose interval SciPy knows."""
+def test_the_interval_of_a_gain_has_the_length_of_students_t(seeds, documents):
+    """One seed, or seeds with equal documents, are one sample, for which SciPy gives the interval."""
     rng = np.random.default_rng(0)
     by_seed, by_document = rng.normal(0.3, 0.1, (seeds, 1)), np.zeros(documents)
     if seeds == 1:
@@ -84,7 +84,7 @@ def test_the_interval_of_a_gain_is_as_long_as_students(seeds, documents):
 
 
 def test_the_length_does_not_count_the_interaction_of_seeds_and_documents_twice():
-    """Many seeds and documents, where Student's quantiles are nearly normal: against the variance of many samples."""
+    """Against the variance of many samples, with so many seeds and documents that Student's t is nearly normal."""
     rng, means, lengths = np.random.default_rng(1), [], []
     for _ in range(500):
         values = rng.normal(0, 0.1, (60, 1)) + rng.normal(0, 0.1, 80) + rng.normal(0, 2.0, (60, 80))
@@ -96,8 +96,8 @@ def test_the_length_does_not_count_the_interaction_of_seeds_and_documents_twice(
     assert np.mean(lengths) < 0.85 * 1.98 * np.sqrt(expected**2 + 2.0**2 / 4800)
 
 
-def test_documents_are_resampled_whole():
-    """Ten examples of each document are copies: they say no more than one, however many there are."""
+def test_whole_documents_are_resampled():
+    """Ten copies of each example in its document do not shorten the interval."""
     rng = np.random.default_rng(5)
     baseline, teacher, student = (rng.normal(mean, 0.1, 40) for mean in (4.0, 3.7, 3.85))
     once = fraction_kept(baseline, teacher, student)
@@ -113,19 +113,19 @@ def test_documents_are_resampled_whole():
     assert moved[0] == pytest.approx(once[0]) and moved[1] == pytest.approx((low, high))
 
 
-def test_one_document_and_one_seed_say_nothing():
+def test_one_document_and_one_seed_give_no_fraction():
     losses = [np.full(8, value) for value in (4.0, 3.7, 3.9)]
     assert fraction_kept(*losses, documents=np.zeros(8)) == (None, None)
     assert fraction_kept(*(one[:1] for one in losses)) == (None, None)
     assert gain(losses[0], losses[1], documents=np.zeros(8))[0] == pytest.approx(0.3)
     rng = np.random.default_rng(0)
     several = [np.repeat(value + rng.normal(0, 0.01, (5, 1)), 8, axis=1) for value in (4.0, 3.7, 3.9)]
-    fraction, (low, high) = fraction_kept(*several, documents=np.zeros(8))  # five seeds do
+    fraction, (low, high) = fraction_kept(*several, documents=np.zeros(8))  # five seeds give one
     assert low < fraction < high
 
 
-def test_the_mean_stands_where_one_student_is_above_and_another_below_the_baseline():
-    """In the few resamples without a gain one keeps plus infinity and the other minus infinity."""
+def test_the_mean_of_a_student_above_and_one_below_the_baseline_is_defined():
+    """In the few resamples without a gain, one fraction is plus infinity and the other minus infinity."""
     rng = np.random.default_rng(0)
     baseline = rng.normal(4.0, 1.0, 60)
     noise = rng.normal(0, 0.2, 60)
@@ -137,7 +137,7 @@ def test_the_mean_stands_where_one_student_is_above_and_another_below_the_baseli
     assert mean == pytest.approx((each[0][0] + each[1][0]) / 2) and low < mean < high
 
 
-def test_a_dominant_document_counts_as_what_it_is():
+def test_a_dominant_document_lowers_the_effective_number():
     assert effective_documents(np.full(40, 7)) == pytest.approx(40)
     assert effective_documents(np.array([*[4] * 99, 170])) < 11
 
@@ -148,14 +148,14 @@ def test_options_out_of_range_are_refused(losses, options):
         fraction_kept(*losses, **options)
 
 
-def test_losses_of_no_known_shape_are_refused():
+def test_losses_of_wrong_shape_are_refused():
     for shape in ((2, 3, 4), (0,), (2, 0)):
         with pytest.raises(ValueError, match="same seeds and examples, at least one"):
             fraction_kept(*[np.ones(shape)] * 3)
 
 
 def test_documents_that_do_not_belong_to_the_examples_are_refused(losses):
-    with pytest.raises(ValueError, match="documents must name one for each of 400 examples"):
+    with pytest.raises(ValueError, match="documents must have one entry for each of 400 examples"):
         fraction_kept(*losses, documents=np.arange(10))
 
 
@@ -178,8 +178,8 @@ def test_a_difference_over_seeds_is_that_of_a_paired_t_test():
     assert interval == pytest.approx(tuple(reference.confidence_interval(0.95)))
 
 
-def test_a_student_below_the_baseline_keeps_no_more_where_a_resample_has_no_gain():
-    """Gains at two standard errors, and students that lose: no resample turns the loss of two into something kept."""
+def test_resamples_without_a_gain_do_not_help_a_student_below_the_baseline():
+    """Gains of two standard errors, and students below the baseline. No resample makes a negative ratio positive."""
     rng = np.random.default_rng(4)
     baseline = rng.normal(4.0, 1.0, 400)
     noise = rng.normal(0, 0.2, (5, 400))
@@ -188,7 +188,7 @@ def test_a_student_below_the_baseline_keeps_no_more_where_a_resample_has_no_gain
     for teacher, student in zip(teachers, students, strict=True):
         fraction, (low, high) = fraction_kept(baseline, teacher, student)
         assert fraction == pytest.approx(-1) and high < 0
-    assert average_kept(baseline, teachers, students) == (None, None)  # in many a resample one gains nothing
+    assert average_kept(baseline, teachers, students) == (None, None)  # in many resamples one teacher has no gain
 
 
 def test_a_gain_that_reaches_zero_makes_the_fraction_undefined(losses):
@@ -198,22 +198,22 @@ def test_a_gain_that_reaches_zero_makes_the_fraction_undefined(losses):
     assert fraction_kept(baseline, baseline + 0.1, student) == (None, None)
 
 
-def test_the_mean_over_ratios_is_over_those_that_gain(losses):
+def test_the_mean_covers_only_ratios_with_a_gain(losses):
     baseline, teacher, student = losses
     half = baseline + 0.5 * (teacher - baseline)
     mean, (low, high) = average_kept(baseline, [teacher, teacher, baseline + 0.1], [student, half, student])
     one, (one_low, one_high) = fraction_kept(baseline, teacher, student)
     assert mean == pytest.approx((one + 0.5) / 2)
-    assert high - low == pytest.approx((one_high - one_low) / 2)  # the second is half in every resample
+    assert high - low == pytest.approx((one_high - one_low) / 2)  # the second fraction is always half of the first
     assert average_kept(baseline, [baseline + 0.1], [student]) == (None, None)
 
 
-def test_the_result_does_not_depend_on_anything_but_its_arguments(losses):
+def test_the_result_depends_only_on_the_arguments(losses):
     assert fraction_kept(*losses) == fraction_kept(*losses)
     assert fraction_kept(*losses, seed=1) != fraction_kept(*losses)
 
 
-def test_models_measured_on_different_examples_are_refused(losses):
+def test_models_evaluated_on_different_examples_are_refused(losses):
     baseline, teacher, student = losses
     with pytest.raises(ValueError, match="same seeds and examples"):
         fraction_kept(baseline, teacher, student[:-1])

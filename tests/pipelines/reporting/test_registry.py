@@ -4,11 +4,11 @@ from types import SimpleNamespace
 import pytest
 
 from pipelines.reporting.registry import tag_students
-from pipelines.workdir.stage import Finished
+from pipelines.workdir.stage import FinishedStage
 
 
 class Client:
-    """A registry in memory, with the calls of MlflowClient that are used."""
+    """A registry in memory with those methods of MlflowClient that the code calls."""
 
     def __init__(self):
         self.tags, self.aliases = {}, {}
@@ -26,8 +26,8 @@ class Client:
         del self.aliases[name][alias]
 
 
-def student(name: str, version: int, quality: float) -> Finished:
-    return Finished("distill", "f", "run", "model", f"models:/{name}/{version}", {"quality": quality}, {}, Path())
+def student(name: str, version: int, quality: float) -> FinishedStage:
+    return FinishedStage("distill", "f", "run", "model", f"models:/{name}/{version}", {"quality": quality}, {}, Path())
 
 
 def rows(fraction=0.5, baseline=-4.0, means=(-2.75, -2.7)):
@@ -50,7 +50,7 @@ def test_every_version_is_tagged_and_the_best_of_all_seeds_is_the_champion():
     assert len(client.tags) == 3 and client.aliases == {"s-e2": {"champion": "2"}}
 
 
-def test_the_next_comparison_has_one_champion_too_and_an_undefined_fraction_says_so():
+def test_the_next_comparison_has_one_champion_and_undefined_fractions_are_tagged():
     client = Client()
     client.aliases = {"s-e2": {"champion": "1", "mine": "1"}}
     students = [[student("s-e2", 1, -3.0)], [student("s-e4", 7, -2.7)]]
@@ -59,9 +59,9 @@ def test_the_next_comparison_has_one_champion_too_and_an_undefined_fraction_says
     assert client.tags["s-e4", "7"]["fraction_kept"] == "undefined"
 
 
-@pytest.mark.parametrize("baseline", [-2.6, -2.7])  # the best is worse, or as good
-def test_where_no_student_is_better_than_the_baseline_none_is_the_champion(baseline):
-    """An alias that an earlier report gave is taken away, whatever version has it."""
+@pytest.mark.parametrize("baseline", [-2.6, -2.7])  # the best student is worse than the baseline, or equal
+def test_without_a_student_better_than_the_baseline_there_is_no_champion(baseline):
+    """The alias of an earlier report is removed from any version."""
     client = Client()
     client.aliases = {"s-e2": {"champion": "1"}, "s-e4": {"champion": "6", "mine": "7"}, "other": {"champion": "1"}}
     students = [[student("s-e2", 1, -3.0), student("s-e2", 2, -2.5)], [student("s-e4", 7, -2.7)]]
@@ -70,7 +70,7 @@ def test_where_no_student_is_better_than_the_baseline_none_is_the_champion(basel
     assert client.tags["s-e4", "7"]["quality"] == "-2.7000"
 
 
-def test_a_lucky_seed_of_a_student_that_is_worse_in_the_mean_is_no_champion():
+def test_a_good_seed_of_a_student_with_a_worse_mean_is_not_the_champion():
     client = Client()
     students = [[student("s-e2", 1, -3.0), student("s-e2", 2, -2.5)], [student("s-e4", 7, -2.7)]]
     tag_students(SimpleNamespace(client=client), rows(baseline=-2.72), students)

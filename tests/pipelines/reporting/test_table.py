@@ -1,4 +1,4 @@
-"""What a report says and draws."""
+"""The text, tables and plots of a report."""
 
 import csv
 import io
@@ -7,7 +7,7 @@ import pytest
 from rich.console import Console
 
 from pipelines.reporting.plot import plot_report
-from pipelines.reporting.table import comma_separated, markdown, table
+from pipelines.reporting.table import report_csv, report_markdown, report_table
 
 
 def row(**changes) -> dict:
@@ -64,31 +64,32 @@ def report(*rows: dict) -> dict:
     }
 
 
-def test_an_undefined_fraction_is_said_to_be_undefined():
-    text = markdown(report(row()))
+def test_an_undefined_fraction_is_named():
+    text = report_markdown(report(row()))
     assert "| e4 | 2.00M | 50% | -1.000 | -1.100 | 0.100 [0.050, 0.150] | 50% [40, 60] | undefined | – |" in text
-    assert "Undefined, and in no mean, for e4: the gain over the long baseline has an interval that reaches 0." in text
+    reason = "the gain over the long baseline has an interval that reaches 0"
+    assert f"Undefined and excluded from means: e4 ({reason})." in text
 
 
-def test_a_negative_gain_is_said_to_be_negative():
+def test_a_negative_gain_is_named():
     reason = "the teacher is worse than the long baseline"
     long = {"gain_long": -0.03, "gain_long_interval": [-0.05, -0.01], "fraction_long_undefined": reason}
-    text = markdown(report(row(**long)))
+    text = report_markdown(report(row(**long)))
     assert "| 50% [40, 60] | negative | – |" in text
-    sentence = "Worse than the long baseline, and in no mean: the teacher of e4 (its gain is -0.030 [-0.050, -0.010])."
+    sentence = "Worse than the long baseline and excluded from means: the teacher of e4 (gain -0.030 [-0.050, -0.010])."
     assert sentence in text and f"- e4: {reason}." in text and "Undefined" not in text
     console = Console(width=80, file=io.StringIO())
-    console.print(table(report(row(**long))))
+    console.print(report_table(report(row(**long))))
     assert sentence in " ".join(console.file.getvalue().split())
 
 
-def test_a_student_below_the_baseline_is_said_to_be_below_it():
-    text = markdown(report(row(student_quality=-1.25, fraction_kept=-0.5, fraction_interval=[-0.6, -0.4])))
+def test_a_student_below_the_baseline_is_named():
+    text = report_markdown(report(row(student_quality=-1.25, fraction_kept=-0.5, fraction_interval=[-0.6, -0.4])))
     assert "-50% [-60, -40]" in text and "Below the baseline: the student of e4 by 0.0500 nats." in text
 
 
 @pytest.mark.parametrize("gains,word", [([-0.1, -0.2], "negative"), ([-0.1, 0.001], "undefined")])
-def test_the_picture_says_why_it_has_no_fraction(gains, word, tmp_path, monkeypatch):
+def test_the_legend_of_the_plot_names_an_absent_fraction(gains, word, tmp_path, monkeypatch):
     from matplotlib import pyplot
 
     drawn = []
@@ -104,73 +105,76 @@ def test_the_picture_says_why_it_has_no_fraction(gains, word, tmp_path, monkeypa
     assert f"against the long baseline: {word}" in labels
 
 
-def test_intervals_stand_beside_the_documents_and_seeds_that_they_are_of():
-    alone = markdown(report(row(seeds=[0])))
-    assert alone.count("Intervals are of 40 documents and 1 seed, so that they leave out") == 2
-    assert "300 examples from 40 documents of the test part (the largest gives 3.1% of the examples)" in alone
-    assert "Intervals are of 40 documents and 3 seeds." in markdown(report(row(seeds=[0, 1, 2])))
-    assert "Overlap: 16.7% of the test text also stands in the training text, in runs of 16 tokens or more." in alone
+def test_intervals_are_given_with_their_numbers_of_documents_and_seeds():
+    alone = report_markdown(report(row(seeds=[0])))
+    assert alone.count("Intervals resample 40 documents and 1 seed, so they do not include the variation") == 2
+    assert "300 examples from 40 documents of the test split (the largest has 3.1% of the examples)" in alone
+    assert "Intervals resample 40 documents and 3 seeds." in report_markdown(report(row(seeds=[0, 1, 2])))
+    assert "Overlap: 16.7% of the test text also occurs in the training text, in runs of 16 tokens or more." in alone
 
 
-def test_intervals_of_few_documents_are_said_not_to_be_trusted():
+def test_the_report_warns_of_intervals_of_few_documents():
     few = report(row(seeds=[0, 1]))
     few["data"] |= {"test_documents": 12, "too_few_documents": True}
-    assert "of 40 documents and 2 seeds; two seeds hardly say how much a seed matters." in markdown(
-        report(row(seeds=[0, 1]))
+    assert (
+        "resample 40 documents and 2 seeds; two seeds say little about the variation between seeds."
+        in report_markdown(report(row(seeds=[0, 1])))
     )
     uneven = report(row())
     uneven["data"] |= {"effective_documents": 10.5, "too_few_documents": True}
-    assert "40 documents and 1 seed, worth 10 of equal size: with fewer than 30 documents they" in markdown(uneven)
-    sentence = "Intervals are of 12 documents and 2 seeds: with fewer than 30 documents they cannot be trusted."
-    assert sentence in markdown(few)
+    assert "40 documents and 1 seed, worth 10 of equal size; with fewer than 30 documents, they" in report_markdown(
+        uneven
+    )
+    sentence = "Intervals resample 12 documents and 2 seeds; with fewer than 30 documents, they cannot be trusted."
+    assert sentence in report_markdown(few)
     console = Console(width=80, file=io.StringIO())
-    console.print(table(few))
+    console.print(report_table(few))
     assert sentence in " ".join(console.file.getvalue().split())
 
 
 def test_seeds_are_compared_one_by_one():
-    assert "seed by seed" not in markdown(report(row(seeds=[0])))
+    assert "seed by seed" not in report_markdown(report(row(seeds=[0])))
     one = {"variant": "mine", "to": "paper", "difference": 0.5, "interval": [0.21, 0.79], "by_seed": [0.4, 0.5, 0.6]}
     several = report(row(variant="paper", seeds=[0, 1, 2]), row(variant="mine", seeds=[0, 1, 2])) | {
         "differences": [one]
     }
-    assert "| mine to paper | +50 [+21, +79] | +40, +50, +60 |" in markdown(several)
+    assert "| mine - paper | +50 [+21, +79] | +40, +50, +60 |" in report_markdown(several)
 
 
 def test_a_student_that_takes_more_than_the_long_baseline_is_named():
-    text = markdown(report(row(variant="paper"), row(variant="from-scratch", student_steps=20)))
-    assert "as many as teacher and student take together (not for from-scratch, which takes more)." in text
+    text = report_markdown(report(row(variant="paper"), row(variant="from-scratch", student_steps=20)))
+    assert "as many as teacher and student together (except from-scratch, which takes more)." in text
 
 
-def test_the_papers_figures_stand_beside_ours():
-    assert markdown(report(row(ratio="e16", experts=16))).count("| 37% |") == 1
-    ladder = markdown(report(*(row(variant=name) for name in ("soft-labels", "hard-labels", "mine"))))
+def test_the_table_has_a_column_for_the_papers_figures():
+    assert report_markdown(report(row(ratio="e16", experts=16))).count("| 37% |") == 1
+    ladder = report_markdown(report(*(row(variant=name) for name in ("soft-labels", "hard-labels", "mine"))))
     assert "| e4 | soft-labels |" in ladder and "| undefined | 3% |" in ladder and "| undefined | <0 |" in ladder
     assert "| undefined | – |" in ladder
 
 
-def test_nothing_of_the_table_is_cut_off_in_80_columns():
+def test_the_table_fits_into_80_columns():
     ladder = [
         row(ratio="e16", variant="gentle-hard-labels", fraction_interval=[-1.04, 1.06], gain=1.0) for _ in range(2)
     ]
     for rows in ([row()], ladder):
         console = Console(width=80, file=io.StringIO())
-        console.print(table(report(*rows)))
+        console.print(report_table(report(*rows)))
         drawn = console.file.getvalue()
         assert "…" not in drawn and max(map(len, drawn.splitlines())) <= 80
         assert "undefined" in drawn and "[0.050, 0.150]" in drawn
 
 
 def test_several_ratios_have_a_mean():
-    assert "| mean |" not in markdown(report(row(variant="a"), row(variant="b")))
-    several = markdown(report(row(), row(ratio="e8", experts=8)))
+    assert "| mean |" not in report_markdown(report(row(variant="a"), row(variant="b")))
+    several = report_markdown(report(row(), row(ratio="e8", experts=8)))
     assert "| mean |  |  |  |  |  | 25% [20, 30] | undefined | 31% |" in several
     variants = [row(ratio=ratio, variant=name) for ratio in ("e4", "e8") for name in ("a", "b")]
-    assert "| mean | b |  |  |  |  |  | 25% [20, 30] | undefined | – |" in markdown(report(*variants))
+    assert "| mean | b |  |  |  |  |  | 25% [20, 30] | undefined | – |" in report_markdown(report(*variants))
 
 
 def test_the_csv_has_every_figure_once():
-    text = comma_separated(report(row(seeds=[0, 1], gain_undefined="why"), row(ratio="e8, old")))
+    text = report_csv(report(row(seeds=[0, 1], gain_undefined="why"), row(ratio="e8, old")))
     first, second = csv.DictReader(io.StringIO(text))
     assert (first["ratio"], first["seeds"], second["ratio"]) == ("e4", "0 1", "e8, old")
     assert (first["gain_low"], first["gain_high"], first["fraction_long_low"]) == ("0.05", "0.15", "")
@@ -178,12 +182,12 @@ def test_the_csv_has_every_figure_once():
     assert (first["test_documents"], first["test_examples"], first["overlap"]) == ("40", "300", "0.1668")
 
 
-def test_the_report_says_what_every_model_has_seen():
-    text = markdown(report(row(variant="a"), row(variant="b", student_tokens=5000)))
+def test_the_report_lists_the_training_of_every_model():
+    text = report_markdown(report(row(variant="a"), row(variant="b", student_tokens=5000)))
     assert "| long baseline | 30 | 3,000 | 2.40e+09 |" in text and text.count("| teacher e4 |") == 1
     assert "| student e4 a | 10 | 1,000 |" in text and "| student e4 b | 10 | 5,000 |" in text
-    loaded = markdown(report(row(teacher_tokens=None, teacher_flops=None)))
-    assert "| teacher e4 | elsewhere | elsewhere | elsewhere |" in loaded
+    loaded = report_markdown(report(row(teacher_tokens=None, teacher_flops=None)))
+    assert "| teacher e4 | unknown | unknown | unknown |" in loaded
 
 
 @pytest.mark.parametrize(
@@ -201,7 +205,7 @@ def test_every_kind_of_report_is_drawn(rows, tmp_path):
 
 
 def test_bars_stay_readable_beside_an_interval_of_thousands_of_per_cent(tmp_path, monkeypatch):
-    """Where a teacher gains next to nothing over the long baseline, the fraction of that may be anything."""
+    """If a teacher gains almost nothing over the long baseline, a fraction of this gain may be very large."""
     from matplotlib import pyplot
 
     drawn = []
@@ -211,13 +215,13 @@ def test_bars_stay_readable_beside_an_interval_of_thousands_of_per_cent(tmp_path
     (low, high), label = drawn[0].axes[0].get_xlim(), drawn[0].axes[0].get_xlabel()
     monkeypatch.undo()
     pyplot.close(drawn[0])
-    assert -50 < low < 0 and high < 150 and label.endswith("what is longer is cut")
+    assert -50 < low < 0 and high < 150 and label.endswith("longer intervals are cut")
 
 
-def test_what_is_lost_of_the_corpus_is_said():
+def test_the_report_states_losses_of_the_corpus():
     whole = report(row())
-    assert "skipped" not in markdown(whole) and "loses" not in markdown(whole)
+    assert "skipped" not in report_markdown(whole) and "loses" not in report_markdown(whole)
     lost = {"skipped_rows": 1234, "unknown_share": 0.043, "restored_share": 0.0, "lost_share": 0.031}
-    text = markdown({**whole, "data": {**whole["data"], **lost}})
+    text = report_markdown({**whole, "data": {**whole["data"], **lost}})
     assert "Bad rows of the corpus that were skipped: 1,234. The tokenizer loses text: 4.3% of the tokens" in text
     assert "decoding loses 3.1% of the characters" in text

@@ -1,4 +1,4 @@
-"""A report says of each gain what it is, and nothing else."""
+"""The sentences of a report on gains without a fraction and on models that are worse than a baseline."""
 
 import pytest
 
@@ -6,7 +6,7 @@ from pipelines.reporting.verdict import verdicts, why_none, why_undefined
 
 
 def row(ratio="e4", gain=0.1, interval=(0.05, 0.15), student=-1.0, kept=None, variant=None) -> dict:
-    """Of report.json; against the long baseline the same figures, with a fraction."""
+    """A row of report.json. Figures against the long baseline are the same, but have a fraction."""
     known = {"ratio": ratio, "variant": variant, "student_quality": student}
     known |= {"gain": gain, "gain_interval": list(interval), "fraction_kept": kept}
     return known | {"gain_long": gain, "gain_long_interval": list(interval), "fraction_kept_long": 0.5}
@@ -41,37 +41,37 @@ def said(*rows: dict, baseline: float = -2.0, long: float = -2.0) -> str:
             0.01,
             (0.001, 0.03),
             "the teacher's gain over the baseline is 0.0100 nats per target token, and its 95 % interval "
-            "[0.0010, 0.0300] is too near to 0",
+            "[0.0010, 0.0300] is too close to 0",
         ),
-        (-0.2, (-0.2, -0.2), "one document and one seed do not say how sure the teacher's gain over the baseline is"),
+        (-0.2, (-0.2, -0.2), "one document and one seed give no interval of the teacher's gain over the baseline"),
     ],
 )
-def test_why_there_is_no_fraction(value, interval, sentence):
+def test_reason_for_an_undefined_fraction(value, interval, sentence):
     assert why_undefined(value, interval, "baseline") == sentence
     assert why_undefined(value, interval, "long baseline") == sentence.replace("the baseline", "the long baseline")
 
 
-def test_a_gain_that_is_wholly_negative_is_no_interval_that_reaches_0():
+def test_a_gain_with_its_whole_interval_below_0_is_negative():
     text = said(row(gain=-0.230, interval=(-0.348, -0.108)))
-    assert text == " Worse than the baseline, and in no mean: the teacher of e4 (its gain is -0.230 [-0.348, -0.108])."
+    assert text == " Worse than the baseline and excluded from means: the teacher of e4 (gain -0.230 [-0.348, -0.108])."
 
 
 @pytest.mark.parametrize("gain", [0.01, -0.01])
 def test_a_gain_whose_interval_reaches_0_is_undefined_on_either_side(gain):
     reaching = row(gain=gain, interval=(-0.1, 0.1))
     assert said(reaching) == (
-        " Undefined, and in no mean, for e4: the gain over the baseline has an interval that reaches 0."
+        " Undefined and excluded from means: e4 (the gain over the baseline has an interval that reaches 0)."
     )
     assert why_none([reaching], "") == "undefined"
 
 
-def test_other_reasons_are_not_given_as_an_interval_that_reaches_0():
+def test_other_reasons_have_their_own_sentences():
     assert said(row(interval=(0.001, 0.15), variant="mine"), row(kept=0.5, variant="paper")) == (
-        " Undefined, and in no mean, for e4 mine: the gain over the baseline is too near to 0."
+        " Undefined and excluded from means: e4 mine (the gain over the baseline is too close to 0)."
     )
     assert said(row(gain=-0.1, interval=(-0.1, -0.1))) == (
-        " Undefined, and in no mean, for e4: one document and one seed do not say how sure the gain over the "
-        "baseline is."
+        " Undefined and excluded from means: e4 (one document and one seed give no interval of the gain over the "
+        "baseline)."
     )
 
 
@@ -79,8 +79,8 @@ def test_each_teacher_is_named_once_under_its_own_reason():
     teachers = {"e4": {"gain": -0.2, "interval": (-0.3, -0.1)}, "e8": {"gain": 0.01, "interval": (-0.1, 0.1)}}
     rows = [row(name, variant=variant, **how) for name, how in teachers.items() for variant in ("a", "b")]
     assert said(*rows) == (
-        " Worse than the baseline, and in no mean: the teacher of e4 (its gain is -0.200 [-0.300, -0.100])."
-        " Undefined, and in no mean, for e8: the gain over the baseline has an interval that reaches 0."
+        " Worse than the baseline and excluded from means: the teacher of e4 (gain -0.200 [-0.300, -0.100])."
+        " Undefined and excluded from means: e8 (the gain over the baseline has an interval that reaches 0)."
     )
     assert why_none(rows[:2], "") == "negative" and why_none(rows, "") == "undefined"
     assert why_none([{"fraction_kept": None}], "") == "undefined"  # a mean over ratios
@@ -95,8 +95,8 @@ def test_students_that_are_worse_than_a_baseline_are_named():
         " Every student is below the long baseline, by 0.4000 to 0.6250 nats."
     )
     assert said(*kept, baseline=-3.0, long=-3.0) == ""
-    assert said(row(kept=0.0, student=-2.0)) == ""  # as good as it
+    assert said(row(kept=0.0, student=-2.0)) == ""  # equal to the baseline
 
 
-def test_nothing_is_said_where_all_is_well():
+def test_no_sentence_if_nothing_is_worse_or_undefined():
     assert said(row(kept=0.5), row("e8", kept=1.1)) == ""

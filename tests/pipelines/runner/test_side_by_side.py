@@ -1,4 +1,4 @@
-"""Baseline and ratios in processes of their own."""
+"""Baseline and ratios in parallel processes."""
 
 import json
 import os
@@ -21,7 +21,7 @@ ROOT = Path(__file__).parents[3]
 
 
 def processes_of(workdir: Path) -> list[str]:
-    """Command lines that name the work directory."""
+    """Command lines of running processes that name the work directory."""
     lines = []
     for entry in Path("/proc").glob("[0-9]*/cmdline"):
         try:
@@ -35,8 +35,8 @@ def processes_of(workdir: Path) -> list[str]:
 
 @pytest.mark.slow
 @pytest.mark.skipif(sys.platform != "linux", reason="looks for processes in /proc")
-def test_stopped_in_the_middle_it_leaves_no_process_and_goes_on_to_the_same_report(smoke, cli, tmp_path):
-    """The report's fingerprint is a function of every stage: it is that of the stages one after the other."""
+def test_an_interrupted_run_leaves_no_process_and_continues_to_the_same_report(smoke, cli, tmp_path):
+    """The report's fingerprint depends on all stages. It is equal to that of a run without parallel processes."""
     workdir = tmp_path / "work"
     arguments = ["run", "smoke", "--set", "jobs=2", "--workdir", str(workdir), "--json"]
     environment = {**os.environ, "MLFLOW_TRACKING_URI": ""}
@@ -85,16 +85,16 @@ time.sleep(60)
 
 @pytest.mark.skipif(sys.platform != "linux", reason="asks Linux")
 @pytest.mark.parametrize("moment, said", [("after", "started False\n"), ("before", "started\n")])
-def test_a_process_ends_with_its_killed_parent_before_and_after_it_has_asked_for_that(moment, said):
+def test_a_process_ends_with_its_killed_parent_before_and_after_its_request(moment, said):
     command = [sys.executable, "-c", STARTER, STARTED, moment]
     with subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, text=True) as starter:
         assert starter.stdout.readline() == said
         starter.kill()
-        assert starter.communicate(timeout=20)[0] == ""  # the started one has this pipe too: it has ended
+        assert starter.communicate(timeout=20)[0] == ""  # the child holds this pipe too, so it has ended
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="asks Linux")
-def test_a_command_does_nothing_where_its_parent_is_gone(cli):
+def test_a_command_does_nothing_after_the_end_of_its_parent(cli):
     gone = subprocess.Popen([sys.executable, "-c", ""])
     gone.wait()
     done = cli("presets", SWITCH_DISTILL_PARENT=str(gone.pid))
@@ -103,7 +103,7 @@ def test_a_command_does_nothing_where_its_parent_is_gone(cli):
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="looks for processes in /proc")
-def test_a_run_that_is_killed_as_soon_as_it_has_started_others_leaves_no_process(tmp_path):
+def test_a_run_killed_right_after_it_started_others_leaves_no_process(tmp_path):
     workdir = tmp_path / "work"
     arguments = ["run", "smoke", "--set", "jobs=2", "--workdir", str(workdir)]
     environment = {**os.environ, "MLFLOW_TRACKING_URI": ""}
@@ -115,14 +115,14 @@ def test_a_run_that_is_killed_as_soon_as_it_has_started_others_leaves_no_process
             time.sleep(0.01)
         first.kill()
         first.wait()
-        end = time.monotonic() + 12  # undisturbed, they go on for twenty seconds
+        end = time.monotonic() + 12  # without the kill they run for twenty seconds
         while processes_of(workdir):
             assert time.monotonic() < end
             time.sleep(0.1)
 
 
 def test_nothing_runs_between_fork_and_exec():
-    """There it could wait forever for a lock that a thread holds."""
+    """Code there could wait forever for a lock that a thread holds."""
     packages = [
         path for name in ("distill", "teachers", "students", "pipelines") for path in (ROOT / name).rglob("*.py")
     ]
@@ -148,7 +148,7 @@ def test_one_ratio_is_run_without_baseline_and_report(smoke, cli):
 
 
 class Planned(Workspace):
-    """A workspace that has planned, and computed nothing."""
+    """A workspace with planned stages, none of them computed."""
 
     def __init__(self, directory: Path):
         self.config, self.source, self.directory = load_config("demo", []), "demo", directory
@@ -157,7 +157,7 @@ class Planned(Workspace):
         self.stages.append(Stage("report", {}))
 
 
-def test_the_longest_chains_come_first_and_finished_ones_not_at_all(tmp_path, monkeypatch):
+def test_the_largest_ratios_start_first_and_finished_ones_never(tmp_path, monkeypatch):
     commands = side_by_side._commands(Planned(tmp_path))
     assert commands[0] == ["baseline", "demo", "--seed", "0"]
     assert commands[1] == ["run", "demo", "--ratio", "e16", "--seed", "0"]
@@ -166,7 +166,7 @@ def test_the_longest_chains_come_first_and_finished_ones_not_at_all(tmp_path, mo
     assert [command[3] for command in side_by_side._commands(Planned(tmp_path))] == ["e16", "e4"]
 
 
-def test_each_seed_has_chains_of_its_own_unless_the_teacher_is_loaded(tmp_path):
+def test_each_seed_has_its_own_chains_unless_the_teacher_is_loaded(tmp_path):
     planned = Planned(tmp_path)
     loaded = ["teacher.experts=[4]", f"teacher.checkpoints={{e8: some/switch@{'a' * 40}}}", "data.tokenizer=t5"]
     planned.config = load_config("demo", [*loaded, "seeds=[0, 1]"])

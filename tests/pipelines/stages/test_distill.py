@@ -1,4 +1,4 @@
-"""A student that learns more of its teacher than top-1 soft labels, through the command line."""
+"""Students with sampled routing or hidden states to match, through the command line."""
 
 import json
 import shutil
@@ -10,7 +10,7 @@ OPTIONS = {
     "hard_fraction": "0.5",
     "soft_start": "2",
     "teacher_routing": "sampled",
-    "draws": "2",
+    "num_sampled_experts": "2",
     "match": "[hidden, ffn]",
     "match_weight": "0.5",
     "match_steps": "4",
@@ -32,7 +32,7 @@ def distill(cli, work, options):
 def test_every_part_of_the_loss_is_a_curve(cli, work):
     before = set((work / "stages").iterdir())
     facts = distill(cli, work, OPTIONS)
-    (made,) = set((work / "stages").iterdir()) - before  # with the finished teacher, measured with top-1 routing
+    (made,) = set((work / "stages").iterdir()) - before  # reuses the teacher of top-1 routing
     assert made.name.startswith("distill-e4-")
     client = MlflowClient(f"sqlite:///{work}/mlflow.db")
 
@@ -46,7 +46,7 @@ def test_every_part_of_the_loss_is_a_curve(cli, work):
     assert params["distill.teacher_routing"] == "sampled" and params["distill.match_weight"] == "0.5"
 
 
-def test_a_student_may_match_states_with_hard_labels_alone(cli, work):
+def test_a_student_can_match_hidden_states_with_hard_labels_alone(cli, work):
     facts = distill(cli, work, {"hard_fraction": "1.0", "match": "[ffn]"})
     curves = MlflowClient(f"sqlite:///{work}/mlflow.db").get_run(facts["run_id"]).data.metrics
     assert "train/match_loss" in curves and "train/soft_loss" not in curves

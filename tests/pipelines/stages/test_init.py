@@ -1,4 +1,4 @@
-"""How a student starts, through the command line."""
+"""Initialisation of students, through the command line."""
 
 import json
 import shutil
@@ -28,7 +28,7 @@ def ffn_errors(facts: dict) -> float:
     return sum(facts["metrics"][layer] for layer in LAYERS)
 
 
-def test_a_fitted_student_is_made_of_the_experts_and_is_closer_to_them(work, cli):
+def test_a_student_fitted_to_the_experts_has_a_smaller_ffn_error(work, cli):
     random, fitted = init(cli, work), init(cli, work, "ffn_init=fit", "calibration_examples=64")
     assert set(random["metrics"]) >= LAYERS and ffn_errors(fitted) < ffn_errors(random)
     parts = fitted["facts"]["parameters"]
@@ -41,14 +41,14 @@ def test_a_fitted_student_is_made_of_the_experts_and_is_closer_to_them(work, cli
     assert "train" in read["fitted"] and "train" not in read["random"]
 
 
-def test_a_student_may_start_from_nothing(work, cli):
+def test_a_student_can_start_from_random_weights(work, cli):
     facts = init(cli, work, "non_expert_init=random")
     assert facts["facts"]["parameters"] == {"fresh": facts["metrics"]["parameters"]}
     assert facts["fingerprint"] != init(cli, work)["fingerprint"]
 
 
-def test_more_calibration_text_than_there_is_is_refused(work, cli):
+def test_too_many_calibration_examples_are_refused(work, cli):
     settings = ["--set", "student.ffn_init=fit", "--set", "student.calibration_examples=100000"]
     done = cli("init", "smoke", "--ratio", "e4", *settings, "--workdir", str(work))
     assert done.returncode == 2 and len(done.stderr.splitlines()) == 1
-    assert "student.calibration_examples is 100000" in done.stderr and "ask for at most" in done.stderr
+    assert "student.calibration_examples is 100000" in done.stderr and "set it to at most" in done.stderr

@@ -1,4 +1,4 @@
-"""Soft labels that are made once, through the command line."""
+"""Cached soft labels, through the command line."""
 
 import json
 import os
@@ -19,7 +19,7 @@ CACHED = [*EXAMPLES, "--set", "distill.soft_labels=cached"]
 
 @pytest.fixture(scope="module")
 def labelled(smoke, cli, tmp_path_factory):
-    """A work directory after ``label``, and the process."""
+    """A work directory after ``label``, and the finished process."""
     work = tmp_path_factory.mktemp("label") / "work"
     shutil.copytree(smoke[0], work)
     done = cli("label", "smoke", "--ratio", "e4", *EXAMPLES, "--workdir", str(work), "--json")
@@ -45,7 +45,7 @@ def test_labels_are_files_that_mlflow_knows(labelled):
     assert [file.path for file in client.list_artifacts(facts["run_id"])] == ["config.yaml", "labels.json"]
 
 
-def test_labels_of_a_mixture_are_labels_of_their_own(labelled, cli, tmp_path):
+def test_labels_of_a_mixture_have_their_own_stage(labelled, cli, tmp_path):
     work = tmp_path / "work"
     shutil.copytree(labelled[0], work)
     mixture = ["--set", "distill.teacher_routing=mixture", "--set", "distill.labels.examples=64"]
@@ -79,7 +79,7 @@ def test_a_student_needs_the_labels_and_not_the_teacher(smoke, labelled, cli):
     assert f"labels   sha256 {labels['sha256']}" in drawn
 
 
-def test_run_makes_what_is_missing_and_reuses_the_rest(labelled, cli):
+def test_run_computes_missing_stages_and_reuses_the_others(labelled, cli):
     arguments = ["run", "smoke", *CACHED, "--workdir", str(labelled[0]), "--json"]
     done = cli(*arguments)
     assert done.returncode == 0, done.stderr
@@ -105,10 +105,10 @@ def test_missing_labels_are_named_with_the_command_that_makes_them(smoke, cli):
             "distill.teacher_routing=sampled",
             "cached labels are made once; set soft_labels",
         ),
-        ("distill.labels.words=513", "distill.labels.words is 513, but the vocabulary has only 512 words"),
+        ("distill.labels.num_tokens=513", "distill.labels.num_tokens is 513, but the vocabulary has only 512 tokens"),
     ],
 )
-def test_labels_that_cannot_be_are_refused(smoke, cli, override, message):
+def test_impossible_label_settings_are_refused(smoke, cli, override, message):
     done = cli("label", "smoke", "--set", override, "--workdir", str(smoke[0]))
     assert done.returncode == 2 and message in done.stderr and len(done.stderr.splitlines()) == 1
 

@@ -1,4 +1,4 @@
-"""What MLflow is told of a corpus leads back to it, by MLflow's own ``mlflow.data.get_source``."""
+"""MLflow's own ``mlflow.data.get_source`` finds a corpus from its recorded source."""
 
 import glob
 import json
@@ -34,7 +34,7 @@ def source_of(corpus: str, revision: str | None = None, prepared: Path = Path("p
 
 @pytest.fixture(params=["plain", "with space", "a#b", "a?b", "a%20b", "ü@b"])
 def directory(request, tmp_path, monkeypatch) -> Path:
-    """One whose name means something else in a URI; it is the current one."""
+    """The current directory, with a name whose characters have another meaning in a URI."""
     path = tmp_path / request.param
     for name in ("one.txt", "below/two.txt", "below/deep/three.txt", "rows.jsonl", "rows.parquet"):
         (path / name).parent.mkdir(parents=True, exist_ok=True)
@@ -57,7 +57,7 @@ def directory(request, tmp_path, monkeypatch) -> Path:
     ],
 )
 def test_local_files_are_found_again(directory, corpus, place, monkeypatch):
-    """From any directory: the source is absolute, and MLflow reads the files where they are."""
+    """From any directory, because the recorded path is absolute."""
     source = source_of(corpus)
     files = [path.absolute() for path in corpus_files(corpus)]
     monkeypatch.chdir("/")
@@ -73,7 +73,7 @@ def test_local_files_are_found_again(directory, corpus, place, monkeypatch):
         *((name, False) for name in ("a#b", "a%20b", "a%23b", "%2e%2e", "new\nline", "file:x")),
     ],
 )
-def test_of_a_file_that_mlflow_cannot_read_the_directory_is_named(name, readable, tmp_path):
+def test_the_source_of_a_file_that_mlflow_cannot_read_is_its_directory(name, readable, tmp_path):
     directory = tmp_path / "with space" / "a%20b#c"
     directory.mkdir(parents=True)
     (directory / name).write_text("x")
@@ -116,7 +116,7 @@ def test_a_data_set_in_a_directory_is_found_again(tmp_path, monkeypatch):
     assert (source.path, source.config_name, source.revision) == (str(tmp_path / "set"), "default", None)
 
 
-def test_of_a_corpus_that_is_gone_what_was_made_of_it_is_found(tmp_path, monkeypatch):
+def test_the_source_of_a_deleted_corpus_is_the_prepared_data(tmp_path, monkeypatch):
     (tmp_path / "data").mkdir()
     monkeypatch.chdir(tmp_path)
     assert Path(source_of("text:gone/*.txt", prepared=Path("data")).load()) == tmp_path / "data"

@@ -1,4 +1,4 @@
-"""How a lineage is drawn."""
+"""A lineage drawn as a tree."""
 
 import io
 
@@ -7,7 +7,7 @@ from rich.console import Console
 from pipelines.tracking.lineage import draw
 
 
-def test_brackets_in_names_of_files_are_not_taken_for_markup():
+def test_brackets_in_file_names_are_not_markup():
     node = {"model": "s[0]", "run_id": None, "stage": "distill", "sha256": "d", "metrics": {"quality": -1.0}}
     node |= {"loaded": {"name": "/m/[red]x", "revision": None}, "inputs": []}
     node["datasets"] = [{"name": "text:/a/[b]*/[/x].txt", "context": "train", "digest": "d", "revision": None}]

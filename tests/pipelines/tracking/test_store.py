@@ -1,4 +1,4 @@
-"""MLflow's errors, and those of what it talks with, are expected ones from the place on where they come in."""
+"""Errors of MLflow and of the libraries below it become expected errors where MLflow is called."""
 
 import errno
 import json
@@ -16,9 +16,9 @@ from distill.errors import DiskFull, UserError
 from distill.io.disk import is_full
 from pipelines.runner.publish import Publisher
 from pipelines.tracking import store_uri
-from pipelines.tracking.run import TrackedRun, describe_run
 from pipelines.tracking.store import Client, Store
 from pipelines.tracking.store_uri import StoreError
+from pipelines.tracking.tracked_run import TrackedRun, describe_run
 
 
 @pytest.fixture
@@ -32,7 +32,7 @@ def store(database, tmp_path, monkeypatch) -> Store:
 
 @pytest.fixture
 def client(monkeypatch) -> Client:
-    """A client of a store that is never asked."""
+    """A client of a store that is never called."""
     monkeypatch.setattr(store_uri, "ASKED_FOR", None)
     return Client("http://127.0.0.1:9")
 
@@ -65,7 +65,7 @@ def fails(monkeypatch) -> Callable[[str, Exception], None]:
     ],
     ids=lambda value: type(value).__name__ if isinstance(value, Exception) else None,
 )
-def test_what_the_store_does_not_do_is_a_store_error(error, code, client, fails):
+def test_a_failure_of_the_store_is_a_store_error(error, code, client, fails):
     fails("search_experiments", error)
     with pytest.raises(StoreError, match=r"^MLflow \(the work directory's own store\) failed: .*no") as caught:
         client.search_experiments(max_results=1)
@@ -75,7 +75,7 @@ def test_what_the_store_does_not_do_is_a_store_error(error, code, client, fails)
 @pytest.mark.parametrize(
     "error", [TypeError("wrong argument"), KeyError("a"), UserError("said already"), DiskFull("said already")]
 )
-def test_a_mistake_of_ours_and_what_is_named_already_are_no_store_error(error, client, fails):
+def test_bugs_and_expected_errors_keep_their_type(error, client, fails):
     fails("search_experiments", error)
     with pytest.raises(type(error)) as caught:
         client.search_experiments()
@@ -99,7 +99,7 @@ def test_a_store_error_is_one_line_without_credentials_and_knows_a_full_disk(cli
     assert found == [("at https://host/api", False), ("the disk is full", True), ("OSError", False)]
 
 
-def test_what_mlflow_does_not_take_waits_and_everything_else_is_raised(store):
+def test_only_failures_of_the_store_are_suppressed(store):
     said = []
     publisher = Publisher(SimpleNamespace(say=said.append), None)
     with publisher.unless_unreachable():
@@ -123,7 +123,7 @@ def test_an_experiment_that_another_process_has_just_made_is_used(store, monkeyp
     assert Store(store.workdir, "x").experiment == store.experiment and not missing
 
 
-def test_a_store_that_makes_no_experiment_is_named(store, fails):
+def test_a_store_that_cannot_create_an_experiment_is_named(store, fails):
     fails("create_experiment", RestException({"error_code": "PERMISSION_DENIED", "message": "not you"}))
     with pytest.raises(UserError, match=r"cannot be used: PERMISSION_DENIED: not you; .* check MLFLOW_TRACKING_URI"):
         Store(store.workdir, "another")

@@ -1,4 +1,4 @@
-"""Work directories of any name: what is a URI's syntax in it reaches neither MLflow nor SQLAlchemy as such."""
+"""Work directories of any name: characters of the URI syntax are quoted for MLflow and SQLAlchemy."""
 
 import os
 import shutil
@@ -15,9 +15,9 @@ from sqlalchemy.engine import make_url
 from distill.errors import UserError
 from pipelines.tracking import store_uri
 from pipelines.tracking.lineage import find_model
-from pipelines.tracking.run import TrackedRun, describe_run
 from pipelines.tracking.store import Store, existing_store
 from pipelines.tracking.store_uri import check_store, sqlite_file, sqlite_uri
+from pipelines.tracking.tracked_run import TrackedRun, describe_run
 
 EVERYTHING = "-a b%20c?x=1#h&i+j;k:l'm\"n\\o\np\té日本[q]*|{r}@~ "
 NAMES = [
@@ -33,7 +33,7 @@ def own_store(monkeypatch):
 
 @pytest.mark.parametrize("name", NAMES)
 def test_a_work_directory_of_any_name_holds_its_store(name, database, tmp_path):
-    """Database and artifacts are in it and nothing beside it; models are found by every name that they have."""
+    """It contains database and artifacts, nothing is written beside it, and models are found by all their names."""
     work, model = tmp_path / name, tmp_path / name / "stages" / "one" / "model"
     model.mkdir(parents=True)
     (model / "weights").write_bytes(b"1")
@@ -65,7 +65,7 @@ def test_a_work_directory_of_any_name_holds_its_store(name, database, tmp_path):
 
 
 def test_a_store_is_made_in_a_directory_of_such_a_name(tmp_path):
-    """Through a link to it too, in the directory that the link leads to."""
+    """Also through a link, in the target directory of the link."""
     (tmp_path / "link").symlink_to(tmp_path / EVERYTHING)
     store = Store(tmp_path / "link", "x")
     assert store.client.get_experiment_by_name("x").experiment_id == store.experiment
@@ -73,11 +73,11 @@ def test_a_store_is_made_in_a_directory_of_such_a_name(tmp_path):
     assert (tmp_path / EVERYTHING / "mlflow.db").is_file() and (tmp_path / EVERYTHING / "tracking.json").is_file()
 
 
-def test_a_database_that_cannot_be_opened_is_said_at_once(tmp_path):
-    """MLflow alone tries ten times, with longer and longer pauses."""
+def test_a_database_that_cannot_be_opened_fails_at_once(tmp_path):
+    """MLflow itself would retry ten times, with increasing pauses."""
     (tmp_path / "mlflow.db").mkdir()
     began = time.monotonic()
-    with pytest.raises(UserError, match="mlflow.db cannot be used: unable to open database file; see that it runs"):
+    with pytest.raises(UserError, match="mlflow.db cannot be used: unable to open database file; check that it is"):
         Store(tmp_path, "x")
     assert time.monotonic() - began < 20
 
@@ -97,7 +97,7 @@ def test_sqlalchemy_and_we_read_the_path_that_was_written(name, tmp_path):
         ("sqlite+pysqlite:////a/b.db", "/a/b.db"),
     ],
 )
-def test_the_file_of_a_store_that_was_asked_for_is_the_one_that_sqlalchemy_opens(uri, path):
+def test_the_file_of_an_sqlite_uri_is_the_one_that_sqlalchemy_opens(uri, path):
     assert str(sqlite_file(uri)) == path == make_url(uri).database
 
 
@@ -108,14 +108,14 @@ def test_other_stores_have_no_file(uri):
     assert sqlite_file(uri) is None
 
 
-def test_what_mlflow_cannot_keep_is_refused_at_once(tmp_path):
+def test_paths_that_mlflow_cannot_store_are_refused_at_once(tmp_path):
     with pytest.raises(UserError, match=r"--workdir b.* has a name that is not UTF-8, which MLflow cannot keep"):
         check_store(Path(os.fsdecode(b"b\xe9")))
     assert not list(tmp_path.iterdir())
 
 
-def test_the_longest_work_directory_is_that_of_which_sqlite_opens_every_file(tmp_path):
-    """``Store`` first makes its tables in a file of a longer name."""
+def test_sqlite_opens_every_file_in_the_longest_work_directory(tmp_path):
+    """``Store`` first creates its tables in a file with a longer name."""
     place = tmp_path / ("é" * 70) / ("b" * 100)
     longest = place / ("c" * (489 - len(os.fsencode(place)) - 1))
     one_more = longest.with_name(f"{longest.name}c")

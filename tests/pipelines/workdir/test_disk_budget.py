@@ -1,10 +1,10 @@
 import pytest
 
 from distill.config import ModelConfig
-from distill.model_size import parameters
+from distill.model_size import num_parameters
 from distill.models.build import build_dense, count_parameters
+from teachers.build import build_teacher
 from teachers.config import SwitchConfig
-from teachers.model import build_teacher
 
 SHAPE = ModelConfig(d_model=16, d_ff=24, d_kv=8, num_heads=3, num_layers=4)
 IDS = {"pad": 0, "eos": 1, "seed": 0}
@@ -16,5 +16,5 @@ IDS = {"pad": 0, "eos": 1, "seed": 0}
 )
 def test_parameters_are_counted_without_building_the_model(changes):
     shape = SHAPE.model_copy(update=changes)
-    assert parameters(shape, 128) == count_parameters(build_dense(shape, 128, **IDS))
-    assert parameters(shape, 128, 6) == count_parameters(build_teacher(shape, SwitchConfig(), 128, 6, **IDS))
+    assert num_parameters(shape, 128) == count_parameters(build_dense(shape, 128, **IDS))
+    assert num_parameters(shape, 128, 6) == count_parameters(build_teacher(shape, SwitchConfig(), 128, 6, **IDS))

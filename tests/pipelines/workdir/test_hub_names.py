@@ -1,4 +1,4 @@
-"""A name on the hub stands for one commit in all processes of a run, also where it moves on in between."""
+"""All processes of a run use the same commit of a name on the hub, also if the name moves in between."""
 
 import json
 import os
@@ -15,7 +15,9 @@ from pipelines.workdir.hub_names import names_on_hub
 from tests.hub import ROOT, python
 
 _ASK = "from distill.io.hub import resolve_revision\nprint(resolve_revision('some/model', 'model', 'it'))"
-_HAND_DOWN = f"{_ASK}\nimport json\nfrom distill.io.hub import handed_down\nprint(json.dumps(handed_down()))"
+_COMMITS_ENVIRONMENT = (
+    f"{_ASK}\nimport json\nfrom distill.io.hub import commits_environment\nprint(json.dumps(commits_environment()))"
+)
 _SHARE = """
 import json, sys
 from accelerate import Accelerator
@@ -51,7 +53,7 @@ def test_the_names_of_a_config(tmp_path):
 
 def test_a_child_takes_the_commit_of_its_parent(hub):
     first = hub.model("some/model").commit({"config.json": "{}"})
-    printed, variables = python(_HAND_DOWN, **hub.environment).splitlines()
+    printed, variables = python(_COMMITS_ENVIRONMENT, **hub.environment).splitlines()
     assert printed == first
     second = hub.model("some/model").commit({"config.json": "[]"})
     hub.requests.clear()
@@ -60,7 +62,7 @@ def test_a_child_takes_the_commit_of_its_parent(hub):
     assert python(_ASK, **hub.environment).strip() == second
 
 
-def test_chains_side_by_side_are_given_the_commits(monkeypatch, tmp_path):
+def test_parallel_chains_get_the_commits(monkeypatch, tmp_path):
     given = []
 
     def start(command, environment, workspace):
@@ -82,7 +84,7 @@ def test_chains_side_by_side_are_given_the_commits(monkeypatch, tmp_path):
 
 
 def ranks(hub, *names: str, other: Path) -> list[subprocess.Popen]:
-    """Two processes; the second has a hub that nobody answers at, and an empty cache."""
+    """Run two processes. The second has an unreachable hub and an empty cache."""
     with socket.create_server(("127.0.0.1", 0)) as free:
         port = free.getsockname()[1]
     common = {**os.environ, **hub.environment, "OMP_NUM_THREADS": "1", "WORLD_SIZE": "2"}
@@ -101,7 +103,7 @@ def ranks(hub, *names: str, other: Path) -> list[subprocess.Popen]:
     ]
 
 
-def test_ranks_take_the_commits_of_the_main_process(hub, tmp_path):
+def test_all_processes_use_the_commits_of_the_main_process(hub, tmp_path):
     commit = hub.model("some/model").commit({"config.json": "{}"}, "main", "v1")
     started = ranks(hub, "some/model", "some/model@v1", other=tmp_path / "other")
     printed = [process.communicate(timeout=120) for process in started]
@@ -109,7 +111,7 @@ def test_ranks_take_the_commits_of_the_main_process(hub, tmp_path):
     assert [json.loads(out) for out, _ in printed] == [known, known], printed
 
 
-def test_ranks_end_where_the_main_process_finds_no_such_name(hub, tmp_path):
+def test_all_processes_end_if_the_main_process_finds_no_such_name(hub, tmp_path):
     started = ranks(hub, "nobody/nothing", other=tmp_path / "other")
     first, second = (process.communicate(timeout=120)[1] for process in started)
     assert first.splitlines()[-1].startswith("UserError: nobody/nothing is no directory, and the hub has no model of")

@@ -20,14 +20,14 @@ def config(data_config, tmp_path) -> str:
 def test_the_plan_is_made_once(config, tmp_path, monkeypatch):
     plans, plan = [], workspace_module.plan
     monkeypatch.setattr(workspace_module, "plan", lambda *arguments: plans.append(arguments) or plan(*arguments))
-    for _ in range(2):  # with data to prepare, and with data that is there
+    for _ in range(2):  # with data to prepare, and with prepared data
         plans.clear()
         workspace = Workspace(load_config(config), config, tmp_path / "work", Console(quiet=True))
         assert len(plans) == 1 and plans[0][1] == workspace.data.fingerprint
         assert workspace.stages[-1].kind == "report"
 
 
-def test_a_stage_without_its_input_names_the_command_before_anything_is_prepared(config, tmp_path):
+def test_a_missing_input_is_named_with_its_command_before_data_is_prepared(config, tmp_path):
     with pytest.raises(UserError, match="teacher e2 is missing in .*: switch-distill teacher .* --ratio e2"):
         Workspace(load_config(config), config, tmp_path / "work", Console(quiet=True), kind="init")
     with pytest.raises(UserError, match="teacher e4 is missing in .* --ratio e4"):

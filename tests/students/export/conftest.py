@@ -11,7 +11,7 @@ EXTRAS = {"onnx": "onnxscript", "ctranslate2": "ctranslate2"}
 
 
 class Exported:
-    """Exports of one student, each written and loaded once, and the student as plain transformers reads it."""
+    """Exports of one student, each written and loaded once, and the student loaded by transformers (``plain``)."""
 
     def __init__(self, source: Path, root: Path):
         self.source, self.root, self._runners = source, root, {}

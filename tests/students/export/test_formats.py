@@ -1,4 +1,4 @@
-"""What every format's own runtime makes of a student, against plain transformers, one example at a time."""
+"""Answers and scores of every format's runtime in batches, against transformers on one example at a time."""
 
 import json
 import subprocess
@@ -23,7 +23,7 @@ ROOT = Path(__file__).parents[3]
 
 @pytest.fixture(scope="module")
 def ragged(data, data_config):
-    """Inputs and targets of many lengths, the shortest a word and </s>."""
+    """Inputs and targets of many lengths. The shortest input is one token and </s>."""
     batch = Examples(data, data_config, seed=None).batch(range(12))
     inputs = [row[-2 - 3 * number :].tolist() for number, row in enumerate(batch.input_ids)]
     targets = [row[: 1 + number % 8].tolist() for number, row in enumerate(batch.labels)]
@@ -40,7 +40,7 @@ def scored(plain, row, target):
     return logits.log_softmax(-1)[range(len(target)), target].numpy()
 
 
-def test_answers_and_log_probabilities_are_those_of_plain_transformers(exported, format, ragged):
+def test_answers_and_log_probabilities_match_transformers(exported, format, ragged):
     inputs, targets = ragged
     runner = exported.runner(format)
     limits = [1 + number % 5 * 6 for number in range(len(inputs))]
@@ -52,7 +52,7 @@ def test_answers_and_log_probabilities_are_those_of_plain_transformers(exported,
         np.testing.assert_allclose(scores, scored(exported.plain, row, target), atol=1e-4)
 
 
-def test_a_gated_student_with_a_head_of_its_own_keeps_the_scale_of_its_output(gated_exported, format, ragged):
+def test_a_gated_student_with_an_untied_head_keeps_the_scale_of_its_output(gated_exported, format, ragged):
     inputs, targets = ragged
     runner = gated_exported.runner(format)
     assert not gated_exported.plain.config.scale_decoder_outputs
@@ -62,8 +62,8 @@ def test_a_gated_student_with_a_head_of_its_own_keeps_the_scale_of_its_output(ga
     assert runner.generate(inputs[:3], [8, 8, 8]) == [generated(gated_exported.plain, row, 8) for row in inputs[:3]]
 
 
-def test_no_answer_ends_before_its_least_length(exported, format, ragged):
-    """Neither where transformers ends it by itself, nor later than it does with the same bound."""
+def test_no_answer_ends_before_min_tokens(exported, format, ragged):
+    """The answers equal those of transformers with the same ``min_new_tokens``."""
     inputs, eos = ragged[0], exported.plain.config.eos_token_id
     bound = {"min_new_tokens": 12, "max_new_tokens": 16, "do_sample": False, "num_beams": 1}
     answers = exported.runner(format).generate(inputs, [16] * len(inputs), Decoding(min_tokens=12))
@@ -71,27 +71,27 @@ def test_no_answer_ends_before_its_least_length(exported, format, ragged):
     assert all(len(answer) >= 12 and eos not in answer[:12] for answer in answers)
 
 
-def test_an_answer_ends_in_its_end_token_and_there_is_one_among_these(exported, format, ragged):
+def test_answers_have_eos_only_at_their_end(exported, format, ragged):
     answers = exported.runner(format).generate(ragged[0], [40] * len(ragged[0]))
     eos = exported.plain.config.eos_token_id
     assert any(row[-1] == eos for row in answers)
     assert all(eos not in row[:-1] and 1 <= len(row) <= 40 for row in answers)
 
 
-@pytest.mark.parametrize("how", [Decoding(), Decoding(min_tokens=9), Decoding(temperature=1.5, seed=3)])
-def test_each_token_of_each_answer_is_told_as_it_is_made(exported, format, ragged, how):
-    inputs, told = ragged[0], []
+@pytest.mark.parametrize("decoding", [Decoding(), Decoding(min_tokens=9), Decoding(temperature=1.5, seed=3)])
+def test_on_token_receives_each_token_as_it_is_generated(exported, format, ragged, decoding):
+    inputs, received = ragged[0], []
     limits = [10 + number % 5 for number in range(len(inputs))]
-    repeats = format != "ctranslate2" or not how.temperature
-    how = how if repeats else how._replace(seed=None)
-    answers = exported.runner(format).generate(inputs, limits, how, lambda row, id_: told.append((row, id_)))
-    assert not repeats or answers == exported.runner(format).generate(inputs, limits, how)
-    assert [[id_ for at, id_ in told if at == row] for row in range(len(inputs))] == answers
-    steps = [sum(at == row for at, _ in told[:number]) for number, (row, _) in enumerate(told)]
-    assert steps == sorted(steps)  # all answers grow together: none is told as a whole
+    repeats = format != "ctranslate2" or not decoding.temperature
+    decoding = decoding if repeats else decoding._replace(seed=None)
+    answers = exported.runner(format).generate(inputs, limits, decoding, lambda row, id_: received.append((row, id_)))
+    assert not repeats or answers == exported.runner(format).generate(inputs, limits, decoding)
+    assert [[id_ for at, id_ in received if at == row] for row in range(len(inputs))] == answers
+    steps = [sum(at == row for at, _ in received[:number]) for number, (row, _) in enumerate(received)]
+    assert steps == sorted(steps)  # the answers grow together, and no answer is sent at once
 
 
-def test_an_answer_ends_where_it_is_told_to_and_the_others_do_not_change(exported, format, ragged):
+def test_on_token_ends_an_answer_without_changing_others(exported, format, ragged):
     inputs, lengths = ragged[0], [0] * len(ragged[0])
     limits = [12] * len(inputs)
     whole = exported.runner(format).generate(inputs, limits, Decoding(min_tokens=12))
@@ -105,7 +105,7 @@ def test_an_answer_ends_where_it_is_told_to_and_the_others_do_not_change(exporte
     assert answers == expected and lengths == list(map(len, expected))
 
 
-def test_a_process_ends_well_after_answers_whose_tokens_it_was_told(exported):
+def test_a_process_exits_cleanly_after_callbacks(exported):
     directory = exported.directory("ctranslate2")
     script = """
 import sys
@@ -127,7 +127,7 @@ def products(directory):
 
 def test_int8_in_onnx_quantises_the_head_too(exported, ragged):
     scores = exported.runner("onnx", "int8").score(*ragged)
-    # A layer has query, key, value and output, the cross query and output, and two of the FFN.
+    # A layer has 8: query, key, value and output, cross query and output, and two of the FFN.
     assert products(exported.directory("onnx", "int8")) == 8 * 2 + 1
     expected = [scored(exported.plain, *pair) for pair in zip(*ragged, strict=True)]
     assert 1e-4 < np.abs(np.concatenate(scores) - np.concatenate(expected)).mean() < 0.05
@@ -137,7 +137,7 @@ def test_int8_in_onnx_can_leave_out_the_head(exported, tmp_path):
     plain = exported.directory("onnx")
     from students.export.onnx_graphs import quantise
 
-    quantise(plain / "decoder.onnx", tmp_path / "decoder.onnx")  # a head that is tied
+    quantise(plain / "decoder.onnx", tmp_path / "decoder.onnx")  # its head is tied
     assert products(tmp_path) == 8 * 2
 
 
@@ -156,20 +156,20 @@ def test_a_sample_follows_the_distribution_and_a_seed_repeats_it(exported, forma
     if format == "ctranslate2":
         with pytest.raises(UserError, match="cannot repeat a sample; leave out the seed"):
             runner.generate(inputs[:2], most[:2], Decoding(temperature=temperature, seed=1))
-        words = runner.generate(inputs, most, Decoding(temperature=temperature))
+        answers = runner.generate(inputs, most, Decoding(temperature=temperature))
     else:
-        words = runner.generate(inputs, most, Decoding(temperature=temperature, seed=1))
-        assert words == runner.generate(inputs, most, Decoding(temperature=temperature, seed=1))
-        assert words != runner.generate(inputs, most, Decoding(temperature=temperature, seed=2))
-    found = np.bincount([word for row in words for word in row], minlength=len(expected)) / rows
+        answers = runner.generate(inputs, most, Decoding(temperature=temperature, seed=1))
+        assert answers == runner.generate(inputs, most, Decoding(temperature=temperature, seed=1))
+        assert answers != runner.generate(inputs, most, Decoding(temperature=temperature, seed=2))
+    found = np.bincount([id_ for row in answers for id_ in row], minlength=len(expected)) / rows
     error = np.sqrt(expected * (1 - expected) / rows)
     assert (np.abs(found - expected) < 5 * error + 2 / rows).all()
-    assert (found > 0).sum() > 20  # the whole vocabulary is sampled, not the likeliest words
+    assert (found > 0).sum() > 20  # samples come from the whole vocabulary
 
 
-def test_an_empty_text_has_an_answer_or_is_refused(exported, format):
+def test_an_empty_text_is_answered_or_refused(exported, format):
     eos = exported.plain.config.eos_token_id
-    if format == "ctranslate2":  # which would skip it without a word
+    if format == "ctranslate2":  # CTranslate2 would skip the text without an error
         with pytest.raises(UserError, match="gives no answer to an empty text"):
             exported.runner(format).generate([[5, eos], [eos]], [4, 4])
     else:
@@ -177,7 +177,7 @@ def test_an_empty_text_has_an_answer_or_is_refused(exported, format):
         assert exported.runner(format).generate([[5, eos], [eos]], [4, 4]) == expected
 
 
-def test_an_hf_export_is_read_by_transformers_with_the_same_weights_and_a_length(exported, student):
+def test_an_hf_export_has_the_same_weights_and_an_answer_length(exported, student):
     directory = exported.directory("hf")
     before, after = load_file(student / "model.safetensors"), load_file(directory / "model.safetensors")
     assert before.keys() == after.keys() and all(torch.equal(before[name], after[name]) for name in before)
@@ -188,7 +188,7 @@ def test_an_hf_export_is_read_by_transformers_with_the_same_weights_and_a_length
     assert tokenizers[0](texts).input_ids == tokenizers[1](texts).input_ids
 
 
-def test_an_mlflow_export_answers_over_its_scoring_server(exported):
+def test_an_mlflow_export_answers_on_the_mlflow_scoring_server(exported):
     import mlflow
     from mlflow.pyfunc.scoring_server import init
     from starlette.testclient import TestClient
@@ -203,19 +203,27 @@ def test_an_mlflow_export_answers_over_its_scoring_server(exported):
     assert answer.json()["predictions"] == [tokenizer.decode(row, skip_special_tokens=False) for row in kept]
 
 
-def test_unused_words_of_a_ctranslate2_vocabulary_are_not_called_sentinels(data, shape, tmp_path):
+def test_unused_tokens_of_a_ctranslate2_vocabulary_have_names_of_their_own(data, shape, tmp_path):
     pytest.importorskip("ctranslate2", reason="the extra ctranslate2 is not installed")
     unused = 40
-    t5 = build_dense(shape, data.words.size + unused, pad=data.words.pad, eos=data.words.eos, seed=0)
+    t5 = build_dense(
+        shape,
+        data.special_tokens.vocabulary_size + unused,
+        pad=data.special_tokens.pad,
+        eos=data.special_tokens.eos,
+        seed=0,
+    )
     t5.save_pretrained(tmp_path)
     data.tokenizer.save_pretrained(tmp_path)
     write_export(tmp_path, tmp_path / "made", "ctranslate2", "float32")
-    words = json.loads((tmp_path / "made" / "shared_vocabulary.json").read_text())
-    assert len(words) == len(set(words)) == data.words.size + unused
-    assert words[: data.words.size] == data.tokenizer.convert_ids_to_tokens(range(data.words.size))
+    tokens = json.loads((tmp_path / "made" / "shared_vocabulary.json").read_text())
+    assert len(tokens) == len(set(tokens)) == data.special_tokens.vocabulary_size + unused
+    assert tokens[: data.special_tokens.vocabulary_size] == data.tokenizer.convert_ids_to_tokens(
+        range(data.special_tokens.vocabulary_size)
+    )
 
 
-def test_what_cannot_be_exported_is_refused(student, tmp_path, monkeypatch):
+def test_a_wrong_format_or_model_is_refused(student, tmp_path, monkeypatch):
     with pytest.raises(UserError, match="--format is 'gguf'; use hf, onnx, ctranslate2, mlflow"):
         check_format("gguf", "float32")
     with pytest.raises(UserError, match="--precision is 'int8', but hf has float32"):

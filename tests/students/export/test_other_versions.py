@@ -1,4 +1,4 @@
-"""Another version of transformers reads what is saved here. It is in a directory that OTHER_TRANSFORMERS names:
+"""Another version of transformers reads saved students and teachers. OTHER_TRANSFORMERS names its directory:
 
 pip install --target DIR --no-deps transformers==4.57.6 'huggingface-hub<1' 'tokenizers<0.23'
 OTHER_TRANSFORMERS=DIR python -m pytest -m slow tests/students/export/test_other_versions.py
@@ -14,8 +14,8 @@ import torch
 from transformers import AutoTokenizer
 
 from teachers import save_teacher
+from teachers.build import build_teacher
 from teachers.config import TeacherConfig
-from teachers.model import build_teacher
 
 OTHER = os.environ.get("OTHER_TRANSFORMERS")
 pytestmark = [pytest.mark.slow, pytest.mark.skipif(not OTHER, reason="OTHER_TRANSFORMERS names no directory")]
@@ -58,13 +58,13 @@ def compare(directory, lengths):
 
 
 @pytest.mark.parametrize("kind", ["exported", "gated_exported"])
-def test_an_hf_export(kind, request):
+def test_transformers_of_another_version_reads_an_hf_export(kind, request):
     answers = compare(request.getfixturevalue(kind).directory("hf"), [1, 40])["answers"]
-    assert len(answers[1]) > 40  # where transformers alone would stop at 20
+    assert len(answers[1]) > 40  # the default of transformers is 20
 
 
 @pytest.mark.parametrize("tied", [True, False])
-def test_a_teacher(tied, shape, data, tmp_path):
+def test_transformers_of_another_version_reads_a_teacher(tied, shape, data, tmp_path):
     shape = shape.model_copy(update={"tie_word_embeddings": tied})
     teacher = build_teacher(shape, TeacherConfig(experts=[4]), data.vocab_size, 4, pad=0, eos=1, seed=0)
     save_teacher(teacher, tmp_path, data.tokenizer)

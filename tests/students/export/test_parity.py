@@ -11,9 +11,9 @@ from students.export.parity import (
     MAX_TOKENS,
     ParityFailure,
     Reference,
-    ask,
     compare,
     make_examples,
+    run_export,
     student_reference,
     tolerance_of,
 )
@@ -23,7 +23,7 @@ from students.export.student import load_student
 @pytest.fixture(scope="module")
 def examples(data, student):
     tokenizer = Tokenizer.from_file(str(student / "tokenizer.json"))
-    return make_examples(data.tokens("test"), data.words, tokenizer)
+    return make_examples(data.tokens("test"), data.special_tokens, tokenizer)
 
 
 @pytest.fixture(scope="module")
@@ -32,7 +32,7 @@ def reference(student, examples):
 
 
 def reply(**changes):
-    """A reference of two answers, and what an export made of it, the same but for ``changes``."""
+    """A reference of two answers, and the reply of an export that equals it except for ``changes``."""
     reference = Reference(
         [[-1.0, -2.0], [-3.0]], [[5, 6, 1], [7, 8]], [[-0.1, -0.2, -0.3], [-0.4, -0.5]], [[1.0, 0.05, 2.0], [0.5, 0.6]]
     )
@@ -40,13 +40,13 @@ def reply(**changes):
     return reference, {**same, **changes}
 
 
-def test_the_same_answers_and_scores_differ_by_nothing():
+def test_equal_answers_and_scores_have_no_difference():
     parity = compare(*reply())
     assert parity.tokens == 3 and parity.greedy_agreement == 1 and parity.greedy_gap == 0
     assert not parity.failures(tolerance_of("float32"))
 
 
-def test_quality_is_the_mean_over_target_tokens_and_scores_are_of_the_answers_tokens():
+def test_quality_uses_target_tokens_and_log_probabilities_use_answer_tokens():
     parity = compare(*reply(target_scores=[[-1.0, -2.3], [-3.0]], answer_scores=[[-0.1, -0.2, -0.5], [-0.4, -0.5]]))
     assert parity.quality_difference == pytest.approx(-0.1)
     assert parity.log_probability_difference_mean == pytest.approx(0.2 / 5)
@@ -58,38 +58,38 @@ def test_quality_is_the_mean_over_target_tokens_and_scores_are_of_the_answers_to
     ]
 
 
-def test_another_word_is_forgiven_only_where_the_two_best_are_near():
+def test_another_token_is_allowed_only_if_the_two_best_are_close():
     near = compare(*reply(answers=[[5, 9, 9], [7, 8]]))
     assert near.greedy_agreement == 0.5 and near.greedy_gap == 0.05
     assert not near.failures(tolerance_of("int8"))
-    assert near.failures(tolerance_of("float32")) == ["gap at a different greedy word 0.05 nats (allowed 0.0002)"]
+    assert near.failures(tolerance_of("float32")) == ["gap at a different greedy token 0.05 nats (allowed 0.0002)"]
     far = compare(*reply(answers=[[5, 9, 9], [7, 9]]))
     assert far.greedy_gap == 0.6 and far.failures(tolerance_of("int8"))
 
 
 @pytest.mark.parametrize("answers", [[[5, 6], [7, 8]], [[5, 6, 1, 1], [7, 8]]])
-def test_an_answer_that_is_cut_or_goes_on_is_never_forgiven(answers):
+def test_a_truncated_or_longer_answer_is_never_allowed(answers):
     assert compare(*reply(answers=answers)).greedy_gap == math.inf
 
 
 @pytest.mark.parametrize("field", ["target_scores", "answer_scores"])
-def test_a_score_that_is_no_number_fails(field):
-    reference, made = reply()
-    rows = [list(row) for row in made[field]]
+def test_a_score_that_is_nan_fails(field):
+    reference, export_reply = reply()
+    rows = [list(row) for row in export_reply[field]]
     rows[0][0] = math.nan
-    assert compare(reference, {**made, field: rows}).failures(tolerance_of("int8"))
+    assert compare(reference, {**export_reply, field: rows}).failures(tolerance_of("int8"))
 
 
-def test_the_examples_are_ragged_text_with_masks_and_end(examples, data):
+def test_the_examples_have_different_lengths_and_contain_masks_and_eos(examples, data):
     assert len(examples.inputs) == EXAMPLES
     lengths = [len(row) for row in examples.inputs]
     assert min(lengths) <= 3 and max(lengths) > 10 and len(set(lengths[:8])) > 3
     assert max(lengths) <= 2 * LONGEST and set(examples.max_tokens) == set(range(MAX_TOKENS - 7, MAX_TOKENS + 1))
-    assert all(row[-1] == data.words.eos for row in (*examples.inputs, *examples.targets))
-    assert all(data.words.sentinel_start in row for row in examples.targets)
+    assert all(row[-1] == data.special_tokens.eos for row in (*examples.inputs, *examples.targets))
+    assert all(data.special_tokens.sentinel_start in row for row in examples.targets)
 
 
-def test_the_gaps_are_those_of_the_students_two_best_words(examples, reference, student):
+def test_the_gaps_are_between_the_students_two_best_tokens(examples, reference, student):
     import torch
     from transformers import T5ForConditionalGeneration
 
@@ -112,16 +112,16 @@ def test_the_gaps_are_those_of_the_students_two_best_words(examples, reference, 
 @pytest.mark.parametrize("precision", ["float32", pytest.param("int8", marks=pytest.mark.slow)])
 @pytest.mark.parametrize("format", ["onnx", "ctranslate2"])
 def test_a_process_without_torch_answers_within_the_tolerance(exported, examples, reference, format, precision):
-    made = ask(exported.directory(format, precision), examples, reference.answers)
-    assert "torch" not in made["versions"] and "transformers" not in made["versions"]
-    parity = compare(reference, made)
+    export_reply = run_export(exported.directory(format, precision), examples, reference.answers)
+    assert "torch" not in export_reply["versions"] and "transformers" not in export_reply["versions"]
+    parity = compare(reference, export_reply)
     assert not parity.failures(tolerance_of(precision)), parity
-    if precision == "int8":  # and a gate for float32 would have noticed
+    if precision == "int8":  # the tolerance of float32 detects int8
         assert parity.failures(tolerance_of("float32"))
 
 
-def test_a_head_of_another_scale_is_noticed(exported, examples, reference, tmp_path):
-    """Greedy answers are the same, whatever the scale; log-probabilities are not."""
+def test_a_changed_output_scale_is_detected(exported, examples, reference, tmp_path):
+    """A changed scale changes the log-probabilities and not the greedy answers."""
     pytest.importorskip("ctranslate2", reason="the extra ctranslate2 is not installed")
     from students.export.ctranslate2_model import write
 
@@ -129,19 +129,19 @@ def test_a_head_of_another_scale_is_noticed(exported, examples, reference, tmp_p
     wrong.decoder.final_layer_norm.weight.data *= 1.01
     write(wrong, exported.source, tmp_path, "float32")
     (tmp_path / "manifest.json").write_text('{"format": "ctranslate2", "precision": "float32"}')
-    parity = compare(reference, ask(tmp_path, examples, reference.answers))
+    parity = compare(reference, run_export(tmp_path, examples, reference.answers))
     assert parity.greedy_agreement == 1
     assert parity.failures(tolerance_of("float32"))[0].startswith("mean difference of log-probabilities")
 
 
-def test_an_export_that_does_not_load_says_why(examples, reference, tmp_path):
+def test_an_export_that_cannot_be_loaded_is_an_error_with_its_cause(examples, reference, tmp_path):
     pytest.importorskip("ctranslate2", reason="the extra ctranslate2 is not installed")
     (tmp_path / "manifest.json").write_text('{"format": "ctranslate2", "precision": "float32"}')
     with pytest.raises(ParityFailure, match="cannot be run by its own runtime: .*tokenizer.json|No such file"):
-        ask(tmp_path, examples, reference.answers)
+        run_export(tmp_path, examples, reference.answers)
 
 
 def test_too_little_text_is_refused(data, student):
     tokenizer = Tokenizer.from_file(str(student / "tokenizer.json"))
-    with pytest.raises(UserError, match="has 500 tokens, and 1024 are needed; use more of it"):
-        make_examples(np.arange(500), data.words, tokenizer)
+    with pytest.raises(UserError, match="has 500 tokens, and 1024 are needed; give more text"):
+        make_examples(np.arange(500), data.special_tokens, tokenizer)

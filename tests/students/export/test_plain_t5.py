@@ -1,4 +1,4 @@
-"""The reader without transformers, against transformers, and what the gate makes of files that mean another model."""
+"""PlainT5 against transformers, and the parity check on files of another model."""
 
 import json
 
@@ -12,21 +12,21 @@ from transformers.models.t5.modeling_t5 import T5Attention
 from distill.models.build import new_t5
 from distill.models.save import save_t5
 from students.export import write_export
-from students.export.parity import ParityFailure, ask_plain_t5, check, make_examples, student_reference
+from students.export.parity import ParityFailure, check_parity, compare_plain_t5, make_examples, student_reference
 from students.export.plain_t5 import PlainT5, position_buckets
 
 
-@pytest.mark.parametrize("number,most", [(32, 128), (32, 256), (8, 20), (16, 64), (4, 100)])
-@pytest.mark.parametrize("both_ways", [True, False])
-def test_buckets_are_those_that_t5_was_trained_with(number, most, both_ways):
+@pytest.mark.parametrize("num_buckets,max_distance", [(32, 128), (32, 256), (8, 20), (16, 64), (4, 100)])
+@pytest.mark.parametrize("bidirectional", [True, False])
+def test_position_buckets_match_transformers(num_buckets, max_distance, bidirectional):
     distance = torch.arange(-2000, 2001)
-    expected = T5Attention._relative_position_bucket(distance, both_ways, number, most)
-    assert torch.equal(position_buckets(distance, number, most, both_ways=both_ways), expected)
+    expected = T5Attention._relative_position_bucket(distance, bidirectional, num_buckets, max_distance)
+    assert torch.equal(position_buckets(distance, num_buckets, max_distance, bidirectional=bidirectional), expected)
 
 
 @pytest.mark.parametrize("activation", ["relu", "gelu", "gelu_new", "silu", "gated-gelu", "gated-relu", "gated-silu"])
 @pytest.mark.parametrize("tied", [True, False])
-def test_it_scores_as_transformers_does(activation, tied, tmp_path):
+def test_plain_t5_scores_as_transformers_does(activation, tied, tmp_path):
     sizes = {"vocab_size": 50, "d_model": 24, "d_kv": 5, "d_ff": 20, "num_heads": 3, "num_layers": 2}
     config = T5Config(
         **sizes,
@@ -53,29 +53,29 @@ def test_it_scores_as_transformers_does(activation, tied, tmp_path):
         torch.testing.assert_close(torch.tensor(scores).double(), expected, rtol=0, atol=2e-5)
 
 
-class Gate:
-    """A student, its examples, and what it makes of them."""
+class ParityCheck:
+    """The parity check of ``PlainT5`` against one student."""
 
     def __init__(self, directory, data):
         self.directory = directory
         tokenizer = Tokenizer.from_file(str(directory / "tokenizer.json"))
-        self.examples = make_examples(data.tokens("test"), data.words, tokenizer)
+        self.examples = make_examples(data.tokens("test"), data.special_tokens, tokenizer)
         self.reference = student_reference(directory, self.examples)
 
-    def judge(self, export):
-        parity = ask_plain_t5(export, self.examples, self.reference)
-        check(parity, "float32", "it differs")
+    def run(self, export):
+        parity = compare_plain_t5(export, self.examples, self.reference)
+        check_parity(parity, "float32", "it differs")
         return parity
 
 
 @pytest.fixture(scope="module")
 def tied(student, data):
-    return Gate(student, data)
+    return ParityCheck(student, data)
 
 
 @pytest.fixture(scope="module")
 def untied(gated_student, data):
-    return Gate(gated_student, data)
+    return ParityCheck(gated_student, data)
 
 
 @pytest.fixture
@@ -84,11 +84,11 @@ def export(untied, tmp_path):
     return tmp_path
 
 
-def test_what_is_exported_passes(tied, untied, export, tmp_path_factory):
+def test_an_unchanged_export_passes(tied, untied, export, tmp_path_factory):
     other = tmp_path_factory.mktemp("tied")
     write_export(tied.directory, other, "hf", "float32")
-    for gate, directory in ((untied, export), (tied, other)):
-        parity = gate.judge(directory)
+    for student, directory in ((untied, export), (tied, other)):
+        parity = student.run(directory)
         assert parity.log_probability_difference_max < 1e-4 and parity.tokens > 20
 
 
@@ -101,32 +101,32 @@ def test_what_is_exported_passes(tied, untied, export, tmp_path_factory):
         {"relative_attention_max_distance": 20},
     ],
 )
-def test_a_config_that_means_another_model_is_refused(untied, export, changes):
-    """transformers 5 reads the first of them as the student, by a key that it alone has."""
+def test_a_config_of_another_model_is_refused(untied, export, changes):
+    """transformers 5 would load the first as the student, because of a key that only transformers 5 has."""
     config = json.loads((export / "config.json").read_text())
     (export / "config.json").write_text(json.dumps({**config, **changes}))
     with pytest.raises(ParityFailure, match="it differs: mean difference of log-probabilities"):
-        untied.judge(export)
+        untied.run(export)
 
 
-def test_an_encoder_with_an_embedding_of_its_own_is_refused(untied, export):
-    """Only transformers 5 has one; every other reader takes ``shared``, or whichever it reads last."""
+def test_an_encoder_with_an_untied_embedding_is_refused(untied, export):
+    """Only transformers 5 supports one. Other readers use ``shared``, or the tensor that they read last."""
     t5 = T5ForConditionalGeneration.from_pretrained(export)
     t5.encoder.embed_tokens.weight = torch.nn.Parameter(t5.shared.weight * 1.1)
     save_t5(t5, export)
     examples = untied.examples
     assert "encoder.embed_tokens.weight" in load_file(export / "model.safetensors")
     with pytest.raises(ParityFailure, match="it differs"):
-        check(ask_plain_t5(export, examples, student_reference(export, examples)), "float32", "it differs")
+        check_parity(compare_plain_t5(export, examples, student_reference(export, examples)), "float32", "it differs")
 
 
-def test_a_file_without_what_the_config_says_is_refused(untied, export):
+def test_a_file_without_a_tensor_of_the_config_is_refused(untied, export):
     weights = load_file(export / "model.safetensors")
     save_file(
         {name: value for name, value in weights.items() if name != "lm_head.weight"}, export / "model.safetensors"
     )
     with pytest.raises(ParityFailure, match=r"cannot be read without transformers: KeyError 'lm_head.weight'"):
-        untied.judge(export)
+        untied.run(export)
     (export / "model.safetensors").write_bytes(b"damaged")
     with pytest.raises(ParityFailure, match="cannot be read without transformers: SafetensorError"):
-        untied.judge(export)
+        untied.run(export)

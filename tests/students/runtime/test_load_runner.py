@@ -1,4 +1,4 @@
-"""An export that cannot be loaded is named in a sentence, whatever its runtime says of it."""
+"""The error for an export that cannot be loaded names the export, whatever the error of its runtime."""
 
 import json
 
@@ -10,7 +10,7 @@ from students.runtime import load_runner
 
 @pytest.mark.parametrize("format", ["hf", "onnx", "ctranslate2"])
 @pytest.mark.parametrize("damage", ["nothing else", "noise"])
-def test_a_damaged_export_is_named(format, damage, student, tmp_path):
+def test_a_damaged_export_is_refused_with_its_name(format, damage, student, tmp_path):
     (tmp_path / "manifest.json").write_text(json.dumps({"format": format, "precision": "float32"}))
     if damage == "noise":
         for name in ("config.json", "tokenizer.json", "generation_config.json"):

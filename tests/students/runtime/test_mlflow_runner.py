@@ -1,4 +1,4 @@
-"""An ``mlflow`` export is loaded from a directory of any name; its format is tested with the others."""
+"""An ``mlflow`` export is loaded from a directory of any name. tests/students/export tests its answers."""
 
 import json
 import tempfile
@@ -10,8 +10,8 @@ from students.runtime import load_runner
 
 
 @pytest.mark.parametrize("name", ["a?b=c#d", "h%1 é;&+\\", "-x", "trailing "])
-def test_names_that_mean_something_in_a_uri(name, student, tmp_path, monkeypatch):
-    """That of a directory for temporary files too."""
+def test_directory_names_with_special_characters_of_uris(name, student, tmp_path, monkeypatch):
+    """The temporary directory has such a name too."""
     for directory in (tmp_path / "temporary%20files" / name, tmp_path / name):
         directory.mkdir(parents=True)
     monkeypatch.setattr(tempfile, "tempdir", str(tmp_path / "temporary%20files" / name))

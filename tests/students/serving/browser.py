@@ -1,4 +1,4 @@
-"""Just enough of a browser's debugging protocol to use a page as a person does: headless Chromium over a pipe."""
+"""A minimal client of the Chrome DevTools Protocol that uses a page in headless Chromium, over a pipe."""
 
 import base64
 import json
@@ -17,7 +17,7 @@ def find_browser() -> str | None:
 
 
 class Browser:
-    """One page of a browser in a process of its own."""
+    """One page in a browser process of its own."""
 
     def __init__(self, profile: Path, width: int = 1100, height: int = 800):
         to_browser, self._out = os.pipe()
@@ -57,18 +57,19 @@ class Browser:
         return found["result"].get("value")
 
     def until(self, script: str, seconds: float = 20) -> None:
+        """Wait until an expression on the page is true."""
         end = time.monotonic() + seconds
         while not self.run(script):
             assert time.monotonic() < end, (script, self.run("document.body.innerText"))
             time.sleep(0.05)
 
     def type(self, selector: str, text: str) -> None:
-        """Replace what stands in a field, as by the keyboard."""
+        """Replace the content of a field, as the keyboard does."""
         self.run(f"(e => (e.focus(), e.select()))(document.querySelector({json.dumps(selector)}))")
         self.call("Input.insertText", text=text)
 
     def click(self, selector: str) -> None:
-        """With the mouse, in the middle of what is there."""
+        """Click with the mouse in the middle of an element."""
         x, y = self.run(
             f"(r => [r.x + r.width / 2, r.y + r.height / 2])"
             f"(document.querySelector({json.dumps(selector)}).getBoundingClientRect())"
@@ -88,7 +89,7 @@ class Browser:
     def _next(self) -> dict[str, Any]:
         while b"\0" not in self._buffer:
             chunk = os.read(self._in, 1 << 20)
-            assert chunk, "the browser has gone"
+            assert chunk, "the browser has exited"
             self._buffer += chunk
         message, _, self._buffer = self._buffer.partition(b"\0")
         return json.loads(message)

@@ -1,4 +1,4 @@
-"""Servers whose model is an echo; see echo_server.py."""
+"""Servers whose model repeats its prompt; see echo_server.py."""
 
 import contextlib
 import json
@@ -21,7 +21,7 @@ def _echo_command(hold: Path, settings: dict) -> list[str]:
 
 @pytest.fixture(scope="session")
 def echo_server(serving, tmp_path_factory):
-    """Start an echo server with these settings and limits."""
+    """A function that starts an echo server with the given settings and limits."""
 
     def start(**settings) -> contextlib.AbstractContextManager:
         hold = tmp_path_factory.mktemp("echo") / "hold"
@@ -32,7 +32,7 @@ def echo_server(serving, tmp_path_factory):
 
 @pytest.fixture
 def held_echo(tmp_path):
-    """A process whose model does not even load while the file exists, the file, and its address."""
+    """A process whose model does not load while a file exists; the file; and the address of the server."""
     with socket.create_server(("127.0.0.1", 0)) as free:
         port = free.getsockname()[1]
     hold = tmp_path / "hold"

@@ -1,7 +1,7 @@
-"""A server of this project whose model repeats its prompt: everything but the model is real. Run as a script.
+"""A server of this project with a stand-in model that repeats its prompt. Run as a script.
 
-While the file HOLD exists, the model makes no token; a prompt with the word "crash" makes it fail, one with "break"
-after five tokens, and one with two masks is filled.
+While the file ``hold`` exists, the model generates no token. It fails on a prompt with the word "crash", and after five
+tokens of a prompt with "break". It answers a prompt with two masks with fillings.
 """
 
 import json
@@ -19,7 +19,7 @@ from students.serving.server import serve
 
 
 def make_tokenizer() -> Tokenizer:
-    """One token per byte, </s> at the end."""
+    """A tokenizer with one token per byte and </s> at the end."""
     alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
     words = ["<pad>", "</s>", "<unk>", *alphabet]
     tokenizer = Tokenizer(models.BPE({word: index for index, word in enumerate(words)}, []))
@@ -32,11 +32,13 @@ def make_tokenizer() -> Tokenizer:
     return tokenizer
 
 
-# What is answered where masks are to be filled.
+# The answers to prompts with masks.
 FILLINGS = ("<extra_id_0> for inviting <extra_id_1> last", "<extra_id_0> for welcoming <extra_id_1> next")
 
 
 class Echo:
+    """A runner that repeats its prompts."""
+
     format, compute_type = "echo", "none"
 
     def __init__(self, hold: Path, seconds: float, pace: float, filling: str = FILLINGS[0]):
@@ -44,7 +46,7 @@ class Echo:
         self.hold, self.seconds, self.pace = hold, seconds, pace
         self.filling = self.tokenizer.encode(filling).ids
 
-    def generate(self, inputs, max_tokens, how=GREEDY, on_token=None):
+    def generate(self, inputs, max_tokens, decoding=GREEDY, on_token=None):
         time.sleep(self.seconds)
         prompts = [self.tokenizer.decode(ids) for ids in inputs]
         second = self.tokenizer.token_to_id("<extra_id_1>")
@@ -57,7 +59,7 @@ class Echo:
             if any("crash" in prompt or ("break" in prompt and step == 5) for prompt in prompts):
                 raise RuntimeError("the echo crashed")
             answers.add_step([ids[step] if step < len(ids) else 0 for ids in rows])
-            if not answers.open.any():
+            if not answers.unfinished.any():
                 break
         return answers.rows
 
@@ -65,7 +67,7 @@ class Echo:
 if __name__ == "__main__":
     settings = json.loads(sys.argv[1])
     hold, port = Path(settings.pop("hold")), settings.pop("port", 0)
-    seconds, pace = settings.pop("seconds", 0.0), settings.pop("pace", 0.0)  # of a batch, and of each of its tokens
+    seconds, pace = settings.pop("seconds", 0.0), settings.pop("pace", 0.0)  # per batch, and per token
     teacher, host = settings.pop("teacher", False), settings.pop("host", "127.0.0.1")
     others = settings.pop("allowed_hosts", [])
     limits = Limits(**settings)

@@ -1,4 +1,4 @@
-"""HTTP against a real server process: what it answers, what it refuses, and what it survives."""
+"""HTTP requests to a real server process: answers, refusals and recovery."""
 
 import gzip
 import json
@@ -10,7 +10,7 @@ import pytest
 import requests
 
 
-def test_a_completion_is_shaped_like_openais(echo):
+def test_a_completion_has_openais_format(echo):
     before = time.time()
     answer = echo.complete(["a <extra_id_0> b", "hello there"], max_tokens=7).json()
     assert answer["object"] == "text_completion" and answer["id"].startswith("cmpl-") and answer["model"] == "echo"
@@ -48,12 +48,12 @@ def test_models_health_and_the_page(echo):
     assert own < set(body["properties"]) and body["properties"]["n"] == {"enum": [1, None]}
 
 
-def test_unicode_goes_through(echo):
+def test_unicode_is_preserved(echo):
     text = 'Grüße, 世界 \U0001f40d \u0000 \\ " <b>'
     assert echo.complete(text, max_tokens=256).json()["choices"][0]["text"] == text
 
 
-def test_metrics_count(echo_server):
+def test_metrics_count_requests_and_tokens(echo_server):
     with echo_server() as server:
         server.complete(["hello", "you"])
         server.complete("hello", n=2)
@@ -66,7 +66,7 @@ def test_metrics_count(echo_server):
         assert server.metric("waiting_prompts") == 0
 
 
-# name -> body (JSON of a dict, else as it is), status, words of the message
+# name -> body (bytes, or a dict for JSON), status, part of the message
 GOOD = {"prompt": "hello"}
 BAD = {
     "empty body": (b"", 400, "not JSON"),
@@ -87,23 +87,23 @@ BAD = {
     "no prompt": ({}, 400, "prompt is missing"),
     "other name": ({"prompts": ["a"]}, 400, "prompt is missing"),
     "prompt null": ({"prompt": None}, 400, "prompt is missing"),
-    "prompt number": ({"prompt": 5}, 400, "prompt is neither"),
-    "prompt object": ({"prompt": {"text": "a"}}, 400, "prompt is neither"),
-    "prompt of token ids": ({"prompt": [1, 2, 3]}, 400, "prompt is neither"),
-    "prompt of lists": ({"prompt": [["a"]]}, 400, "prompt is neither"),
-    "prompt with a null": ({"prompt": ["a", None]}, 400, "prompt is neither"),
+    "prompt number": ({"prompt": 5}, 400, "prompt must be a text or a list of texts"),
+    "prompt object": ({"prompt": {"text": "a"}}, 400, "prompt must be a text or a list of texts"),
+    "prompt of token ids": ({"prompt": [1, 2, 3]}, 400, "prompt must be a text or a list of texts"),
+    "prompt of lists": ({"prompt": [["a"]]}, 400, "prompt must be a text or a list of texts"),
+    "prompt with a null": ({"prompt": ["a", None]}, 400, "prompt must be a text or a list of texts"),
     "prompt empty": ({"prompt": ""}, 400, "prompt is empty"),
     "prompt of spaces": ({"prompt": " \n"}, 400, "prompt is empty"),
     "no prompts": ({"prompt": []}, 400, "0 texts"),
     "one prompt empty": ({"prompt": ["a", ""]}, 400, "prompt is empty"),
     "too many prompts": ({"prompt": ["a"] * 33}, 400, "33 texts; give 1 to 32"),
-    "prompt too long": ({"prompt": "a" * 512}, 400, "513 tokens long; at most 512"),
+    "prompt too long": ({"prompt": "a" * 512}, 400, "513 tokens long; the limit is 512"),
     "one prompt too long": ({"prompt": ["a", "a" * 600]}, 400, "601 tokens long"),
     "min_tokens negative": ({**GOOD, "min_tokens": -1}, 400, "min_tokens should be"),
-    "min_tokens above max_tokens": ({**GOOD, "max_tokens": 4, "min_tokens": 5}, 400, "more than the 4 of an answer"),
+    "min_tokens above max_tokens": ({**GOOD, "max_tokens": 4, "min_tokens": 5}, 400, "but max_tokens is 4"),
     "max_tokens 0": ({**GOOD, "max_tokens": 0}, 400, "max_tokens should be greater"),
     "max_tokens negative": ({**GOOD, "max_tokens": -1}, 400, "max_tokens should be greater"),
-    "max_tokens too large": ({**GOOD, "max_tokens": 257}, 400, "at most 256"),
+    "max_tokens too large": ({**GOOD, "max_tokens": 257}, 400, "the limit is 256"),
     "max_tokens huge": (b'{"prompt": "a", "max_tokens": 1' + b"0" * 400 + b"}", 400, "max_tokens"),
     "max_tokens digits without end": (b'{"prompt": "a", "max_tokens": ' + b"9" * 100_000 + b"}", 400, "out of range"),
     "max_tokens a text": ({**GOOD, "max_tokens": "5"}, 400, "max_tokens should be"),
@@ -119,30 +119,30 @@ BAD = {
     "seed too small": ({**GOOD, "temperature": 1, "seed": -(2**63) - 1}, 400, "seed should be"),
     "seed too large": ({**GOOD, "temperature": 1, "seed": 2**63}, 400, "seed should be"),
     "seed a text": ({**GOOD, "temperature": 1, "seed": "a"}, 400, "seed should be"),
-    "stop a number": ({**GOOD, "stop": 5}, 400, "stop is neither a text nor a list of texts"),
-    "stop of token ids": ({**GOOD, "stop": [5]}, 400, "stop is neither a text nor a list of texts"),
-    "stop with a null": ({**GOOD, "stop": ["a", None]}, 400, "stop is neither a text nor a list of texts"),
-    "stop empty": ({**GOOD, "stop": ""}, 400, "stop holds an empty text"),
-    "one stop empty": ({**GOOD, "stop": ["a", ""]}, 400, "stop holds an empty text"),
-    "too many stops": ({**GOOD, "stop": list("abcde")}, 400, "stop holds 5 texts; give at most 4"),
+    "stop a number": ({**GOOD, "stop": 5}, 400, "stop must be a text or a list of texts"),
+    "stop of token ids": ({**GOOD, "stop": [5]}, 400, "stop must be a text or a list of texts"),
+    "stop with a null": ({**GOOD, "stop": ["a", None]}, 400, "stop must be a text or a list of texts"),
+    "stop empty": ({**GOOD, "stop": ""}, 400, "stop has an empty text"),
+    "one stop empty": ({**GOOD, "stop": ["a", ""]}, 400, "stop has an empty text"),
+    "too many stops": ({**GOOD, "stop": list("abcde")}, 400, "stop has 5 texts; give at most 4"),
     "stream a text": ({**GOOD, "stream": "yes"}, 400, "stream should be"),
     "stream a number": ({**GOOD, "stream": 1}, 400, "stream should be"),
     "stream_options a truth": (
         {**GOOD, "stream": True, "stream_options": True},
         400,
-        "stream_options is not an object",
+        "stream_options must be an object",
     ),
     "include_usage a text": (
         {**GOOD, "stream_options": {"include_usage": "a"}},
         400,
-        "stream_options is not an object",
+        "stream_options must be an object",
     ),
     "unsupported stream option": (
         {**GOOD, "stream": True, "stream_options": {"include_usage": True, "include_obfuscation": True}},
         400,
         "stream_options.include_obfuscation is true, which is not supported; it may be false or null",
     ),
-    "bad before a stream": ({**GOOD, "stream": True, "max_tokens": 257}, 400, "at most 256"),
+    "bad before a stream": ({**GOOD, "stream": True, "max_tokens": 257}, 400, "the limit is 256"),
     "failing before a stream": ({"prompt": "crash", "stream": True}, 500, "the server's log says why"),
     "model unknown": ({**GOOD, "model": "gpt-4"}, 404, "there is no model 'gpt-4'; this server has echo"),
     "model a number": ({**GOOD, "model": 4}, 400, "model should be"),
@@ -186,10 +186,10 @@ BAD = {
     ),
     "a long value": ({**GOOD, "suffix": "a" * 900_000}, 400, 'suffix is "aaaaa'),
     "messages": ({**GOOD, "messages": [{"role": "user", "content": "hi"}]}, 400, "messages is not supported"),
-    "nonsense": ({**GOOD, "nonsense": 0}, 400, "nonsense is not supported; a request may hold prompt, model"),
+    "nonsense": ({**GOOD, "nonsense": 0}, 400, "nonsense is not supported; the parameters of a request are"),
 }
 
-# Each asks for nothing more than a request without it.
+# Each set of values has no effect.
 NEUTRAL = [
     {"n": 1, "best_of": 1, "echo": False, "suffix": "", "logprobs": None, "stop": None, "stream": False},
     {"top_p": 1, "frequency_penalty": 0, "presence_penalty": 0, "logit_bias": {}, "user": "me"},
@@ -207,25 +207,25 @@ NEUTRAL = [
 
 
 @pytest.mark.parametrize("fields", NEUTRAL, ids=json.dumps)
-def test_what_asks_for_nothing_is_accepted_and_changes_nothing(echo, fields):
+def test_values_without_effect_are_accepted_and_change_nothing(echo, fields):
     answer, plain = (echo.complete("hello", **extra) for extra in (fields, {}))
     assert answer.status_code == 200, answer.text
     assert [answer.json()[key] for key in ("choices", "usage")] == [plain.json()[key] for key in ("choices", "usage")]
 
 
-def check_refused(response: requests.Response, status: int, words: str) -> None:
+def check_refused(response: requests.Response, status: int, message: str) -> None:
     assert response.status_code == status, response.text[:300]
     error = response.json()["error"]
-    assert set(error) == {"message", "type", "param", "code"} and words in error["message"]
+    assert set(error) == {"message", "type", "param", "code"} and message in error["message"]
     assert len(response.content) < 1000 and "Traceback" not in response.text
 
 
 @pytest.mark.parametrize("name", BAD)
-def test_a_bad_body_is_refused_with_a_clear_one_and_the_server_goes_on(echo, name):
-    body, status, words = BAD[name]
+def test_a_bad_body_is_refused_with_a_clear_message_and_the_server_continues(echo, name):
+    body, status, message = BAD[name]
     data = body if isinstance(body, bytes) else json.dumps(body).encode()
     response = requests.post(f"{echo.url}/v1/completions", data=data, headers={"Content-Type": "application/json"})
-    check_refused(response, status, words)
+    check_refused(response, status, message)
     assert echo.complete("hello").json()["choices"][0]["text"] == "hello"
 
 
@@ -259,11 +259,11 @@ ODD = {
 
 
 @pytest.mark.parametrize("name", ODD)
-def test_odd_requests_are_refused_too(echo, name):
-    request, status, words = ODD[name]
+def test_unusual_requests_are_refused(echo, name):
+    request, status, message = ODD[name]
     request = dict(request)
     method, path = request.pop("method", "POST"), request.pop("path", "/v1/completions")
-    check_refused(requests.request(method, echo.url + path, **request), status, words)
+    check_refused(requests.request(method, echo.url + path, **request), status, message)
     assert echo.complete("hello").ok
 
 
@@ -277,9 +277,9 @@ def test_odd_requests_are_refused_too(echo, name):
         b"POST /v1/completions HTTP/1.1\r\nContent-Length: 2\r\n\r\n{}",  # no Host
         b"GET / HTTP/1.1\r\nHost: localhost\r\nX: " + b"a" * 200_000 + b"\r\n\r\n",
     ],
-    ids=["words", "TLS", "negative length", "length in words", "no host", "long header"],
+    ids=["text", "TLS", "negative length", "length as text", "no host", "long header"],
 )
-def test_what_is_no_http_is_answered_400(echo, sent):
+def test_bytes_that_are_not_http_are_answered_400(echo, sent):
     address = urlsplit(echo.url)
     with socket.create_connection((address.hostname, address.port), timeout=10) as connection:
         connection.sendall(sent)
@@ -287,11 +287,11 @@ def test_what_is_no_http_is_answered_400(echo, sent):
     assert echo.complete("hello").ok
 
 
-def test_there_are_at_least_50_kinds():
+def test_at_least_50_kinds_of_bad_requests_are_tested():
     assert len(BAD) + len(ODD) >= 50
 
 
-def test_a_failure_of_the_model_is_500_and_the_server_goes_on(echo):
+def test_a_failure_of_the_model_is_500_and_the_server_continues(echo):
     response = echo.complete("crash")
     assert response.status_code == 500 and "the server's log says why" in response.json()["error"]["message"]
     assert echo.complete("hello").ok

@@ -1,4 +1,4 @@
-"""Which prompts share a batch, what becomes of cancelled ones, and that nobody gets another's answer."""
+"""The prompts that share a batch, cancelled requests, and the assignment of answers to requests."""
 
 import asyncio
 import threading
@@ -13,7 +13,7 @@ from students.serving.limits import Limits
 
 
 class Recorder:
-    """A runner that answers with its input, remembers its batches, and waits while ``gate`` is closed."""
+    """A runner that answers with its input, records its batches, and waits until ``gate`` is set."""
 
     def __init__(self):
         self.batches, self.calls, self.listened, self.gate = [], [], [], threading.Event()
@@ -33,12 +33,12 @@ class Recorder:
 
 
 class Listener:
-    """Hears an answer, and ends it after ``most`` tokens."""
+    """A listener that records an answer and ends it after ``most`` tokens."""
 
     def __init__(self, most=99):
         self.most, self.heard = most, []
 
-    def begin(self):
+    def reset(self):
         self.heard.append([])
 
     def add(self, id_):
@@ -47,7 +47,7 @@ class Listener:
 
 
 def run(scenario, **limits):
-    """``scenario(batcher, runner)`` on a running batcher; what it returns, and the runner."""
+    """Run ``scenario(batcher, runner)`` on a running batcher. Returns its result and the runner."""
 
     async def main():
         batcher = Batcher(runner, Limits(**limits), worker, sizes.append)
@@ -66,7 +66,7 @@ def run(scenario, **limits):
 
 
 async def behind_a_closed_gate(batcher, runner, *requests):
-    """Tasks of ``requests`` (arguments of generate), in the queue together while the worker is busy with prompt 0."""
+    """Queue ``requests`` (arguments of ``generate``) together while the worker computes prompt 0. Returns the tasks."""
     runner.gate.clear()
     first = asyncio.create_task(batcher.generate([[0]], 1))
     while not runner.batches:
@@ -78,7 +78,7 @@ async def behind_a_closed_gate(batcher, runner, *requests):
     return tasks
 
 
-def test_what_waits_together_is_answered_together_and_each_gets_its_own():
+def test_waiting_prompts_share_a_batch_and_each_gets_its_own_answer():
     async def scenario(batcher, runner):
         tasks = await behind_a_closed_gate(batcher, runner, *[([[k, 50, 60], [k + 20]], k) for k in (1, 2, 3)])
         runner.gate.set()
@@ -88,10 +88,10 @@ def test_what_waits_together_is_answered_together_and_each_gets_its_own():
     assert answers == [[[0]], [[1], [21]], [[2, 50], [22]], [[3, 50, 60], [23]]]
     assert runner.batches == [[0], [1, 21, 2, 22, 3, 23]]
     assert runner.calls[1][0] == [1, 1, 2, 2, 3, 3]
-    assert {call[2] for call in runner.calls} == {"model_0"}  # one thread, always the same
+    assert {call[2] for call in runner.calls} == {"model_0"}  # always the same thread
 
 
-def test_a_batch_waits_a_moment_for_company():
+def test_a_batch_waits_for_more_prompts():
     async def scenario(batcher, runner):
         first = asyncio.create_task(batcher.generate([[1]], 1))
         await asyncio.sleep(0.02)
@@ -108,7 +108,7 @@ def test_a_full_batch_does_not_wait():
     assert run(scenario, wait=100, max_batch=2)[1].batches == [[1, 2]]
 
 
-def test_batches_are_limited_in_prompts_and_in_padded_tokens():
+def test_batches_are_limited_by_prompts_and_padded_tokens():
     async def scenario(batcher, runner):
         long = [3, *[9] * 29]
         tasks = await behind_a_closed_gate(batcher, runner, ([[1], [2]], 5), ([long], 5), ([[4], [5], [6]], 5))
@@ -120,7 +120,7 @@ def test_batches_are_limited_in_prompts_and_in_padded_tokens():
     assert run(scenario, max_batch=4)[1].batches == [[0], [1, 2, 3, 4], [5, 6]]
 
 
-def test_other_temperatures_take_turns_and_a_seed_is_alone():
+def test_other_temperatures_and_seeded_requests_have_batches_of_their_own():
     async def scenario(batcher, runner):
         requests = [
             ([[1]], 5),
@@ -140,7 +140,7 @@ def test_other_temperatures_take_turns_and_a_seed_is_alone():
     assert found == [(0.0, None), (0.5, None), (0.5, 7), (0.5, 7)]
 
 
-def test_answers_of_another_least_length_are_another_batch():
+def test_prompts_with_other_min_tokens_form_another_batch():
     async def scenario(batcher, runner):
         requests = [([[1]], 5, Decoding(min_tokens=2)), ([[2]], 5), ([[3]], 5, Decoding(min_tokens=2))]
         tasks = await behind_a_closed_gate(batcher, runner, *requests)
@@ -151,7 +151,7 @@ def test_answers_of_another_least_length_are_another_batch():
     assert runner.batches == [[0], [1, 3], [2]] and [call[1].min_tokens for call in runner.calls] == [0, 2, 0]
 
 
-def test_a_cancelled_request_is_not_computed_and_makes_room():
+def test_a_cancelled_request_is_not_computed_and_frees_its_place():
     async def scenario(batcher, runner):
         tasks = await behind_a_closed_gate(batcher, runner, ([[1], [2]], 1), ([[3]], 1))
         with pytest.raises(QueueFull):
@@ -170,7 +170,7 @@ def test_a_cancelled_request_is_not_computed_and_makes_room():
     assert isinstance(answers[1], asyncio.CancelledError) and answers[2:] == [[[3]], [[5]]]
 
 
-def test_one_that_is_cancelled_while_computed_does_not_disturb_the_others():
+def test_a_request_cancelled_while_computed_does_not_affect_others():
     async def scenario(batcher, runner):
         tasks = await behind_a_closed_gate(batcher, runner)
         tasks[0].cancel()
@@ -182,7 +182,7 @@ def test_one_that_is_cancelled_while_computed_does_not_disturb_the_others():
     assert run(scenario)[0] == [[1]]
 
 
-def test_a_prompt_that_the_model_fails_on_does_not_spoil_its_batch():
+def test_a_prompt_that_the_model_fails_on_does_not_affect_its_batch():
     async def scenario(batcher, runner):
         tasks = await behind_a_closed_gate(
             batcher, runner, ([[13]], 1), ([[1]], 1), ([[2]], 1, Decoding(temperature=0.5))
@@ -205,7 +205,7 @@ def test_a_request_of_several_batches_ends_with_its_first_failure():
     run(scenario, max_batch=1)
 
 
-def test_listeners_hear_their_own_answers_and_may_end_them():
+def test_listeners_receive_their_own_answers_and_can_end_them():
     listeners = [Listener(), Listener(2)]
 
     async def scenario(batcher, runner):
@@ -220,7 +220,7 @@ def test_listeners_hear_their_own_answers_and_may_end_them():
     assert runner.batches == [[0], [1, 2, 3]] and runner.listened == [False, True]
 
 
-def test_an_answer_that_nobody_waits_for_is_not_made_to_its_end():
+def test_a_cancelled_answer_is_not_generated_to_its_end():
     listener = Listener()
 
     async def scenario(batcher, runner):
@@ -236,7 +236,7 @@ def test_an_answer_that_nobody_waits_for_is_not_made_to_its_end():
     assert run(scenario)[0] == [[1]] and listener.heard == [[50]]
 
 
-def test_a_listener_begins_again_where_its_batch_failed_because_of_another():
+def test_a_listener_is_reset_if_its_batch_fails_because_of_another_prompt():
     listener = Listener()
 
     async def scenario(batcher, runner):

@@ -1,4 +1,4 @@
-"""Which hosts a request may name: what is a host's name, and what a real server answers to which Host header."""
+"""The check of the Host header: valid host names, and the answers of a real server."""
 
 import asyncio
 import json
@@ -29,7 +29,7 @@ ROUTES = ["/", "/health", "/metrics", "/v1/models", "/v1/models/echo", "/openapi
         ("a" * 63, "a" * 63),
     ],
 )
-def test_a_host_is_compared_in_one_form(value, name):
+def test_canonical_name(value, name):
     assert canonical_name(value) == name
 
 
@@ -49,7 +49,7 @@ NO_NAMES += [
 
 
 @pytest.mark.parametrize("value", NO_NAMES)
-def test_what_cannot_be_a_host_is_refused_with_its_option(value):
+def test_an_invalid_host_is_refused_with_its_option(value):
     assert canonical_name(value) is None
     with pytest.raises(UserError, match="--host .* is not a host name"):
         allowed_names(value)
@@ -58,7 +58,7 @@ def test_what_cannot_be_a_host_is_refused_with_its_option(value):
             allowed_names("127.0.0.1", ["example.org", value])
 
 
-def test_loopback_the_servers_own_host_and_what_is_asked_for_are_allowed():
+def test_loopback_the_servers_host_and_configured_hosts_are_allowed():
     loopback = {"localhost", "127.0.0.1", "::1"}
     assert allowed_names("127.0.0.1") == loopback
     assert allowed_names("0.0.0.0") == loopback | {"0.0.0.0"}
@@ -66,7 +66,7 @@ def test_loopback_the_servers_own_host_and_what_is_asked_for_are_allowed():
 
 
 def answer(allowed: frozenset[str], *hosts: bytes) -> tuple[int, str]:
-    """Status and message of the check before an application that answers 200, for a request with these Host headers."""
+    """Status and error message for a request with these Host headers to an application that answers 200."""
     sent = []
 
     async def app(scope, receive, send):
@@ -103,14 +103,14 @@ def test_an_allowed_host_reaches_the_application_with_any_port(host):
 
 
 @pytest.mark.parametrize("host", REFUSED)
-def test_another_host_is_answered_421_and_told_what_allows_it(host):
+def test_another_host_is_answered_421_with_the_option_that_allows_it(host):
     status, message = answer(allowed_names("2001:db8::1", ["a.example"]), host)
     assert status == 421 and canonical_name(host.decode().removesuffix(":8000")) in message
     assert "--allowed-host NAME" in message
 
 
 @pytest.mark.parametrize("host", NONSENSE)
-def test_a_header_that_names_no_host_is_answered_400(host):
+def test_an_invalid_host_header_is_answered_400(host):
     status, message = answer(allowed_names("127.0.0.1"), host)
     assert status == 400 and "is not a host name" in message and len(message) < 500
 
@@ -121,7 +121,7 @@ def test_a_missing_or_repeated_header_is_answered_400(hosts):
 
 
 @pytest.mark.parametrize("hosts", [*((host,) for host in ALLOWED + REFUSED + NONSENSE), ()])
-def test_a_star_allows_all(hosts):
+def test_a_star_allows_any_host(hosts):
     assert answer(allowed_names("127.0.0.1", ["a.example", "*"]), *hosts) == (200, "")
 
 
@@ -142,7 +142,7 @@ def test_no_route_answers_another_host(echo, path):
     assert get(echo, "localhost", path).status_code == (404 if path == "/nowhere" else 200)
 
 
-def test_nothing_is_computed_for_another_host(echo_server):
+def test_a_request_for_another_host_is_not_computed(echo_server):
     with echo_server() as server:
         body, headers = {"prompt": "hello"}, {"Host": "rebound.example"}
         check_refused(requests.post(f"{server.url}/v1/completions", json=body, headers=headers), "rebound.example")
@@ -156,7 +156,7 @@ def test_a_server_on_loopback_answers_each_of_its_names(echo, host):
     assert get(echo, host).ok
 
 
-def test_a_server_on_all_addresses_answers_that_address_and_loopback_alone(echo_server):
+def test_a_server_on_all_addresses_answers_only_that_address_and_loopback(echo_server):
     with echo_server(host="0.0.0.0") as server:
         assert get(server, "0.0.0.0:8000").ok and get(server, "localhost").ok and get(server, "[::1]:80").ok
         for host in ("192.0.2.7", "rebound.example", "::"):
@@ -164,7 +164,7 @@ def test_a_server_on_all_addresses_answers_that_address_and_loopback_alone(echo_
             check_refused(get(server, shown + ":8000"), host)
 
 
-def test_a_server_answers_the_hosts_it_is_told_besides(echo_server):
+def test_a_server_answers_its_configured_hosts(echo_server):
     with echo_server(host="0.0.0.0", allowed_hosts=["Models.Example", "192.0.2.7", "[2001:db8::1]"]) as server:
         for host in ("models.example", "MODELS.example:443", "192.0.2.7:8000", "[2001:DB8:0::1]:80", "127.0.0.1"):
             assert get(server, host).ok
@@ -204,7 +204,7 @@ def test_a_server_on_an_ipv6_address_answers_it(echo_server, host):
         (b"GET /health HTTP/1.1\r\nhost:localhost:80 \r\n", 200),
     ],
 )
-def test_odd_requests_are_answered_by_their_one_header(echo, lines, status):
+def test_raw_requests_are_checked_by_their_host_header(echo, lines, status):
     address = urlsplit(echo.url)
     with socket.create_connection((address.hostname, address.port), timeout=10) as connection:
         connection.sendall(lines + b"\r\n")

@@ -1,4 +1,4 @@
-"""OpenAI's own Python client against a real server process: what it asks for by itself, stops, streams, errors."""
+"""OpenAI's Python client against a real server process: default parameters, stop sequences, streams, errors."""
 
 import inspect
 import json
@@ -24,7 +24,7 @@ def client(echo):
 
 @pytest.fixture(scope="module")
 def slow(echo_server):
-    """A server that makes a token every 10 ms."""
+    """A server that generates a token every 10 ms."""
     with echo_server(pace=0.01, max_batch=4) as server:
         yield server
 
@@ -35,11 +35,11 @@ def ask(client) -> Callable[..., openai.types.Completion]:
 
 
 def read(stream: openai.Stream) -> tuple[dict[int, str], dict[int, str], list[openai.types.Completion]]:
-    """Texts and finish reasons of a stream by the index of their prompt, and its chunks."""
+    """Texts and finish reasons of a stream by prompt index, and its chunks."""
     texts, reasons, chunks = {}, {}, list(stream)
     for chunk in chunks:
         for choice in chunk.choices:
-            assert choice.index not in reasons  # nothing comes after the end
+            assert choice.index not in reasons  # no piece follows the end of an answer
             texts[choice.index] = texts.get(choice.index, "") + choice.text
             if choice.finish_reason is not None:
                 reasons[choice.index] = choice.finish_reason
@@ -57,11 +57,11 @@ DEFAULTS |= {"presence_penalty": 0, "stop": None, "stream": False, "suffix": Non
 DEFAULTS |= {"logprobs": None, "seed": None, "stream_options": None, "user": "someone"}
 
 
-def test_every_parameter_may_have_the_value_that_openai_documents_as_its_default(ask):
+def test_every_openai_parameter_may_have_its_documented_default(ask):
     known = inspect.get_annotations(CompletionCreateParamsNonStreaming)
     for base in CompletionCreateParamsNonStreaming.__orig_bases__:
         known |= inspect.get_annotations(base)
-    assert set(DEFAULTS) == set(known) - {"model", "prompt"}  # so none is forgotten when the client learns new ones
+    assert set(DEFAULTS) == set(known) - {"model", "prompt"}  # a new parameter of the client fails here
     assert ask(**DEFAULTS).choices[0].text == "hello"
     assert ask(**dict.fromkeys(DEFAULTS)).choices[0].text == "hello"
 
@@ -70,7 +70,7 @@ def test_every_parameter_may_have_the_value_that_openai_documents_as_its_default
     "stop, text, tokens",
     [
         ("there", "say hello ", 15),
-        (["xyz", "llo", "hello"], "say ", 9),  # which of them begins first
+        (["xyz", "llo", "hello"], "say ", 9),  # the one that begins first counts
         (["\n"], "say hello there", 16),
         (" ", "say", 4),
         ("s", "", 1),
@@ -91,7 +91,7 @@ def test_a_mask_can_be_a_stop_sequence(ask):
     assert answer.choices[0].text == "<extra_id_0> for inviting "
 
 
-def test_each_prompt_stops_by_itself(ask):
+def test_each_prompt_stops_independently(ask):
     answer = ask(["a.b", "ab", "a.", "abcdef"], stop=".", max_tokens=5)
     assert [(choice.text, choice.finish_reason) for choice in answer.choices] == [
         ("a", "stop"),
@@ -104,7 +104,7 @@ def test_each_prompt_stops_by_itself(ask):
 
 
 @pytest.mark.parametrize("max_tokens", [1, 3, 9, 256])
-def test_a_stream_is_the_answer_in_pieces(ask, max_tokens):
+def test_the_pieces_of_a_stream_add_up_to_the_answer(ask, max_tokens):
     prompts = [TEXT, "hello", "a <extra_id_0> b <extra_id_1> c"]
     whole = ask(prompts, max_tokens=max_tokens)
     texts, reasons, chunks = read(ask(prompts, max_tokens=max_tokens, stream=True))
@@ -114,16 +114,16 @@ def test_a_stream_is_the_answer_in_pieces(ask, max_tokens):
         (chunks[0].id, chunks[0].created, "echo", "text_completion")
     }
     assert all(len(chunk.choices) == 1 and chunk.usage is None for chunk in chunks)
-    assert max_tokens < 256 or len(chunks) > 60  # a piece for each character of a token's time, and not all at once
+    assert max_tokens < 256 or len(chunks) > 60  # the answers arrive in many pieces
 
 
-def test_usage_comes_last_where_it_is_asked_for(ask):
+def test_usage_is_the_last_chunk_if_requested(ask):
     whole = ask(["hello", "you"])
     *pieces, last = read(ask(["hello", "you"], stream=True, stream_options={"include_usage": True}))[2]
     assert (last.choices, last.usage) == ([], whole.usage) and all(piece.usage is None for piece in pieces)
 
 
-def test_a_stream_on_the_wire(echo):
+def test_the_bytes_of_a_stream(echo):
     response = echo.complete("h\u2028", stream=True)
     assert response.headers["content-type"] == "text/event-stream; charset=utf-8"
     assert response.headers["cache-control"] == "no-store"
@@ -138,7 +138,7 @@ def test_a_stream_on_the_wire(echo):
     ]
 
 
-def test_errors_are_those_that_the_client_knows(ask, client):
+def test_errors_are_parsed_by_the_openai_client(ask, client):
     for stream in (False, True):
         with pytest.raises(
             openai.BadRequestError, match="n is 2, which is not supported; it may be 1 or null"
@@ -155,7 +155,7 @@ def test_errors_are_those_that_the_client_knows(ask, client):
         client.chat.completions.create(model="echo", messages=[{"role": "user", "content": "hello"}])
 
 
-def test_the_first_pieces_come_while_the_rest_is_made(slow):
+def test_the_first_pieces_arrive_while_the_rest_is_generated(slow):
     answered = slow.metric("requests_total", status="200")
     with client_of(slow) as client:
         stream = client.completions.create(model="echo", prompt="a" * 200, max_tokens=200, stream=True)
@@ -165,13 +165,13 @@ def test_the_first_pieces_come_while_the_rest_is_made(slow):
         assert slow.metric("requests_total", status="200") == answered + 1 and slow.metric("request_seconds_sum") > 2
 
 
-def test_a_stream_ends_when_its_answer_does_and_not_with_its_batch(echo_server, pool):
+def test_a_stream_ends_with_its_answer_before_its_batch_ends(echo_server, pool):
     with echo_server(pace=0.01, wait=0.5) as server, client_of(server) as client:
         long = pool.submit(server.complete, "a" * 256, max_tokens=256)
         texts, _, _ = read(client.completions.create(model="echo", prompt="b.c", stop=".", stream=True))
         assert texts == {0: "b"} and not long.done()
         assert long.result().json()["choices"][0]["text"] == "a" * 256
-        assert server.metric("batch_size_count") == 1  # they were computed together
+        assert server.metric("batch_size_count") == 1  # both requests were in one batch
 
 
 def test_a_failure_after_the_first_piece_is_the_last_event(slow):
@@ -185,7 +185,7 @@ def test_a_failure_after_the_first_piece_is_the_last_event(slow):
     assert slow.metric("requests_total", status="500") == broken + 2
 
 
-def test_one_that_fails_or_goes_does_not_disturb_the_streams_beside_it(echo_server, pool):
+def test_a_stream_that_fails_or_disconnects_does_not_affect_other_streams(echo_server, pool):
     prompts = ["break one", "stays to its end", "stays, too", "goes away early on " * 10]
     with echo_server(pace=0.01, wait=0.5, max_batch=4) as server, client_of(server) as client:
 
@@ -206,17 +206,17 @@ def test_one_that_fails_or_goes_does_not_disturb_the_streams_beside_it(echo_serv
         assert server.complete("hello").json()["choices"][0]["text"] == "hello"
 
 
-def test_a_stream_that_takes_too_long_ends_with_an_error(echo_server):
+def test_a_stream_that_times_out_ends_with_an_error(echo_server):
     with echo_server(pace=0.05, timeout=0.5) as server, client_of(server) as client:
         stream = client.completions.create(model="echo", prompt="a" * 100, stream=True)
         assert next(stream).choices[0].text == "a"
         with pytest.raises(openai.APIError, match="no answer within 0.5 seconds"):
             list(stream)
         server.until(lambda: server.metric("requests_total", status="408") == 1)
-        assert server.complete("b", max_tokens=1).ok  # in time, so the rest of the other is not computed
+        assert server.complete("b", max_tokens=1).ok  # the other answer is not completed first
 
 
-def test_a_stop_of_the_server_lets_streams_end(echo_server):
+def test_stopping_the_server_lets_streams_end(echo_server):
     with echo_server(pace=0.01) as server, client_of(server) as client:
         stream = client.completions.create(model="echo", prompt="a" * 60, stream=True)
         assert next(stream).choices[0].text == "a"
@@ -225,6 +225,6 @@ def test_a_stop_of_the_server_lets_streams_end(echo_server):
         assert server.process.wait(10) == 0
 
 
-def test_a_reader_that_stalls_keeps_nobody_from_an_answer(slow):
+def test_a_stalled_reader_does_not_block_others(slow):
     with requests.post(f"{slow.url}/v1/completions", json={"prompt": "a" * 60, "stream": True}, stream=True):
         assert slow.complete("hello").json()["choices"][0]["text"] == "hello"

@@ -23,7 +23,7 @@ def browser(tmp_path_factory):
 
 @pytest.fixture
 def page(browser, page_server):
-    """The browser on the page of a server with a student and a teacher; nothing may go wrong on it."""
+    """The browser on the page of a server with a student and a teacher. Afterwards, the page must have no errors."""
     browser.events.clear()
     browser.call("Page.navigate", url=page_server.url + "/")
     browser.until("document.readyState === 'complete' && !document.querySelector('#go')?.disabled")
@@ -41,7 +41,7 @@ def texts(browser) -> list[str]:
     return browser.run("[...document.querySelectorAll('.answer .text')].map(e => e.innerText)")
 
 
-def test_masks_are_filled_by_student_and_teacher_side_by_side(page):
+def test_student_and_teacher_fill_masks_side_by_side(page):
     page.type("#prompt", "Thank you <extra_id_0> me to your party <extra_id_1> week.")
     page.click("#go")
     page.until("document.querySelectorAll('.answer:not(.waiting)').length === 2")
@@ -59,7 +59,7 @@ def test_masks_are_filled_by_student_and_teacher_side_by_side(page):
     )
 
 
-def test_a_prompt_without_masks_shows_the_answer_as_it_is_and_never_as_html(page):
+def test_the_answer_to_a_prompt_without_masks_is_shown_as_text_and_not_as_html(page):
     page.type("#prompt", "repeat <img src=x onerror=alert(1)> & <b>this</b>")
     page.call(
         "Input.dispatchKeyEvent", type="keyDown", key="Enter", code="Enter", windowsVirtualKeyCode=13, modifiers=2
@@ -69,12 +69,12 @@ def test_a_prompt_without_masks_shows_the_answer_as_it_is_and_never_as_html(page
     assert page.run("document.querySelectorAll('.answer img, .answer b').length") == 0
 
 
-def test_a_refusal_is_shown_in_words(page):
+def test_an_error_message_is_shown(page):
     page.type("#prompt", "hello")
     page.run("document.querySelector('#max_tokens').value = 100000")
     page.click("#go")
     page.until("document.querySelectorAll('.answer .error').length === 2")
-    assert "max_tokens is 100000; at most 256 is served" in texts(page)[0]
+    assert "max_tokens is 100000; the limit is 256" in texts(page)[0]
     page.run("document.querySelector('#max_tokens').value = 16")
     page.click("#go")
     page.until("document.querySelectorAll('.answer:not(.waiting)').length === 2")
@@ -90,7 +90,7 @@ def test_the_button_inserts_the_next_mask(page):
     assert page.run("document.querySelector('#prompt').value") == "a <extra_id_0> b <extra_id_1>"
 
 
-def test_it_fits_a_phone(page):
+def test_the_page_fits_a_phone(page):
     page.call("Emulation.setDeviceMetricsOverride", width=390, height=800, deviceScaleFactor=1, mobile=True)
     try:
         page.type("#prompt", "Thank you <extra_id_0> me")

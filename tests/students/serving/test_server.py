@@ -1,4 +1,4 @@
-"""A server under load, and how it stops: against real processes."""
+"""Real server processes under load, and how they stop."""
 
 import contextlib
 import http.client
@@ -21,7 +21,7 @@ BODY = b'{"prompt": "hello"}'
 HEAD = b"POST /v1/completions HTTP/1.1\r\nHost: localhost\r\n"
 HEAD += b"Content-Type: application/json\r\nContent-Length: %d\r\n\r\n"
 
-# A client process: so many threads, each sending so many prompts of its own, one after another.
+# A client process with several threads, each of which sends its own prompts one after another.
 CLIENT = """
 import json, sys, threading, time, requests
 url, threads, each = sys.argv[1], int(sys.argv[2]), int(sys.argv[3])
@@ -42,7 +42,7 @@ print(json.dumps({"wrong": wrong, "seconds": time.perf_counter() - began}))
 
 
 def load(server, threads: int, each: int) -> float:
-    """Seconds that a process of so many clients takes; each of their answers must be right."""
+    """Run a process of ``threads`` clients with ``each`` prompts and check their answers. Returns its seconds."""
     command = [sys.executable, "-c", CLIENT, server.url, str(threads), str(each)]
     done = subprocess.run(command, capture_output=True, text=True, timeout=120)
     found = json.loads(done.stdout)
@@ -55,17 +55,17 @@ def connection_to(server) -> socket.socket:
     return socket.create_connection((address.hostname, address.port), timeout=30)
 
 
-def test_under_load_from_another_process_everyone_gets_their_own_answer_and_requests_share_batches(echo_server):
+def test_under_load_each_client_gets_its_own_answers_and_requests_share_batches(echo_server):
     with echo_server(seconds=0.02) as server:
         load(server, threads=16, each=12)
         assert server.metric("requests_total", status="200") == 16 * 12
         assert server.metric("batch_size_sum") == 16 * 12
-        # 16 clients in a closed loop: far fewer batches than requests.
+        # 16 clients that wait for their answers make far fewer batches than requests.
         assert server.metric("batch_size_count") < 16 * 12 / 4
 
 
-def test_clients_at_once_take_a_fraction_of_the_batches_that_they_take_one_by_one(echo_server):
-    """Where a batch costs the same whatever its size, the requests per second grow as the batches become fewer."""
+def test_batching_reduces_the_number_of_batches(echo_server):
+    """If a batch takes the same time whatever its size, fewer batches mean more requests per second."""
     with echo_server(seconds=0.05) as batching, echo_server(max_batch=1) as one_by_one:
         load(batching, threads=8, each=6)
         load(one_by_one, threads=8, each=6)
@@ -74,7 +74,7 @@ def test_clients_at_once_take_a_fraction_of_the_batches_that_they_take_one_by_on
 
 
 def test_an_answer_does_not_wait_for_the_clients_acknowledgement(echo):
-    """Header and body are sent apart; with Nagle's algorithm the body comes 40 ms later, once a connection is warm."""
+    """Header and body are sent separately. With Nagle's algorithm, the body of a warm connection is 40 ms late."""
     seconds = []
     with requests.Session() as session:
         for _ in range(30):
@@ -84,7 +84,7 @@ def test_an_answer_does_not_wait_for_the_clients_acknowledgement(echo):
     assert min(seconds[10:]) < 0.03
 
 
-def test_a_full_queue_is_answered_429_and_the_rest_is_served(echo_server, pool):
+def test_a_full_queue_is_answered_429_and_waiting_prompts_are_served(echo_server, pool):
     with echo_server(max_queue=4, max_batch=2) as server:
         with server.held():
             first = pool.submit(server.complete, "in the worker")
@@ -100,7 +100,7 @@ def test_a_full_queue_is_answered_429_and_the_rest_is_served(echo_server, pool):
         assert server.metric("requests_total", status="429") == 1
 
 
-def test_what_takes_too_long_is_answered_408_and_is_not_computed(echo_server, pool):
+def test_a_request_that_times_out_is_answered_408_and_not_computed(echo_server, pool):
     with echo_server(timeout=0.5) as server:
         with server.held():
             first = pool.submit(server.complete, "slow")
@@ -110,7 +110,7 @@ def test_what_takes_too_long_is_answered_408_and_is_not_computed(echo_server, po
                 assert answer.result().status_code == 408
                 assert "no answer within 0.5 seconds" in answer.result().json()["error"]["message"]
         assert server.complete("quick").ok
-        assert server.metric("batch_size_sum") == 2  # "slow" was being computed; "waits" never was
+        assert server.metric("batch_size_sum") == 2  # the batches of "slow" and "quick"; "waits" was not computed
 
 
 def test_a_body_that_never_ends_is_answered_408(echo_server):
@@ -120,7 +120,7 @@ def test_a_body_that_never_ends_is_answered_408(echo_server):
         assert server.complete("quick").ok
 
 
-def test_the_prompts_of_a_client_that_has_gone_are_skipped(echo_server, pool):
+def test_the_prompts_of_a_disconnected_client_are_skipped(echo_server, pool):
     with echo_server() as server:
         with server.held():
             first = pool.submit(server.complete, "stays")
@@ -134,7 +134,7 @@ def test_the_prompts_of_a_client_that_has_gone_are_skipped(echo_server, pool):
 
 
 @pytest.mark.parametrize("kind", [signal.SIGTERM, signal.SIGINT])
-def test_on_a_signal_it_finishes_what_it_accepted_and_takes_nothing_new(echo_server, pool, kind):
+def test_on_a_signal_the_server_answers_accepted_requests_and_accepts_no_new_ones(echo_server, pool, kind):
     with echo_server(max_batch=2) as server:
         with server.held():
             answers = [pool.submit(server.complete, f"request {k}") for k in range(9)]
@@ -149,8 +149,8 @@ def test_on_a_signal_it_finishes_what_it_accepted_and_takes_nothing_new(echo_ser
         assert server.process.wait(10) == 0
 
 
-def test_under_load_a_stop_loses_no_answer(echo_server, pool):
-    """Clients that send without end: each request is answered in full, or its connection was never taken up."""
+def test_stopping_under_load_loses_no_answer(echo_server, pool):
+    """Clients send requests until a connection is refused. Every accepted request is answered."""
 
     def client(number: int) -> tuple[int, int]:
         answered = refused = 0
@@ -173,14 +173,14 @@ def test_under_load_a_stop_loses_no_answer(echo_server, pool):
         assert sum(answered for answered, _ in results) >= served > 12
 
 
-def test_a_slow_reader_does_not_keep_it_from_stopping(echo_server):
+def test_an_unfinished_request_does_not_delay_a_stop(echo_server):
     with echo_server(timeout=0.5) as server, connection_to(server) as connection:
         connection.sendall(HEAD % 100 + b'{"prompt": ')
         server.process.terminate()
         assert server.process.wait(10) == 0
 
 
-def test_idle_connections_do_not_keep_it_from_stopping(echo_server):
+def test_idle_connections_do_not_delay_a_stop(echo_server):
     with echo_server() as server:
         address = urlsplit(server.url)
         kept = http.client.HTTPConnection(address.hostname, address.port)
@@ -202,7 +202,7 @@ def test_health_is_503_until_the_model_answers(held_echo):
     assert requests.post(f"{url}/v1/completions", json={"prompt": "hello"}).ok
 
 
-def test_it_can_be_stopped_while_it_loads(held_echo):
+def test_a_server_can_be_stopped_while_it_loads(held_echo):
     process, hold, url = held_echo
     wait_for(lambda: requests.get(f"{url}/health").status_code == 503)
     process.terminate()
@@ -210,7 +210,7 @@ def test_it_can_be_stopped_while_it_loads(held_echo):
     assert process.wait(10) == 0
 
 
-def test_a_model_that_cannot_be_loaded_and_a_taken_port_are_errors():
+def test_a_model_that_cannot_be_loaded_and_a_port_in_use_are_errors():
     def broken():
         raise UserError("there are no weights in it; export it again")
 
@@ -223,11 +223,11 @@ def test_a_model_that_cannot_be_loaded_and_a_taken_port_are_errors():
 
 
 def wait_for(condition) -> None:
-    """Until it holds; a server that does not listen yet is waited for too."""
+    """Wait until ``condition`` holds, also for a server that does not listen yet."""
     end = time.monotonic() + 20
     while time.monotonic() < end:
         with contextlib.suppress(requests.ConnectionError):
             if condition():
                 return
         time.sleep(0.02)
-    pytest.fail("it never held")
+    pytest.fail("the condition did not hold within 20 s")

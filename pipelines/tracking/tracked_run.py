@@ -1,7 +1,7 @@
-"""One MLflow run per stage: params, data sets, curves, models, final figures.
+"""One MLflow run per stage: params, data sets, curves, models, final metrics.
 
-Runs are flat: nested ones are hidden from the charts of the UI. Everything goes through MlflowClient with explicit
-ids, never through MLflow's idea of an active run.
+Runs are not nested, because the charts of the UI hide nested runs. All calls go through MlflowClient with explicit ids
+and never use MLflow's active run.
 """
 
 import contextlib
@@ -12,45 +12,59 @@ import platform
 import subprocess
 import time
 from collections.abc import Iterator
+from functools import cache
 from pathlib import Path
 from typing import Any
 from uuid import uuid4
 
-from distill.io.files import directory_digest, directory_uri, read_record, write_json
-from pipelines.tracking.metric_log import deliver
+from distill.io.files import directory_digest, directory_uri, read_record, write_record
+from pipelines.tracking.metric_log import send_new_metrics
 from pipelines.tracking.store import Store
 from pipelines.tracking.store_uri import StoreError, cause_of
 
 _LIBRARIES = ("torch", "transformers", "accelerate", "datasets", "tokenizers", "numpy", "mlflow")
 _PROJECT = "switch-distill"  # as pyproject.toml names it
-_TOKEN = "stage_token"  # tells the run of a directory before its id is written there
-_CURE = "delete it, and the stage gets a new MLflow run"
-# One per ratio, from the smallest on; the same in the UI and in the plot.
+_TOKEN = "stage_token"  # tag that identifies the run of a directory before run.json contains its id
+_HINT = "delete it, and the stage gets a new MLflow run"
+# A colour per ratio, from the smallest ratio on. The UI and the plot use the same colours.
 COLOURS = ("#1b6ca8", "#2a9d8f", "#e9a23b", "#c8553d", "#7b5ea7", "#5b8e3e", "#b0457b", "#4f6d7a")
 
 
 def describe_run(directory: Path, tags: dict[str, str]) -> None:
-    """Keep what the MLflow run of a stage will say of where it is computed; of one that is continued, ``2, then 1``."""
+    """Write run.json: the tags of the stage's MLflow run, with the environment that computes the stage.
+
+    If a continued stage gives a tag another value, the tag keeps both, for example ``2, then 1``.
+
+    Raises:
+        UserError: an existing run.json is damaged.
+    """
     path = directory / "run.json"
-    record = read_record(path, _CURE) if path.exists() else {"run_id": "", "tags": {_TOKEN: uuid4().hex}}
-    known = record.get("tags", {})
+    new = {"run_id": "", "tags": {_TOKEN: uuid4().hex}}
+    record: dict[str, Any] = read_record(path, _HINT) if path.exists() else new
+    known = record["tags"]
     for key, value in {**tags, **_environment()}.items():
         before = known[key].split(", then ") if key in known else []
         known[key] = ", then ".join(before if value in before else [*before, value])
-    write_json(path, {**record, "tags": known})
+    write_record(path, record)
 
 
 class TrackedRun:
-    """One MLflow run, for one stage; continued if the stage was interrupted.
+    """The MLflow run of one stage. An interrupted stage continues its run.
 
-    Its methods raise StoreError where the store does not take something.
+    The methods raise StoreError if the store fails.
     """
 
     def __init__(self, store: Store, directory: Path, name: str):
-        """Start the run that ``describe_run`` has described, or go on with it."""
+        """Start or continue the run that ``describe_run`` has described in ``directory``.
+
+        Raises:
+            UserError: run.json is missing or damaged.
+            StoreError: the store fails.
+        """
         self.store, self.client, self.directory = store, store.client, directory
-        record = read_record(directory / "run.json", _CURE)
-        self.run_id, tags = record["run_id"] or self._started(record), record.get("tags", {})
+        record = read_record(directory / "run.json", _HINT)
+        tags = record["tags"]
+        self.run_id = record["run_id"] or self._started(tags[_TOKEN])
         if self.run_id:
             self.client.update_run(self.run_id, status="RUNNING")
             known = self.client.get_run(self.run_id).data.tags
@@ -58,17 +72,16 @@ class TrackedRun:
         else:
             self.run_id = self.client.create_run(store.experiment, run_name=name, tags=tags).info.run_id
         if self.run_id != record["run_id"]:
-            write_json(directory / "run.json", {**record, "run_id": self.run_id})
+            write_record(directory / "run.json", {**record, "run_id": self.run_id})
 
-    def _started(self, record: dict[str, Any]) -> str:
-        """The run that a process started for this directory which was killed before it could write down its id."""
-        if token := record.get("tags", {}).get(_TOKEN):
-            for run in self.client.search_runs([self.store.experiment], f"tags.{_TOKEN} = '{token}'", max_results=1):
-                return run.info.run_id
+    def _started(self, token: str) -> str:
+        """The id of a run that was started for this directory by a process that was killed before it wrote the id."""
+        for run in self.client.search_runs([self.store.experiment], f"tags.{_TOKEN} = '{token}'", max_results=1):
+            return run.info.run_id
         return ""
 
     def log_params(self, params: dict[str, Any]) -> None:
-        """``params``, the keys of nested ones with dots between; a value that MLflow finds too long ends with ``…``."""
+        """Log params. Nested keys are joined with dots. Values that are too long are cut, with ``…`` at the end."""
         from mlflow.entities import Param
         from mlflow.utils.validation import MAX_PARAM_VAL_LENGTH
 
@@ -79,9 +92,13 @@ class TrackedRun:
         self.client.log_batch(self.run_id, params=[Param(key, text) for key, text in flat.items()])
 
     def log_data(self, name: str, digest: str, context: str, source: tuple[str, str], profile: dict[str, Any]) -> None:
-        """A data set as input, with a source of ``pipelines.tracking.data_source``.
+        """Log a data set as an input of the run.
 
-        MLflow's own digest reads only the first 10,000 rows; ours is of all bytes.
+        Args:
+            digest: of all bytes. MLflow's own digest covers only the first 10,000 rows.
+            context: train, validation or test.
+            source: of ``pipelines.tracking.data_source.mlflow_source``.
+            profile: facts of the data set, as values that JSON can hold.
         """
         from mlflow.entities import Dataset, DatasetInput, InputTag
 
@@ -90,11 +107,15 @@ class TrackedRun:
         self.client.log_inputs(self.run_id, datasets=[DatasetInput(dataset, tags)])
 
     def log_model_inputs(self, models: dict[str, str]) -> None:
-        """Role -> model id. Also as tags, because runs cannot be searched by their model inputs."""
+        """Log models, role -> model id, as inputs of the run, and as tags because MLflow cannot search model inputs.
+
+        Raises:
+            RuntimeError: a model is not ready.
+        """
         from mlflow.entities import LoggedModelInput
 
         for role, model_id in models.items():
-            model = self.client.get_logged_model(model_id)  # MLflow itself accepts ids that do not exist
+            model = self.client.get_logged_model(model_id)  # log_inputs would accept an id that does not exist
             if model.status != "READY":
                 raise RuntimeError(f"{role} model {model_id} is {model.status}")
             self.client.set_tag(self.run_id, f"input.{role}"[:250], model_id)
@@ -106,17 +127,22 @@ class TrackedRun:
     def log_model_output(
         self, name: str, directory: Path, params: dict[str, Any], *, upload: bool, form: str = "seq2seq"
     ) -> tuple[str, str]:
-        """Record ``directory`` as a model that this run made; with ``upload``, its files go to the store too.
+        """Log ``directory`` as a model that this run made.
+
+        Args:
+            params: params of the model.
+            upload: also upload the files of the directory to the store.
+            form: MLflow's type of the model.
 
         Returns:
-            The model's id, and a URI: ``models:/<id>`` where the files are in the store, else the directory's.
+            The model's id and URI. The URI is ``models:/<id>`` if the files are uploaded, else the directory's.
         """
         from mlflow.entities import LoggedModelOutput
 
         tags = {"directory": str(directory), "sha256": directory_digest(directory)}
         outputs = self.client.get_run(self.run_id).outputs.model_outputs
         made = [self.client.get_logged_model(output.model_id) for output in outputs]
-        # One that was interrupted is gone on with. For that the run must know of it before it is ready.
+        # Continue an interrupted upload: the run has the model as an output before the model is ready.
         model = next((model for model in made if model.tags.get("sha256") == tags["sha256"]), None)
         if model is None:
             model = self.client.create_logged_model(
@@ -135,7 +161,11 @@ class TrackedRun:
         return model.model_id, _uri(model.model_id, directory, upload)
 
     def register(self, model_id: str, name: str, tags: dict[str, Any]) -> str:
-        """Register an uploaded model; returns its version. The id is a tag too: versions do not keep it."""
+        """Register an uploaded model, and return its version.
+
+        Args:
+            tags: of the version. The model id is added to them, because versions do not store it.
+        """
         try:
             self.client.create_registered_model(name)
         except StoreError as error:
@@ -149,13 +179,17 @@ class TrackedRun:
         return self.client.create_model_version(name, source, run_id=self.run_id, tags=text, model_id=model_id).version
 
     def send(self, points: list[Any]) -> None:
-        """Points of curves, as MLflow's Metrics."""
+        """Log points of curves, a list of MLflow's Metric entities."""
         self.client.log_batch(self.run_id, metrics=points)
 
     def log_results(self, metrics: dict[str, float], *, run_id: str | None = None, model_id: str | None = None) -> None:
-        """Final figures, at step 0 so that the UI draws bars, on this run or another, and on its model.
+        """Log final metrics at step 0, so that the UI draws bars. Values are rounded to six decimals.
 
-        A figure that stands there already is not repeated.
+        Metrics that the run already has with the same value are skipped.
+
+        Args:
+            run_id: another run to log to; None: this run.
+            model_id: a model that the metrics describe too.
         """
         from mlflow.entities import Metric
 
@@ -167,19 +201,23 @@ class TrackedRun:
             self.client.log_batch(run_id, metrics=rows)
 
     def set_tags(self, tags: dict[str, Any], run_id: str | None = None) -> None:
+        """Set tags on the run ``run_id``; None: this run."""
         for key, value in tags.items():
             self.client.set_tag(run_id or self.run_id, key, value)
 
     def log_file(self, path: Path) -> None:
+        """Upload a file as an artifact of the run."""
         self.client.log_artifact(self.run_id, str(path))
 
     def close(self, status: str) -> None:
-        """Deliver what is left of the curves and end the run as FINISHED, FAILED or KILLED.
+        """Send the rest of the curves and end the run with ``status`` FINISHED, FAILED or KILLED.
 
-        Only a finished run insists: while another error is on its way, a store that is away must not hide it.
+        Raises:
+            StoreError: the store fails and ``status`` is FINISHED. For the other statuses the failure is only logged,
+                because another exception is being raised, and it must not be hidden.
         """
         try:
-            deliver(self.directory / "metrics.jsonl", self.send)
+            send_new_metrics(self.directory / "metrics.jsonl", self.send)
             self.client.set_terminated(self.run_id, status)
         except Exception as error:
             if status == "FINISHED":
@@ -201,22 +239,23 @@ def _flatten(values: dict[str, Any], prefix: str = "") -> Iterator[tuple[str, An
             yield f"{prefix}{key}", value
 
 
+@cache
 def _environment() -> dict[str, str]:
-    """Versions, host and git commit: what a result depends on besides its config."""
+    """Versions, host and git commit, as tags: the facts that a result depends on besides its config."""
     from importlib.metadata import PackageNotFoundError, version
 
     tags = {"version.python": platform.python_version(), "host": platform.node()}
     tags |= {f"version.{name}": version(name) for name in _LIBRARIES}
-    with contextlib.suppress(PackageNotFoundError):  # a clone that is not installed; it has a commit
+    with contextlib.suppress(PackageNotFoundError):  # a clone that is not installed; its commit identifies it
         tags[f"version.{_PROJECT}"] = version(_PROJECT)
     return tags | _commit(Path(__file__).parents[2])
 
 
 def _commit(root: Path) -> dict[str, str]:
-    """The git commit of ``root``, the directory of this project's packages, and whether nothing there has changed.
+    """The git commit of ``root``, the directory of this project's packages, and whether its files are unchanged.
 
-    Empty where ``root`` is no clone of this project. A repository that has it somewhere inside, for example in a
-    virtual environment, is somebody else's, and its commit says nothing of this code.
+    Empty if ``root`` is not the top directory of a clone of this project. If the project is inside another repository,
+    for example in a virtual environment, the commit of that repository does not identify this code.
     """
     with contextlib.suppress(OSError, subprocess.CalledProcessError):
         ours = f'name = "{_PROJECT}"'.encode() in (root / "pyproject.toml").read_bytes()

@@ -1,6 +1,6 @@
-"""The arms of ``switch-distill bench-serving``: each is a process of its own that answers when it is asked.
+"""The candidates of ``switch-distill bench-serving``: models and servers that answer requests, each in its own process.
 
-Processes of their own, because threads and memory are settings of a process, and a server is one. Imports no torch.
+Each has its own process, because the number of threads and the memory belong to a process. Imports no torch.
 """
 
 import http.client
@@ -8,7 +8,6 @@ import json
 import multiprocessing
 import re
 import subprocess
-import sys
 import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
@@ -19,35 +18,42 @@ from urllib.parse import urlsplit
 
 import psutil
 
-Answer = Callable[[list[str], int], int]  # texts, most tokens of each answer -> tokens of all answers
+from distill.module_command import module_command
+
+Answer = Callable[[list[str], int], int]  # prompts, tokens of each answer -> number of tokens of all answers
 
 
 @dataclass(frozen=True, eq=False)
-class Arm:
-    """``kind``: transformers, teacher, runner or server; ``settings`` are those of the kind."""
+class Candidate:
+    """A model or server to measure."""
 
     name: str
-    kind: str
+    kind: str  # transformers, teacher, runner or server
     directory: Path
-    settings: dict[str, Any] = field(default_factory=dict)
+    settings: dict[str, Any] = field(default_factory=dict)  # arguments of the kind, or options of the server
 
 
-class Measured(NamedTuple):
-    """Answers to one wave of requests: seconds of all together and of each, and the tokens of all answers."""
+class WaveTiming(NamedTuple):
+    """Timing of a wave of concurrent requests."""
 
-    seconds: float
-    latencies: list[float]
-    tokens: int
+    seconds: float  # of the whole wave
+    latencies: list[float]  # seconds of each request
+    tokens: int  # of all answers
 
 
 class Process:
-    """A model in a process that answers batches: ``concurrency`` requests are one batch."""
+    """A model in a process that answers batches. Concurrent requests form one batch."""
 
-    def __init__(self, arm: Arm, threads: int, warm_up: str):
+    def __init__(self, candidate: Candidate, threads: int, warm_up: str):
+        """Start the process with ``threads`` threads, and wait until it has answered the prompt ``warm_up``.
+
+        Raises:
+            RuntimeError: the model cannot be loaded or run.
+        """
         context = multiprocessing.get_context("spawn")
         self._pipe, theirs = context.Pipe()
         began = time.perf_counter()
-        self._process = context.Process(target=_answer_batches, args=(theirs, arm, threads), daemon=True)
+        self._process = context.Process(target=_answer_batches, args=(theirs, candidate, threads), daemon=True)
         self._process.start()
         self._ask([warm_up], 4)
         self.start_seconds = time.perf_counter() - began
@@ -57,15 +63,17 @@ class Process:
         """Resident bytes."""
         return psutil.Process(self._process.pid).memory_info().rss
 
-    def measure(self, prompts: list[str], max_tokens: int, calls: int) -> Measured:
+    def measure(self, prompts: list[str], max_tokens: int, calls: int) -> WaveTiming:
+        """Answer the batch ``prompts`` ``calls`` times, with ``max_tokens`` tokens per answer."""
         latencies, tokens = [], 0
         for _ in range(calls):
             seconds, made = self._ask(prompts, max_tokens)
             latencies += [seconds] * len(prompts)
             tokens += made
-        return Measured(sum(latencies) / len(prompts), latencies, tokens)
+        return WaveTiming(sum(latencies) / len(prompts), latencies, tokens)
 
     def stop(self) -> None:
+        """End the process."""
         self._pipe.send(None)
         self._process.join()
 
@@ -78,21 +86,25 @@ class Process:
 
 
 class Server:
-    """``switch-distill serve``: ``concurrency`` requests are as many clients, each with a connection of its own."""
+    """A process of ``switch-distill serve``. Concurrent requests come from clients with separate connections."""
 
-    def __init__(self, arm: Arm, threads: int, warm_up: str):
-        options = [f"--{name}={value}" for name, value in arm.settings.items()]
-        command = ["serve", str(arm.directory), "--port=0", f"--threads={threads}", *options]
+    def __init__(self, candidate: Candidate, threads: int, warm_up: str):
+        """Start the server with ``threads`` threads, and wait until it has answered the prompt ``warm_up``.
+
+        Raises:
+            RuntimeError: the server does not start, or answers with an error.
+        """
+        options = [f"--{name}={value}" for name, value in candidate.settings.items()]
+        command = ["serve", str(candidate.directory), "--port=0", f"--threads={threads}", *options]
         began = time.perf_counter()
-        self._process = subprocess.Popen(
-            [sys.executable, "-m", "pipelines.cli", *command], stderr=subprocess.PIPE, text=True
-        )
-        said = ""
-        while not (found := re.search(r" on (http://\S+);", said)):
-            line = self._process.stderr.readline()
+        self._process = subprocess.Popen(module_command("pipelines.cli", *command), stderr=subprocess.PIPE, text=True)
+        assert self._process.stderr is not None  # it is a pipe
+        self._stderr, output = self._process.stderr, ""
+        while not (found := re.search(r" on (http://\S+);", output)):
+            line = self._stderr.readline()
             if not line:
-                raise RuntimeError(f"the server did not start: {said}")
-            said += line
+                raise RuntimeError(f"the server did not start: {output}")
+            output += line
         self.start_seconds = time.perf_counter() - began
         self._address = urlsplit(found[1]).netloc
         self.measure([warm_up], 4, 1)
@@ -102,17 +114,19 @@ class Server:
         """Resident bytes."""
         return psutil.Process(self._process.pid).memory_info().rss
 
-    def measure(self, prompts: list[str], max_tokens: int, calls: int) -> Measured:
+    def measure(self, prompts: list[str], max_tokens: int, calls: int) -> WaveTiming:
+        """Send ``calls`` requests per prompt, one client per prompt, with ``max_tokens`` tokens per answer."""
         with ThreadPoolExecutor(len(prompts)) as clients:
             began = time.perf_counter()
             each = list(clients.map(lambda prompt: self._client(prompt, max_tokens, calls), prompts))
             seconds = time.perf_counter() - began
-        return Measured(seconds, [one for found, _ in each for one in found], sum(tokens for _, tokens in each))
+        return WaveTiming(seconds, [one for found, _ in each for one in found], sum(tokens for _, tokens in each))
 
     def stop(self) -> None:
+        """End the process."""
         self._process.terminate()
         self._process.wait()
-        self._process.stderr.close()
+        self._stderr.close()
 
     def _client(self, prompt: str, max_tokens: int, calls: int) -> tuple[list[float], int]:
         connection, latencies, tokens = http.client.HTTPConnection(self._address), [], 0
@@ -129,20 +143,24 @@ class Server:
         return latencies, tokens
 
 
-def start(arm: Arm, threads: int, warm_up: str) -> Process | Server:
-    """Start an arm; it has answered ``warm_up`` once when this returns."""
-    return (Server if arm.kind == "server" else Process)(arm, threads, warm_up)
+def start(candidate: Candidate, threads: int, warm_up: str) -> Process | Server:
+    """Start a candidate, and wait until it has answered the prompt ``warm_up``.
+
+    Raises:
+        RuntimeError: the candidate does not start.
+    """
+    return (Server if candidate.kind == "server" else Process)(candidate, threads, warm_up)
 
 
-def _answer_batches(pipe: Any, arm: Arm, threads: int) -> None:
+def _answer_batches(pipe: Any, candidate: Candidate, threads: int) -> None:
     try:
-        answer = _ANSWERS[arm.kind](arm.directory, threads, **arm.settings)
+        answer = _ANSWERS[candidate.kind](candidate.directory, threads, **candidate.settings)
         while request := pipe.recv():
             began = time.perf_counter()
             tokens = answer(*request)
             pipe.send((time.perf_counter() - began, tokens))
-    except Exception as error:  # said by the process that asked
-        pipe.send(RuntimeError(f"{arm.name}: {error}"))
+    except Exception as error:  # raised again in the parent process
+        pipe.send(RuntimeError(f"{candidate.name}: {error}"))
 
 
 def _runner(directory: Path, threads: int) -> Answer:
@@ -170,14 +188,14 @@ def _transformers(directory: Path, threads: int, dtype: str) -> Answer:
 def _teacher(directory: Path, threads: int) -> Answer:
     import torch
 
-    from teachers.model import load_teacher
+    from teachers.load import load_teacher
 
     torch.set_num_threads(threads)
     return _generate(load_teacher(directory), directory)
 
 
 def _generate(model: Any, directory: Path) -> Answer:
-    """What one writes with transformers alone."""
+    """Generation with plain transformers, as users write it."""
     import torch
     from transformers import AutoTokenizer
 
@@ -194,4 +212,4 @@ def _generate(model: Any, directory: Path) -> Answer:
     return answer
 
 
-_ANSWERS = {"runner": _runner, "transformers": _transformers, "teacher": _teacher}
+_ANSWERS: dict[str, Callable[..., Answer]] = {"runner": _runner, "transformers": _transformers, "teacher": _teacher}

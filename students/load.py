@@ -1,0 +1,33 @@
+"""Load a dense T5."""
+
+from transformers import T5Config, T5ForConditionalGeneration
+
+from distill.models.directory import check_weights
+from distill.models.load import fetch_checked, load_fetched, load_shapes, read_config
+from students.check import check_dense
+
+
+def load_dense(source: str, description: str) -> T5ForConditionalGeneration:
+    """Load a T5 in float32 and eval mode, whatever precision its weights are stored in.
+
+    Args:
+        source: a directory, or a name on the hub that may be pinned (``NAME@REVISION``).
+        description: the name of the model in messages.
+
+    Raises:
+        UserError: ``source`` cannot be loaded as a dense T5, or its weights do not belong to its config.
+    """
+    fetched = fetch_checked(source, description, lambda: check_dense(source, description))
+    # Checkpoints of T5 also hold tied and obsolete tensors, which transformers ignores.
+    return load_fetched(T5ForConditionalGeneration, fetched, description, may_have_more=True)[0]
+
+
+def check_tensors(source: str, description: str) -> None:
+    """Compare the tensors of a T5's safetensors with its config; nothing is downloaded, and no value is read.
+
+    Raises:
+        UserError: a tensor of the config is missing, or has another shape.
+    """
+    if (shapes := check_weights(source, description, finite=False)) is not None:
+        config = read_config(T5Config, source, description)
+        load_shapes(T5ForConditionalGeneration, shapes, description, config=config, may_have_more=True)

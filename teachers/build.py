@@ -1,0 +1,168 @@
+"""Build a transformers Switch model whose sparse layers are SwitchLayers.
+
+Plain transformers names an expert's weights ``mlp.experts.expert_3.wi.weight``; a SwitchLayer holds all of them in one
+tensor ``mlp.wi`` [experts, d_ff, d_model]. Every other weight has the same name and shape on both sides.
+"""
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import nn
+from transformers import SwitchTransformersConfig, SwitchTransformersForConditionalGeneration
+from transformers.models.switch_transformers.modeling_switch_transformers import (
+    SwitchTransformersBlock,
+    SwitchTransformersDenseActDense,
+    SwitchTransformersLayerFF,
+    SwitchTransformersSparseMLP,
+)
+from transformers.models.t5.modeling_t5 import T5DenseGatedActDense
+
+from distill.arguments import require
+from distill.config import ModelConfig
+from distill.models.build import common_config
+from teachers.config import SwitchConfig
+from teachers.switch_layer import RoutingStatistics, SwitchLayer
+
+# Plain transformers counts capacity per sequence and expert; this much means that it drops nothing.
+_NO_CAPACITY_LIMIT = 2**20
+# Name in a plain checkpoint -> name in a SwitchLayer, by whether the experts are gated (T5's wi_0 is the gate).
+EXPERT_WEIGHTS = {False: {"wi": "wi", "wo": "wo"}, True: {"wi_0": "wi_gate", "wi_1": "wi", "wo": "wo"}}
+
+
+class GatedSwitch(SwitchTransformersForConditionalGeneration):
+    """A Switch model with T5's gated FFNs (table 9 of the paper), which transformers' own class cannot build."""
+
+    def __init__(self, config: SwitchTransformersConfig):
+        super().__init__(config)
+        for module in list(self.modules()):
+            for name, child in list(module.named_children()):
+                if isinstance(child, SwitchTransformersDenseActDense):
+                    # It reads only what both configs have.
+                    setattr(module, name, T5DenseGatedActDense(config))  # type: ignore[arg-type]
+        self.post_init()
+
+
+class SwitchFeedForward(nn.Module):
+    """The residual block round a SwitchLayer: what transformers' LayerFF is to its own sparse layer.
+
+    After a forward pass ``statistics`` holds the layer's RoutingStatistics.
+    """
+
+    def __init__(self, switch_layer: SwitchLayer, layer_norm: nn.Module):
+        super().__init__()
+        self.mlp = switch_layer
+        self.layer_norm = layer_norm
+        self.padding_mask: torch.Tensor | None = None  # set by the stack before each forward pass
+        self.statistics: RoutingStatistics | None = None
+
+    def forward(self, hidden: torch.Tensor, **_: object) -> torch.Tensor:
+        """``hidden`` [batch, length, d_model] -> the same, with the experts' output added."""
+        mask = self.padding_mask
+        if mask is not None:
+            mask = mask[:, -hidden.shape[1] :]  # in generation, the mask also covers the cached tokens
+        return hidden + self.experts(self.layer_norm(hidden), mask)
+
+    def experts(self, normed: torch.Tensor, padding_mask: torch.Tensor | None = None) -> torch.Tensor:
+        """The block without norm and residual, which is what ``distill.models.t5_forward`` calls."""
+        output, self.statistics = self.mlp(normed, padding_mask)
+        return output
+
+
+def build_teacher(
+    model: ModelConfig,
+    switch: SwitchConfig,
+    vocab_size: int,
+    num_experts: int,
+    *,
+    pad: int,
+    eos: int,
+    seed: int,
+) -> SwitchTransformersForConditionalGeneration:
+    """A randomly initialised teacher: T5's initialisation, and the paper's (scale 0.1) in its Switch layers."""
+    gated = model.feed_forward.startswith("gated-")
+    config = SwitchTransformersConfig(
+        **{**common_config(model, vocab_size, pad=pad, eos=eos), "is_gated_act": gated},
+        num_sparse_encoder_layers=model.num_layers // model.sparse_every,
+        num_sparse_decoder_layers=model.num_layers // model.sparse_every,
+        num_experts=1,  # those of transformers are thrown away below
+        dense_act_fn={"gated-gelu": "gelu_new"}.get(model.feed_forward, model.feed_forward),
+    )
+    torch.manual_seed(seed)
+    built = (GatedSwitch if gated else SwitchTransformersForConditionalGeneration)(config)
+    if not config.tie_word_embeddings:
+        # transformers draws an untied head at scale 1, which is right only where the output is scaled down.
+        nn.init.normal_(built.lm_head.weight, std=config.d_model**-0.5)
+        built.encoder.embed_tokens.weight = built.decoder.embed_tokens.weight = built.shared.weight
+    for module in built.modules():
+        if isinstance(module, T5DenseGatedActDense):  # transformers' Switch model does not know how to
+            for weight in (module.wi_0.weight, module.wi_1.weight, module.wo.weight):
+                nn.init.normal_(weight, std=weight.shape[-1] ** -0.5)
+    config.num_experts = num_experts
+    return with_switch_layers(built, switch, copy_experts=False)
+
+
+def with_switch_layers(
+    model: SwitchTransformersForConditionalGeneration, settings: SwitchConfig, *, copy_experts: bool
+) -> SwitchTransformersForConditionalGeneration:
+    """Replace each sparse LayerFF in place, one by one, so that memory holds one layer twice at most."""
+    config = model.config
+    config.expert_capacity = _NO_CAPACITY_LIMIT
+    for stack in (model.encoder, model.decoder):
+        replaced = []
+        for block in stack.block:
+            assert isinstance(block, SwitchTransformersBlock)
+            plain = block.layer[-1]
+            if isinstance(plain, SwitchTransformersLayerFF) and plain.is_sparse:
+                layer = SwitchLayer(
+                    config.d_model,
+                    config.d_ff,
+                    config.num_experts,
+                    capacity_factor_train=settings.capacity_factor_train,
+                    capacity_factor_eval=settings.capacity_factor_eval,
+                    jitter=settings.jitter,
+                    activation=f"gated-{config.dense_act_fn}" if config.is_gated_act else config.dense_act_fn,
+                    dropout=config.dropout_rate,
+                    expert_dropout=settings.expert_dropout,
+                ).to(plain.layer_norm.weight)
+                if copy_experts and isinstance(plain.mlp, SwitchTransformersSparseMLP):
+                    _copy_experts(plain.mlp, layer)
+                replaced.append(SwitchFeedForward(layer, plain.layer_norm))
+                block.layer[-1] = replaced[-1]
+        stack.register_forward_pre_hook(_hand_down_padding_mask(replaced), with_kwargs=True)
+    return model
+
+
+def switch_layers(model: nn.Module) -> list[tuple[str, SwitchFeedForward]]:
+    """Name and module of every Switch layer, encoder first."""
+    return [(name, module) for name, module in model.named_modules() if isinstance(module, SwitchFeedForward)]
+
+
+def short_name(layer: str) -> str:
+    """``encoder.block.3.layer.1`` -> ``encoder.3``."""
+    stack, _, block, *_ = layer.split(".")
+    return f"{stack}.{block}"
+
+
+def require_teacher(name: str, model: object) -> None:
+    """Raise ValueError where an argument is no Switch model whose sparse layers are SwitchLayers."""
+    needed = "a Switch model as load_teacher gives it"
+    require(name, type(model).__name__, needed, lambda _: isinstance(model, nn.Module) and switch_layers(model) != [])
+
+
+@torch.no_grad()
+def _copy_experts(plain: SwitchTransformersSparseMLP, layer: SwitchLayer) -> None:
+    layer.router.weight.copy_(plain.router.classifier.weight)
+    for theirs, ours in EXPERT_WEIGHTS[layer.wi_gate is not None].items():
+        for expert in range(layer.num_experts):
+            getattr(layer, ours)[expert].copy_(getattr(plain.experts[f"expert_{expert}"], theirs).weight)
+
+
+def _hand_down_padding_mask(layers: list[SwitchFeedForward]) -> Callable[..., None]:
+    """Blocks see only the attention mask that was made of the padding mask; the router needs the latter."""
+
+    def hook(stack: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        for layer in layers:
+            layer.padding_mask = kwargs.get("attention_mask")
+
+    return hook

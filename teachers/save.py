@@ -1,0 +1,62 @@
+"""Save a teacher under the names of plain transformers."""
+
+from pathlib import Path
+
+import torch
+from transformers import PreTrainedTokenizerBase, SwitchTransformersForConditionalGeneration
+
+from distill.arguments import require
+from distill.io.files import new_directory, read_json, write_json
+from distill.models.build import EMBEDDINGS
+from distill.models.save import save_tokenizer
+from teachers.build import EXPERT_WEIGHTS, require_teacher, switch_layers
+
+
+def save_teacher(
+    model: SwitchTransformersForConditionalGeneration,
+    directory: str | Path,
+    tokenizer: PreTrainedTokenizerBase | None = None,
+) -> None:
+    """Write a directory that plain transformers reads, with equal outputs where no token is dropped.
+
+    Plain transformers has no gated FFN, and refuses a gated teacher: only ``load_teacher`` reads it back.
+
+    Raises:
+        ValueError: an argument is of another kind.
+        UserError: there is a file in place of the directory, or it cannot be made.
+        DiskFull: nothing has changed.
+    """
+    require_teacher("model", model)
+    require("directory", directory, "a directory", lambda given: isinstance(given, str | Path) and str(given) != "")
+    require("tokenizer", tokenizer, "a tokenizer", lambda given: given is None or hasattr(given, "save_pretrained"))
+    with new_directory(Path(directory).resolve()) as tmp_dir:
+        state = plain_state_dict(model)
+        if not model.config.tie_word_embeddings:
+            # Plain transformers then shares nothing, and would draw at random what it does not find.
+            state |= {name: model.get_parameter(name).clone() for name in EMBEDDINGS}
+        model.save_pretrained(tmp_dir, state_dict=state)
+        if model.config.is_gated_act:
+            # Of the function's own name, plain transformers would build FFNs without gates and draw them at random.
+            config = read_json(tmp_dir / "config.json", "save the teacher again")
+            config["dense_act_fn"] = f"gated-{model.config.dense_act_fn.replace('gelu_new', 'gelu')}"
+            write_json(tmp_dir / "config.json", config)
+        if tokenizer is not None:
+            save_tokenizer(tokenizer, tmp_dir)
+
+
+def plain_state_dict(model: SwitchTransformersForConditionalGeneration) -> dict[str, torch.Tensor]:
+    """The teacher's tensors under the names of plain transformers; expert weights are views, not copies."""
+    state = {}
+    layers = dict(switch_layers(model))
+    for name, tensor in model.state_dict().items():
+        owner, _, weight = name.rpartition(".mlp.")
+        if owner not in layers:
+            state[name] = tensor
+        elif weight == "router.weight":
+            state[f"{owner}.mlp.router.classifier.weight"] = tensor
+        else:
+            names = EXPERT_WEIGHTS[layers[owner].mlp.wi_gate is not None]
+            plain = next(plain for plain, ours in names.items() if ours == weight)
+            for expert, value in enumerate(tensor):
+                state[f"{owner}.mlp.experts.expert_{expert}.{plain}.weight"] = value
+    return state

@@ -29,6 +29,7 @@ bench: install
 lint: install
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
+	$(BIN)/mypy
 
 # Needs the internet: pip-audit asks PyPI for known vulnerabilities of the pinned packages.
 audit: install

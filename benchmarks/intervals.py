@@ -30,9 +30,8 @@ def main(config: str, workdir: Annotated[Path, typer.Option(help="Work directory
         return np.array([read_losses(one, name) for one in inputs_of_kind(report, inputs, kind, ratio, variant)])
 
     baseline = losses("baseline", name="baseline_losses")
-    table = Table(
-        title=f"{config}: {len(documents)} examples of {len(set(documents))} documents, {len(baseline)} seeds"
-    )
+    number = f"{len(baseline)} seed{'s' * (len(baseline) != 1)}"
+    table = Table(title=f"{config}: {len(documents)} examples of {len(set(documents))} documents, {number}")
     for name in ("student", "gain", "over documents", "over examples", "kept", "over documents", "over examples"):
         table.add_column(name, justify="right")
     for ratio, variant in itertools.product(

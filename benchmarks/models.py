@@ -41,19 +41,16 @@ def tokens(size: str, batch: int) -> tuple[torch.Tensor, torch.Tensor]:
     return tuple(torch.randint(3, 900, (batch, length), generator=generator) for length in LENGTHS[size])
 
 
-def our_step(
-    size: str, batch: int, labels: str, precision: str = "bfloat16", compiled: bool = False
-) -> Callable[[], None]:
+def our_step(size: str, batch: int, labels: str, compiled: bool = False) -> Callable[[], None]:
     """Make an optimizer step of this project's training loop.
 
     Args:
         size: "base" or "demo".
         batch: number of examples.
         labels: "hard" (hard labels alone), "online" (hard labels and a teacher) or "cached" (hard and cached labels).
-        precision: "bfloat16" or "float32".
         compiled: whether to apply ``torch.compile``.
     """
-    accelerator = make_accelerator(precision)
+    accelerator = make_accelerator("bfloat16")
     shape = ModelConfig(**SHAPES[size])
     student = place(build_dense(shape, VOCABULARY_SIZE[size], pad=0, eos=1, seed=0), accelerator.device)
     inputs, targets = tokens(size, batch)
@@ -68,8 +65,7 @@ def our_step(
         examples = LabelledBatch(inputs, targets, soft)
     else:
         teacher = build_teacher(shape, SwitchConfig(), VOCABULARY_SIZE[size], EXPERTS, pad=0, eos=1, seed=0)
-        dtype = torch.bfloat16 if precision == "bfloat16" else torch.float32
-        objective = HardAndSoftLabels(student, place(freeze(teacher, dtype), accelerator.device), **mix)
+        objective = HardAndSoftLabels(student, place(freeze(teacher, torch.bfloat16), accelerator.device), **mix)
     config = TrainingConfig()
     objective, optimizer = accelerator.prepare(objective, make_optimizer(objective, config))
     objective.train()

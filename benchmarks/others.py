@@ -14,6 +14,8 @@ from distill.config import DataConfig
 from distill.data.examples import Examples
 from distill.data.prepare import prepare_data
 
+_BATCHES = 20  # number of timed batches of the loader
+
 
 def extra_memory(candidate: Candidate) -> int:
     """Peak resident memory of one step in bytes, minus the memory of its inputs. It is measured in a new process."""
@@ -39,13 +41,12 @@ def _resident(name: str) -> int:
     return int(lines[name].split()[0]) * 1024
 
 
-def loader_rate(input_length: int, batch: int, batches: int = 20) -> float:
+def loader_rate(input_length: int, batch: int) -> float:
     """Examples per second that the loader makes from prepared text, in one thread.
 
     Args:
         input_length: tokens of an input.
         batch: examples per batch.
-        batches: number of timed batches.
     """
     config = DataConfig(vocabulary=1024, input_length=input_length, train_tokens=1_000_000, test_examples=16)
     with tempfile.TemporaryDirectory() as directory:
@@ -53,9 +54,9 @@ def loader_rate(input_length: int, batch: int, batches: int = 20) -> float:
         examples = Examples(data, config, seed=0)
         examples.batch(range(batch))
         start = time.perf_counter()
-        for number in range(batches):
+        for number in range(_BATCHES):
             examples.batch(range(number * batch, (number + 1) * batch))
-        return batch * batches / (time.perf_counter() - start)
+        return batch * _BATCHES / (time.perf_counter() - start)
 
 
 def command_seconds(*arguments: str, repeats: int = 5) -> float:

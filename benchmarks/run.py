@@ -152,7 +152,7 @@ def switch_layer(results: Results) -> None:
 def library(results: Results) -> None:
     """Optimizers, loss and normalisation, compared with those of torch."""
     measures = [(name, optimizer_update, {"name": name}, 20) for name in ("adafactor", "muon")]
-    measures += [("loss of hard labels, 1,024 tokens", hard_loss_step, {"num_tokens": 1024}, 1)]
+    measures += [("loss of hard labels, 512 tokens", hard_loss_step, {"num_tokens": 512}, 1)]
     measures += [("normalisation, 8,192 tokens", norm_step, {"num_tokens": 8192}, 2)]
     for measure, build, settings, repeats in measures:
         kinds = ("torch", "ours")

@@ -1,4 +1,4 @@
-"""What a run may set in this package, with the paper's values as defaults."""
+"""The settings of a run that belong to this package. The paper's values are the defaults."""
 
 from typing import Annotated, Any, ClassVar, Literal
 
@@ -6,11 +6,11 @@ from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from distill.errors import UserError
 
-# What is larger than this is a slip of the hand, and would end in an overflow or in a process that is killed.
+# Larger values are typing errors. They would end in an overflow or exhaust the memory.
 Positive = Annotated[int, Field(gt=0, lt=2**31)]
 Count = Annotated[int, Field(ge=0, lt=2**31)]
-Size = Annotated[int, Field(gt=0, le=2**20)]  # of something that is in memory as a whole
-Source = Annotated[str, Field(min_length=1)]  # of a model: a directory, or a name on the hub
+Size = Annotated[int, Field(gt=0, le=2**20)]  # of an object that must fit in memory
+Source = Annotated[str, Field(min_length=1)]  # a directory, or a name on the hub
 Fraction = Annotated[float, Field(ge=0, le=1, allow_inf_nan=False)]
 PositiveFloat = Annotated[float, Field(gt=0, le=1e30, allow_inf_nan=False)]
 
@@ -19,8 +19,8 @@ class Section(BaseModel):
     """A part of a config: immutable, no unknown keys, no silent conversion of types."""
 
     model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
-    # Former key -> its name today. A renamed field keeps the former one as its serialization_alias, under which
-    # fingerprints and stored records have it.
+    # Old key -> new key. A renamed field has the old key as its serialization_alias, because fingerprints and stored
+    # records use that key.
     renamed: ClassVar[dict[str, str]] = {}
 
     @model_validator(mode="before")
@@ -33,43 +33,42 @@ class Section(BaseModel):
 
 
 class DataConfig(Section):
-    """Which text, how it is split and cut into tokens, and how much of it is used."""
-
-    renamed = {
-        "tuning_fraction": "validation_fraction (and the old validation_fraction is now test_fraction)",
-        "validation_examples": "test_examples (and the old validation_fraction is now test_fraction)",
-        "measured": "eval_split (test for the old validation, validation for the old tuning)",
-    }
+    """The corpus, its splits, its tokenizer, and the amount of text."""
 
     corpus: str = Field(
         "stdlib", description="stdlib, text:GLOB, jsonl:GLOB, parquet:GLOB or hf:NAME[@REVISION][:CONFIG]"
     )
     text_column: str = Field("text", description="the column that holds the text, for jsonl, parquet and hf")
     split_by: Source | None = Field(
-        None, description="what is held out as a whole: directory (of files), a column (of rows); null: each document"
+        None, description="unit of the split: directory (of files) or a column (of rows); null: each document"
     )
     bad_rows: Literal["refuse", "skip"] = Field(
-        "refuse", description="a row without text, or without a value of split_by: refuse it, or skip it and count it"
+        "refuse",
+        description="rows without text or a value of split_by: stop with an error, or skip and count them",
     )
     tokenizer: str = Field("train", description="train, or a directory or hub name that transformers loads")
-    vocabulary: Annotated[int, Field(ge=400, le=2**20)] = Field(4096, description="tokens of a trained tokenizer")
-    input_length: Annotated[int, Field(ge=8, le=2**16)] = Field(512, description="tokens in the encoder")
+    vocabulary: Annotated[int, Field(ge=400, le=2**20)] = Field(
+        4096, description="number of tokens of a trained tokenizer"
+    )
+    input_length: Annotated[int, Field(ge=8, le=2**16)] = Field(512, description="encoder tokens per example")
     noise_density: Annotated[float, Field(gt=0, lt=1)] = 0.15
     mean_span_length: Annotated[float, Field(ge=1, le=2**16, allow_inf_nan=False)] = 3.0
-    test_fraction: Annotated[float, Field(gt=0, lt=1)] = Field(0.05, description="of the documents; figures are of it")
+    test_fraction: Annotated[float, Field(gt=0, lt=1)] = Field(
+        0.05, description="share of the documents; reported figures use it"
+    )
     validation_fraction: Annotated[float, Field(ge=0, lt=1)] = Field(
-        0.0, description="of the documents, held out too; settings are chosen on it"
+        0.0, description="share of the documents, also held out; for the choice of settings"
     )
     eval_split: Literal["test", "validation"] = Field(
-        "test", description="which held-out part models are evaluated on; settings are chosen on validation"
+        "test", description="split that models are evaluated on; choose settings on validation"
     )
     test_examples: Positive = Field(512, description="examples of eval_split that every model is evaluated on")
     train_tokens: Annotated[int, Field(gt=0, lt=2**53)] | None = Field(
-        None, description="stop reading the corpus after this many; null: all"
+        None, description="stop reading the corpus after this many training tokens; null: read all"
     )
 
     @model_validator(mode="after")
-    def _parts_fit(self) -> "DataConfig":
+    def _splits_fit(self) -> "DataConfig":
         if self.test_fraction + self.validation_fraction >= 1:
             raise ValueError(
                 f"test_fraction ({self.test_fraction}) and validation_fraction ({self.validation_fraction}) "
@@ -81,16 +80,16 @@ class DataConfig(Section):
 
 
 class ModelConfig(Section):
-    """The shape shared by a trained teacher, its students and the baseline. Defaults are T5-Base."""
+    """The shape that a trained teacher, its students and the baseline share. The defaults are T5-Base."""
 
     d_model: Size = 768
     d_ff: Size = 3072
     d_kv: Size = 64
     num_heads: Size = 12
     num_layers: Annotated[int, Field(gt=0, le=1024)] = Field(
-        12, description="in the encoder, and as many in the decoder"
+        12, description="number of encoder layers, and of decoder layers"
     )
-    sparse_every: Positive = Field(2, description="every n-th FFN of a teacher is a Switch layer; 1: all of them")
+    sparse_every: Positive = Field(2, description="every n-th FFN of a teacher is a Switch layer; 1: every FFN")
     feed_forward: Literal["relu", "gelu", "gated-gelu"] = "relu"
     tie_word_embeddings: bool = True
     dropout: Annotated[float, Field(ge=0, lt=1)] = 0.0
@@ -103,27 +102,29 @@ class ModelConfig(Section):
 
 
 class TrainingConfig(Section):
-    """One training run. The same settings mean the same thing for teacher, baseline and student."""
+    """One training run. The settings have the same meaning for teacher, baseline and student."""
 
     steps: Positive = 1000
     batch_size: Size = Field(128, description="examples per optimizer step, over all processes")
     micro_batch_size: Positive | None = Field(None, description="examples per forward pass of one process")
     optimizer: Literal["adamw", "adafactor", "muon"] = Field(
-        "adamw", description="muon: for the matrices inside the blocks, with Adafactor for everything else"
+        "adamw", description="muon: Muon for the matrices inside the blocks, Adafactor for all other parameters"
     )
     learning_rate: PositiveFloat = 1e-3
     weight_decay: Annotated[float, Field(ge=0, le=1e30, allow_inf_nan=False)] = 0.0
     schedule: Literal["inverse_sqrt", "cosine"] = "inverse_sqrt"
     warmup_steps: Count = 100
     cooldown: Fraction = Field(
-        0.0, description="last part of the steps in which inverse_sqrt falls to zero; 1: all after the warm-up"
+        0.0,
+        description="last share of the steps, in which inverse_sqrt falls to zero; 1: all after the warm-up",
     )
     gradient_clip: PositiveFloat = 1.0
     log_every: Positive = 10
     evaluate_every: Positive | None = Field(None, description="steps between evaluations; null: at the end only")
     checkpoint_every: Positive = 500
     on_divergence: Literal["stop", "restart"] = Field(
-        "stop", description="restart: from the last good checkpoint with half the learning rate, at most three times"
+        "stop",
+        description="restart: from the last good checkpoint with half the learning rate, at most three times",
     )
 
     @model_validator(mode="after")
@@ -139,14 +140,14 @@ class TrainingConfig(Section):
         return self
 
     def checkpoint_bytes(self, parameters: int) -> int:
-        """About the size of a checkpoint: the weights in float32, and what the optimizer keeps of each."""
+        """The approximate size of a checkpoint: the weights in float32 and the optimizer's state."""
         return 4 * parameters * {"adamw": 3, "muon": 2, "adafactor": 1}[self.optimizer]
 
     def examples_per_pass(self, processes: int) -> int:
-        """Examples of one forward pass of one process, so that all processes share a batch exactly.
+        """Examples per forward pass of one process. All processes together process exactly one batch.
 
         Raises:
-            UserError: they cannot.
+            UserError: the batch size is not a multiple of micro-batch size times processes.
         """
         micro = self.micro_batch_size or self.batch_size // processes
         if not micro or self.batch_size % (micro * processes):
@@ -158,42 +159,51 @@ class TrainingConfig(Section):
 
 
 class LabelsConfig(Section):
-    """Sparse soft labels that the teacher makes once, for students of all seeds; see ``distill.data.cached_labels``."""
+    """Cached sparse soft labels, made once for students of all seeds; see ``distill.data.cached_labels``."""
 
     renamed = {"words": "num_tokens"}
 
-    form: Literal["top_k", "sampled"] = Field("sampled", description="the likeliest tokens, or an unbiased sample")
-    num_tokens: Positive = Field(
-        16, serialization_alias="words", description="of the vocabulary, stored per target token"
+    form: Literal["top_k", "sampled"] = Field(
+        "sampled", description="top_k: the most probable tokens; sampled: an unbiased sample"
     )
-    examples: Positive | None = Field(None, description="null: as many as the training takes; it goes round fewer")
-    seed: Count = Field(0, description="of the examples' order and corruption, and of the sample")
+    num_tokens: Positive = Field(16, serialization_alias="words", description="token ids stored per target token")
+    examples: Positive | None = Field(
+        None, description="labelled examples; training repeats them if it needs more; null: as many as it needs"
+    )
+    seed: Count = Field(0, description="seed of the examples' order, their corruption, and the sample")
 
 
 class DistillConfig(Section):
-    """Hard and soft labels (section 4.2 and table 6 of the paper), what else of the teacher, and the training.
+    """Hard and soft labels (section 4.2 and table 6 of the paper), matched states, and the student's training.
 
-    With ``hard_fraction`` 1 and nothing to match, the teacher is not read at all, and what concerns it has no effect.
+    If ``hard_fraction`` is 1 and ``match`` is empty, the teacher is not read and its settings have no effect.
     """
 
     renamed = {"draws": "num_sampled_experts"}
 
-    hard_fraction: Fraction = Field(0.75, description="weight of the hard labels; the rest goes to the soft ones")
+    hard_fraction: Fraction = Field(0.75, description="weight of the hard labels; the soft labels have the rest")
     temperature: PositiveFloat = 1.0
-    soft_start: Count = Field(0, description="step at which soft labels start; before it, hard labels alone")
+    soft_start: Count = Field(0, description="first step with soft labels; earlier steps use hard labels only")
     teacher_routing: Literal["top_1", "mixture", "sampled"] = Field(
-        "top_1", description="experts that answer the student: the router's choice, all by its weights, or drawn ones"
+        "top_1",
+        description="experts per token: the router's choice, all by router weight, or a random sample",
     )
     num_sampled_experts: Positive = Field(
-        1, serialization_alias="draws", description="that sampled draws for each token, anew at each step"
+        1, serialization_alias="draws", description="experts per token that sampled draws at each step"
     )
     match: list[Literal["hidden", "ffn"]] = Field(
-        [], description="besides logits: hidden states of all blocks, outputs of the FFNs in place of Switch layers"
+        [], description="hidden: hidden states of all blocks; ffn: outputs of the FFNs that replace Switch layers"
     )
-    match_weight: PositiveFloat = Field(1.0, description="of what is matched, beside the loss of a target token")
-    match_steps: Positive | None = Field(None, description="in which match_weight falls to zero; null: it stays")
-    soft_labels: Literal["online", "cached"] = Field("online", description="from the teacher at each step, or stored")
-    labels: LabelsConfig = Field(LabelsConfig(), description="what is stored")
+    match_weight: PositiveFloat = Field(
+        1.0, description="weight of the matching loss; the loss of a target token has weight 1"
+    )
+    match_steps: Positive | None = Field(
+        None, description="steps in which match_weight falls to zero; null: it is constant"
+    )
+    soft_labels: Literal["online", "cached"] = Field(
+        "online", description="online: from the teacher at each step; cached: from disk"
+    )
+    labels: LabelsConfig = Field(LabelsConfig(), description="the cached labels")
     training: TrainingConfig = TrainingConfig()
 
     @model_validator(mode="after")
@@ -201,7 +211,7 @@ class DistillConfig(Section):
         if self.soft_start >= self.training.steps:
             raise ValueError(
                 f"soft_start ({self.soft_start}) must be smaller than training.steps ({self.training.steps}); "
-                "for hard labels alone set hard_fraction to 1"
+                "for hard labels only, set hard_fraction to 1"
             )
         if self.num_sampled_experts > 1 and self.teacher_routing != "sampled":
             raise ValueError(
@@ -218,12 +228,12 @@ class DistillConfig(Section):
 
     @property
     def runs_teacher(self) -> bool:
-        """Whether the teacher runs while the student is trained."""
+        """Whether the teacher runs during the student's training."""
         return bool(self.match) or (self.hard_fraction < 1 and self.soft_labels == "online")
 
     @property
     def num_teacher_examples(self) -> int:
-        """How many examples the teacher sees for the student: of the steps at which it runs, or those it labels."""
+        """Number of examples that the teacher processes: at the steps at which it runs, or to label them."""
         if self.reads_cached_labels:
             return self.num_labelled_examples
         steps = self.training.steps
@@ -233,10 +243,10 @@ class DistillConfig(Section):
 
     @property
     def reads_cached_labels(self) -> bool:
-        """Whether a student's soft labels come from disk; with hard labels alone it has none."""
+        """Whether the student reads soft labels from disk; false if it has hard labels only."""
         return self.soft_labels == "cached" and self.hard_fraction < 1
 
     @property
     def num_labelled_examples(self) -> int:
-        """How many examples the teacher labels."""
+        """Number of examples that the teacher labels."""
         return self.labels.examples or self.training.steps * self.training.batch_size

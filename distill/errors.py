@@ -1,4 +1,4 @@
-"""What the command line answers with a sentence alone: one base class, and the kinds that every package may raise."""
+"""Errors that the command line reports without a traceback: the base class, and the errors of every package."""
 
 import contextlib
 from collections.abc import Iterator
@@ -7,11 +7,10 @@ from distill.processes import num_processes
 
 
 class ExpectedError(Exception):
-    """Something that happens although this project does what it should.
+    """An error that is not a fault of this project.
 
-    The message is one sentence: the cause, and what to do.
-    The command line prints the message alone and exits with ``exit_code``. What is no ExpectedError is a mistake of
-    ours, and is shown with its traceback.
+    The message is one sentence with the cause and the remedy. The command line prints only the message and exits with
+    ``exit_code``. Any other exception is a bug of this project, and the command line shows its traceback.
     """
 
     exit_code = 1
@@ -24,19 +23,19 @@ class UserError(ExpectedError, ValueError):
 
 
 class DiskFull(ExpectedError, RuntimeError):
-    """Something could not be written. The message says which path, and how much it needs where that is known."""
+    """The disk is full. The message names the path, and the space that it needs if that is known."""
 
 
 class LostProcess(ExpectedError, RuntimeError):
-    """Another process of this run has ended, so that this one waits for it in vain."""
+    """Another process of this run has ended, so this process cannot continue."""
 
 
 @contextlib.contextmanager
 def lost_process_errors() -> Iterator[None]:
-    """Say of whatever fails within the block because another process of this run has ended that this is so.
+    """Convert communication errors within the block to LostProcess.
 
     Raises:
-        LostProcess: in place of what gloo or NCCL says of a connection.
+        LostProcess: gloo or NCCL has lost the connection to another process of this run.
     """
     try:
         yield
@@ -45,9 +44,7 @@ def lost_process_errors() -> Iterator[None]:
     except RuntimeError as error:
         if not _is_lost_process(error):
             raise
-        raise LostProcess(
-            "another process of this run has ended; the same command goes on from what was saved"
-        ) from error
+        raise LostProcess("another process of this run has ended; run the same command again to resume") from error
 
 
 def _is_lost_process(error: RuntimeError) -> bool:

@@ -1,4 +1,4 @@
-"""Quality: negative log perplexity on held-out examples (the measure of every table of the paper)."""
+"""Quality: negative log perplexity on held-out examples (the measure in every table of the paper)."""
 
 from collections.abc import Iterable
 
@@ -12,7 +12,7 @@ from distill.arguments import require
 from distill.data.examples import IGNORE_INDEX, Batch, Examples, checked_batch
 from distill.models.t5_forward import hidden_states, is_known
 
-_CHUNK = 2**23  # logits that exist at a time: 32 MiB in float32
+_CHUNK = 2**23  # logits in memory at a time: 32 MiB in float32
 
 
 @torch.no_grad()
@@ -20,18 +20,18 @@ def negative_log_perplexity(model: PreTrainedModel, batches: Iterable[Batch]) ->
     """Minus the mean cross-entropy per target token, in nats; higher is better.
 
     Args:
-        model: a T5 or Switch model; it is put in eval mode and back.
-        batches: ``input_ids`` [B, S], without padding, and ``labels`` [B, T]; a label of -100 is not counted.
+        model: a T5 or Switch model. It runs in eval mode; its mode is restored afterwards.
+        batches: ``input_ids`` [B, S], without padding, and ``labels`` [B, T]; labels of -100 are ignored.
 
     Returns:
-        quality, and the mean cross-entropy of each example, float64 [examples]. Their mean is minus the quality
-        where all examples have the same number of targets.
+        The quality, and the mean cross-entropy of each example, float64 [examples]. If all examples have the same
+        number of targets, the mean of the second is minus the first.
 
     Raises:
-        ValueError: there are no batches, or an example without a counted label; or the model or a batch is of another
-            kind or shape.
+        ValueError: there are no batches, an example has no label other than -100, or the model or a batch has the
+            wrong type or shape.
     """
-    needed = "a T5, or a Switch model as teachers.load_teacher gives it"
+    needed = "a T5, or a Switch model from teachers.load_teacher"
     require("model", type(model).__name__, needed, lambda _: is_known(model))
     was_training = model.training
     model.eval()
@@ -52,10 +52,13 @@ def negative_log_perplexity(model: PreTrainedModel, batches: Iterable[Batch]) ->
 def evaluate(
     model: PreTrainedModel, examples: Examples, *, batch_size: int, accelerator: Accelerator
 ) -> tuple[float, np.ndarray]:
-    """``negative_log_perplexity`` on all evaluated examples, shared among processes by whole batches.
+    """``negative_log_perplexity`` on all evaluated examples. The processes share the batches among them.
 
-    Whole batches, because a teacher's expert capacity depends on the batch: the number of processes must not
-    change the result.
+    Each process takes whole batches. A teacher's expert capacity depends on the batch, and the number of processes
+    must not change the result.
+
+    Returns:
+        The quality, and the mean cross-entropy of each example in nats, float64 [examples]; equal in all processes.
     """
     count = examples.config.test_examples
     losses = torch.zeros(count, dtype=torch.float64)
@@ -71,13 +74,13 @@ def evaluate(
 
 
 def cross_entropies(hidden: torch.Tensor, head: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
-    """The cross-entropy of each token in nats, [N] float32; 0 where its label is -100.
+    """The cross-entropy of each token in nats, [N] float32; 0 for tokens whose label is -100.
 
-    Chunk by chunk of tokens, so that memory does not depend on their number. ``F.linear_cross_entropy`` takes at least
-    twice as long in bfloat16, and rounds the losses to it.
+    The tokens are processed in chunks, so the memory for logits does not depend on N. ``F.linear_cross_entropy`` takes
+    at least twice as long in bfloat16 and rounds the losses to bfloat16.
 
     Args:
-        hidden: [N, d_model], scaled so that ``hidden @ head.T`` are the logits; the product runs in its dtype.
+        hidden: [N, d_model], scaled so that ``hidden @ head.T`` are the logits. The product has its dtype.
         head: [vocabulary, d_model].
         labels: [N] token ids.
     """

@@ -1,9 +1,9 @@
 """The mixed loss of section 4.2: hard labels from the text, soft labels from the teacher.
 
-Computed chunk by chunk from hidden states and head: only one chunk of the student's and the teacher's logits exists at
-a time, and the gradient of the mixed target, which has a closed form, is taken in the same pass.
+The loss is computed in chunks of tokens from hidden states and head. Only one chunk of the student's and the teacher's
+logits is in memory at a time. The same pass computes the gradient, which has a closed form.
 
-``F.linear_cross_entropy`` mixes no two targets, and of hard labels in bfloat16 takes at least twice as long on a CPU.
+``F.linear_cross_entropy`` cannot mix two targets. For hard labels in bfloat16 it takes at least twice as long on a CPU.
 
 N tokens, D d_model, V vocabulary size, K token ids per target token of sparse soft labels; n tokens of a tile.
 """
@@ -15,25 +15,25 @@ import torch.nn.functional as F
 
 from distill.arguments import require, require_positive
 
-_CHUNK = 2**25  # logits that exist at a time: large enough for full-speed products
-_CPU_TILE = 2**19  # logits that the element-wise passes work on: small enough for a core's cache
+_CHUNK = 2**25  # logits in memory at a time: large enough for full-speed products
+_CPU_TILE = 2**19  # logits per element-wise pass: small enough for the cache of a core
 
 
 class SparseSoftLabels(NamedTuple):
-    """A teacher's probabilities of K tokens for each target token. What they lack of 1 is the mass of all others."""
+    """A teacher's probabilities of K tokens for each target token. All other tokens share the remaining probability."""
 
-    token_ids: torch.Tensor  # [N, K] int64; an id may be repeated where the K probabilities add up to 1
+    token_ids: torch.Tensor  # [N, K] int64; ids may repeat if the K probabilities add up to 1
     probs: torch.Tensor  # [N, K]
-    entropy: torch.Tensor  # [N], of what these labels stand for, in nats; for reporting alone
+    entropy: torch.Tensor  # [N], nats, of the distribution that the labels represent; only for reporting
 
 
 SoftLabels = torch.Tensor | tuple[torch.Tensor, torch.Tensor] | SparseSoftLabels
-# Cross-entropy and entropy [n]; then the gradient: keep * q_T less the target, at these token ids [n, K] or at all.
+# Cross-entropy [n], entropy [n], keep, ids [n, K], target. The gradient is keep * q_T - target (at the ids, if any).
 Target = tuple[torch.Tensor, torch.Tensor, torch.Tensor | float, torch.Tensor | None, torch.Tensor]
 
 
 class LossParts(NamedTuple):
-    """The two terms before they are mixed, detached, under the same mask and reduction as the loss."""
+    """The two terms before they are mixed, detached, with the same mask and reduction as the loss."""
 
     hard: torch.Tensor
     soft: torch.Tensor
@@ -61,28 +61,28 @@ def mixed_cross_entropy(
 ) -> tuple[torch.Tensor, LossParts]:
     """``hard_fraction * CE(labels) + (1 - hard_fraction) * T^2 * CE(teacher's probabilities at T)``.
 
-    Section 4.2 and table 6 of the paper; the temperature and its square as in Hinton et al. 2015, equation 2,
-    and Mesh TensorFlow's StudentTeacher. The soft term is a cross-entropy, not a KL divergence: it differs by
-    the teacher's entropy, which has no gradient for the student.
+    Section 4.2 and table 6 of the paper. The temperature and the factor T^2 follow Hinton et al. 2015, equation 2,
+    and Mesh TensorFlow's StudentTeacher. The soft term is a cross-entropy, not a KL divergence. They differ by the
+    teacher's entropy, which has no gradient with respect to the student.
 
-    The products with the head run in the dtype of ``student_hidden``, everything else in float32. Memory beside the
-    gradients does not depend on N.
+    The products with the head have the dtype of ``student_hidden``; all other operations are in float32. Apart from
+    the gradients, memory does not depend on N.
 
     Args:
         student_hidden: [N, D], scaled so that ``student_hidden @ student_head.T`` are the logits.
         student_head: [V, D], of any floating dtype.
-        labels: [N] token ids, or ``ignore_index`` for tokens that neither term counts.
+        labels: [N] int64 token ids; both terms ignore tokens with ``ignore_index``.
         soft_labels: the teacher's logits [N, V], or (hidden [N, D'], head [V, D']), or ``SparseSoftLabels`` made at
-            the same temperature. May be None where ``hard_fraction`` is 1.
+            the same temperature. May be None if ``hard_fraction`` is 1.
         hard_fraction: in [0, 1].
-        temperature: above 0; divides student and teacher logits in the soft term.
-        reduction: "mean" over the counted tokens, or "sum" for one denominator per optimizer step.
+        temperature: above 0; it divides the logits of student and teacher in the soft term.
+        reduction: "mean" over the counted tokens, or "sum", which allows one denominator per optimizer step.
 
     Returns:
-        The loss, a float32 scalar, and its parts (nats per token, or their sum).
+        The loss, a float32 scalar, and its parts (nats per token, or summed over tokens).
 
     Raises:
-        ValueError: soft labels are missing or of another vocabulary, or an argument is out of range or shape.
+        ValueError: soft labels are missing or have another vocabulary size, or an argument has a wrong value or shape.
     """
     if reduction not in ("mean", "sum"):
         raise ValueError(f"reduction is {reduction!r}; use 'mean' or 'sum'")
@@ -109,7 +109,7 @@ def sum_of_losses(
     temperature: float = 1.0,
     ignore_index: int = -100,
 ) -> LossSums:
-    """``mixed_cross_entropy`` with reduction "sum", and the soft labels' entropy from the same pass."""
+    """``mixed_cross_entropy`` with reduction "sum" (the same errors too), and the soft labels' entropy."""
     require("hard_fraction", hard_fraction, "a number from 0 to 1", lambda fraction: 0 <= fraction <= 1)
     require_positive(temperature=temperature)
     _check_shapes(student_hidden, student_head, labels)
@@ -118,18 +118,8 @@ def sum_of_losses(
     elif hard_fraction < 1:
         raise ValueError(f"hard_fraction is {hard_fraction}, so soft_labels are needed")
     with torch.autocast(student_hidden.device.type, enabled=False):
-        return LossSums(
-            *_ChunkedLoss.apply(
-                student_hidden,
-                student_head,
-                labels,
-                soft_labels,
-                hard_fraction,
-                temperature,
-                ignore_index,
-                torch.is_grad_enabled(),
-            )
-        )
+        settings = (hard_fraction, temperature, ignore_index, torch.is_grad_enabled())
+        return LossSums(*_ChunkedLoss.apply(student_hidden, student_head, labels, soft_labels, *settings))
 
 
 class _ChunkedLoss(torch.autograd.Function):
@@ -164,9 +154,9 @@ class _ChunkedLoss(torch.autograd.Function):
                     logits[tile], labels_N[here], counted_N[here], _rows(teacher, tile), hard_fraction, temperature
                 )
             if d_hidden is not None:
-                d_hidden[rows] = logits @ head  # the logits have become their gradient
+                d_hidden[rows] = logits @ head  # _tile has replaced the logits with their gradient
             if want_head:
-                product = (logits.mT @ hidden_ND[rows]).to(head_VD.dtype)  # adding mixed types would take far longer
+                product = (logits.mT @ hidden_ND[rows]).to(head_VD.dtype)  # adding mixed types takes far longer
                 d_head = product if d_head is None else d_head.add_(product)
         ctx.gradients = d_hidden, d_head
         hard, soft_sum, entropy = sums.unbind()
@@ -191,9 +181,9 @@ def _tile(
     hard_fraction: float,
     temperature: float,
 ) -> torch.Tensor:
-    """Sums of hard loss, soft loss and entropy [3] over some tokens; their logits become the loss's gradient.
+    """Sums of hard loss, soft loss and entropy [3] over a tile; replaces the logits with the gradient of the loss.
 
-    With q the student's probabilities, q_T those at the temperature, and p_T the target's, that gradient is
+    Let q be the student's probabilities, q_T those at the temperature, and p_T the teacher's. The gradient is
     ``hard_fraction * (q - onehot) + (1 - hard_fraction) * T * (q_T - p_T)``.
     """
     scores, q, log_sum = _softmax(logits_nV)
@@ -229,7 +219,7 @@ def _tile(
 
 
 def _softmax(logits: torch.Tensor, temperature: float = 1.0) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    """Scores in float32 less their maximum, their softmax, and log(sum(exp(scores))) without another exponential."""
+    """Scores minus their maximum, in float32; their softmax; log(sum(exp(scores))) without another exponential."""
     scores = logits.to(torch.float32, copy=True)
     if temperature != 1:
         scores /= temperature
@@ -241,7 +231,7 @@ def _softmax(logits: torch.Tensor, temperature: float = 1.0) -> tuple[torch.Tens
 def _dense_target(
     scores: torch.Tensor, q_T: torch.Tensor, log_sum_T: torch.Tensor, teacher_logits: torch.Tensor, temperature: float
 ) -> Target:
-    """Of a teacher's logits: the gradient is q_T less its probabilities."""
+    """The target of a teacher's logits: the gradient is q_T minus the teacher's probabilities."""
     teacher_scores, p, teacher_log_sum = _softmax(teacher_logits, temperature)
     cross_n = log_sum_T - torch.linalg.vecdot(p, scores)
     return cross_n, teacher_log_sum - torch.linalg.vecdot(p, teacher_scores), 1.0, None, p
@@ -250,10 +240,10 @@ def _dense_target(
 def _sparse_target(
     scores: torch.Tensor, q_T: torch.Tensor, log_sum_T: torch.Tensor, soft: SparseSoftLabels, temperature: float
 ) -> Target:
-    """Of sparse labels.
+    """The target of sparse labels.
 
-    The mass r of all other tokens is one more class, whose probability is 1 - Q with Q the student's on the K ids:
-    its gradient spreads r over those tokens in the student's own proportions.
+    All other tokens form one more class, of teacher probability r and student probability 1 - Q, where Q is the
+    student's probability of the K ids. The gradient spreads r over these tokens in proportion to the student's q.
     """
     log_q_nK = scores.gather(-1, soft.token_ids) - log_sum_T[:, None]
     q_nK, p_nK = q_T.gather(-1, soft.token_ids), soft.probs.float()
@@ -265,14 +255,14 @@ def _sparse_target(
 
 
 def _slices(total: int, size: int) -> list[slice]:
-    """As few slices of at most ``size`` as cover ``total``, of nearly equal lengths."""
+    """The fewest slices of at most ``size`` that cover ``total``, of nearly equal lengths."""
     parts = max(-(-total // size), 1)
     size = -(-total // parts)
     return [slice(start, min(start + size, total)) for start in range(0, total, max(size, 1))]
 
 
 def _rows(soft: SoftLabels | None, rows: slice) -> torch.Tensor | SparseSoftLabels | None:
-    """The soft labels of some tokens: logits, or sparse ones."""
+    """The soft labels of some tokens: logits, or sparse labels."""
     if soft is None or isinstance(soft, torch.Tensor):
         return None if soft is None else soft[rows]
     if isinstance(soft, SparseSoftLabels):

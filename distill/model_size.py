@@ -1,28 +1,29 @@
-"""Parameters and floating-point operations of a model, counted from its shape. Needs no torch."""
+"""Parameters and floating-point operations of a model, computed from its shape. Does not import torch."""
 
 from typing import Any
 
 from distill.config import ModelConfig
 
-_BUCKETS = 32  # of T5's relative positions
+_BUCKETS = 32  # of T5's relative position bias
 
 
 def forward_flops(shape: dict[str, Any], inputs: int, targets: int, *, experts: int = 1) -> float:
-    """Of one example's forward pass: two for each multiply-add of all products with weights, of attention and head.
+    """Floating-point operations of one example's forward pass.
 
-    A Switch layer counts as one FFN and its router: each token goes to one expert (section 2.1 of the paper), unless
-    told otherwise. Nothing element-wise is counted. A training step takes three times as many.
+    Each multiply-add of the products with weights, of attention and of the head counts as two operations. Element-wise
+    operations do not count. A Switch layer counts as ``experts`` FFNs and a router; the paper routes each token to one
+    expert (section 2.1). A training step takes three times as many operations.
 
     Args:
-        shape: the values of a ``config.json`` of T5 or Switch.
-        inputs, targets: tokens in the encoder and in the decoder.
-        experts: that each token goes to.
+        shape: the values in the ``config.json`` of a T5 or Switch model.
+        inputs, targets: number of tokens in the encoder and in the decoder.
+        experts: number of experts per token.
     """
     width, attended = shape["d_model"], shape["num_heads"] * shape["d_kv"]
     ffn = (3 if shape.get("is_gated_act") else 2) * width * shape["d_ff"]
     encoder = inputs * (4 * width * attended + ffn) + 2 * inputs * inputs * attended
     decoder = targets * (6 * width * attended + ffn) + 2 * targets * (targets + inputs) * attended
-    decoder += inputs * 2 * width * attended  # keys and values of what the encoder wrote
+    decoder += inputs * 2 * width * attended  # keys and values of the encoder's output
     routed = inputs * shape.get("num_sparse_encoder_layers", 0) + targets * shape.get("num_sparse_decoder_layers", 0)
     sparse = routed * (width * shape.get("num_experts", 0) + (experts - 1) * ffn)
     layers = shape["num_layers"] * encoder + shape["num_decoder_layers"] * decoder
@@ -30,11 +31,12 @@ def forward_flops(shape: dict[str, Any], inputs: int, targets: int, *, experts: 
 
 
 def num_parameters(model: ModelConfig, vocabulary_size: int, experts: int = 0) -> int:
-    """The parameters of a dense T5 of this shape, or of a Switch teacher; tied ones count once.
+    """Number of parameters of a dense T5 of this shape, or of a Switch teacher; tied parameters count once.
 
     Args:
+        model: the shape.
         vocabulary_size: rows of the embedding.
-        experts: in each sparse layer of a teacher; 0 for a dense model.
+        experts: number of experts in each sparse layer of a teacher; 0 for a dense model.
     """
     ffn = (3 if model.feed_forward == "gated-gelu" else 2) * model.d_model * model.d_ff
     attention = 4 * model.d_model * model.num_heads * model.d_kv

@@ -1,14 +1,14 @@
-"""A module of this project in a process of its own."""
+"""The command that runs a module of this project in a new process."""
 
 import os
 import sys
 
 
 def module_command(module: str, *arguments: str) -> list[str]:
-    """The command that runs ``module`` as ``python -m`` does, with the packages that this process imports.
+    """The command that runs ``module`` like ``python -m``, with the import path of this process.
 
-    ``python -m`` looks into the current directory first. That is the user's: a students.py there is no part of this
-    project. Where this process found the project, an installation or a clone, the new one finds it too.
+    ``python -m`` searches the current directory first, where a user's own students.py would hide the package of this
+    project. The new process imports the project from the same installation or clone as this process.
     """
     path = [os.path.abspath(place) for place in sys.path]
     run = f"runpy.run_module({module!r}, run_name='__main__', alter_sys=True)"

@@ -1,13 +1,13 @@
-"""What the launcher of several processes (``accelerate launch``, torchrun) tells each of them. Needs no torch."""
+"""The environment that a launcher (``accelerate launch``, torchrun) gives to each process. Does not import torch."""
 
 import os
 
 
 def num_processes() -> int:
-    """How many processes compute the stages of this run together; 1 where there is no launcher."""
+    """Number of processes that compute the stages of this run together; 1 without a launcher."""
     return int(os.environ.get("WORLD_SIZE", "1"))
 
 
 def is_main_process() -> bool:
-    """Whether this is the one of them that prepares data, writes files and says how far the run is."""
+    """Whether this is the main process, which prepares data, writes files and reports progress."""
     return os.environ.get("RANK", "0") == "0"

@@ -1,6 +1,6 @@
 """T5's span corruption on token ids (section 2 of the paper; Raffel et al. 2020, section 3.1.4).
 
-Fixed lengths in, fixed lengths out: no padding anywhere. B rows, L raw tokens, K spans.
+Inputs and outputs have fixed lengths, so there is no padding. B rows, L raw tokens.
 """
 
 import math
@@ -15,7 +15,7 @@ from distill.errors import UserError
 
 
 class SpanLengths(NamedTuple):
-    """What becomes of a raw sequence: counts of tokens and spans per example."""
+    """Numbers of tokens and spans per example."""
 
     noise_tokens: int
     spans: int
@@ -24,12 +24,12 @@ class SpanLengths(NamedTuple):
 
 
 def span_lengths(raw_length: int, *, noise_density: float = 0.15, mean_span_length: float = 3.0) -> SpanLengths:
-    """Lengths that ``raw_length`` tokens are corrupted to; both sides end in ``eos``.
+    """The lengths after corruption of ``raw_length`` tokens. Inputs and targets include a final ``eos``.
 
-    568 raw tokens become 512 inputs and 114 targets at the paper's density and span length.
+    With the paper's density and span length, 568 raw tokens give 512 inputs and 114 targets.
 
     Raises:
-        ValueError: an argument is out of range; fewer than 2 tokens cannot be kept and replaced.
+        ValueError: an argument is out of range. At least 2 tokens are needed: one to keep and one to replace.
     """
     require("raw_length", raw_length, "at least 2 tokens", lambda length: length >= 2)
     require("noise_density", noise_density, "a number between 0 and 1", lambda density: 0 < density < 1)
@@ -40,7 +40,7 @@ def span_lengths(raw_length: int, *, noise_density: float = 0.15, mean_span_leng
 
 
 def raw_length_for(input_length: int, *, noise_density: float = 0.15, mean_span_length: float = 3.0) -> int:
-    """The most raw tokens that are corrupted to exactly ``input_length`` inputs.
+    """The largest number of raw tokens that gives exactly ``input_length`` inputs.
 
     Raises:
         UserError: no raw length gives exactly ``input_length`` inputs.
@@ -62,7 +62,7 @@ def raw_length_for(input_length: int, *, noise_density: float = 0.15, mean_span_
 
 
 def _segment(total: int, segments: int, generator: np.random.Generator) -> np.ndarray:
-    """``segments`` positive lengths that sum to ``total``, uniform over all such compositions."""
+    """Draw ``segments`` positive lengths that sum to ``total``, uniformly from all such compositions."""
     cuts = np.sort(generator.permutation(total - 1)[: segments - 1]) + 1
     return np.diff(cuts, prepend=0, append=total)
 
@@ -76,21 +76,21 @@ def corrupt_spans(
     sentinel_start: int,
     eos: int,
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Replace random spans by one sentinel each; the targets are the sentinels, each with its span.
+    """Replace each of several random spans with a sentinel. The targets are the sentinels, each followed by its span.
 
     Args:
-        tokens: integer ids, [L] or [B, L], none of them a sentinel or ``eos`` that ends a side.
-        generator: draws the spans; for [B, L], one generator per row, so that a row does not
-            depend on the batch that it is in.
+        tokens: integer ids, [L] or [B, L], without sentinels and ``eos``.
+        generator: draws the spans. For [B, L], one generator per row: a row does not depend on the other rows.
+        noise_density: share of the tokens to replace, in (0, 1).
+        mean_span_length: mean number of tokens of a span, at least 1.
         sentinel_start: id of the first sentinel; the k-th is ``sentinel_start - k``, as in T5.
-        eos: id appended to both sides.
+        eos: id appended to inputs and targets.
 
     Returns:
-        inputs [(B,) inputs] and targets [(B,) targets], of the lengths that ``span_lengths`` gives.
+        Inputs [(B,) inputs] and targets [(B,) targets], int64, with the lengths from ``span_lengths``.
 
     Raises:
-        ValueError: an argument is of another kind or shape, or out of range, or there are fewer ids below
-            ``sentinel_start`` than spans.
+        ValueError: an argument has a wrong type, shape or value, or ``sentinel_start`` leaves fewer ids than spans.
     """
     tokens = np.asarray(tokens)
     if tokens.ndim not in (1, 2) or tokens.dtype.kind not in "iu":
@@ -107,7 +107,7 @@ def corrupt_spans(
     needed = f"the id of the first of {spans} sentinels, {spans - 1} or above"
     require("sentinel_start", sentinel_start, needed, lambda id_: isinstance(id_, Integral) and int(id_) >= spans - 1)
     require("eos", eos, "an id", lambda id_: isinstance(id_, Integral) and int(id_) >= 0)
-    # Kept and noise spans alternate, a kept one first, so that an example ends in noise (as in T5's own code).
+    # Kept spans and noise spans alternate. The first span is kept and the last one is noise, as in T5's own code.
     lengths = np.empty((rows, spans, 2), dtype=np.int64)
     for row, row_generator in enumerate(generators):
         lengths[row, :, 0] = _segment(length - noise, spans, row_generator)
@@ -128,7 +128,7 @@ def _check_generators(generators: Sequence[np.random.Generator], rows: int) -> N
 
 
 def _replace_runs(tokens: np.ndarray, runs: np.ndarray, sentinels: np.ndarray, length: int, eos: int) -> np.ndarray:
-    """Each run of True in ``runs`` [B, L] becomes one sentinel, in order; ``eos`` is appended. -> [B, length]."""
+    """Replace each run of True in ``runs`` [B, L] with the next sentinel and append ``eos``; returns [B, length]."""
     starts = runs.copy()
     starts[:, 1:] &= ~runs[:, :-1]
     replaced = tokens.astype(np.int64)

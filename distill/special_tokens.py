@@ -1,4 +1,4 @@
-"""The ids that the objective needs of a tokenizer, and how ids are stored. Needs neither torch nor transformers."""
+"""The token ids that the objective needs, and the type that stores ids. Does not import torch or transformers."""
 
 from typing import NamedTuple
 
@@ -6,9 +6,9 @@ import numpy as np
 
 
 class SpecialTokens(NamedTuple):
-    """Ids of a tokenizer. Sentinel k is ``sentinel_start - k``, for k < ``sentinels``."""
+    """Special token ids of a tokenizer. Sentinel k has the id ``sentinel_start - k``, for k < ``sentinels``."""
 
-    vocabulary_size: int  # tokens of the tokenizer, added ones included
+    vocabulary_size: int  # number of tokens, including added tokens
     pad: int
     eos: int
     sentinel_start: int
@@ -16,10 +16,10 @@ class SpecialTokens(NamedTuple):
 
 
 def token_type(vocabulary_size: int) -> type:
-    """The smallest of two types that holds every id."""
+    """uint16 if it holds every id of the vocabulary, otherwise uint32."""
     return np.uint16 if vocabulary_size <= 2**16 else np.uint32
 
 
 def embedding_rows(vocabulary_size: int) -> int:
-    """``vocabulary_size`` rounded up to a multiple of 128, as T5 does (32,100 -> 32,128)."""
+    """``vocabulary_size`` rounded up to a multiple of 128, as in T5 (32,100 -> 32,128)."""
     return -(-vocabulary_size // 128) * 128

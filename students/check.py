@@ -13,7 +13,7 @@ _SAME_ACTIVATION = {"gated-gelu_new": "gated-gelu"}  # transformers computes bot
 
 
 def check_dense(source: str, description: str, *, finite: bool = True) -> Header:
-    """Check the config of a T5 and, if its weights are on this disk, the names, shapes and values of its tensors.
+    """Check the config of a T5 and, if its weights are on this disk, their files and values.
 
     Args:
         source: a directory, or a name on the hub that may be pinned (``NAME@REVISION``).
@@ -24,7 +24,7 @@ def check_dense(source: str, description: str, *, finite: bool = True) -> Header
         The shape of the T5 and the ids of its special tokens.
 
     Raises:
-        UserError: ``source`` cannot be loaded as a dense T5.
+        UserError: ``source`` is not a dense T5, or a check of its config, files or values fails.
     """
     config = read_model_config(source, description)
     if (kind := config.get("model_type")) != "t5":

@@ -2,7 +2,7 @@
 
 from transformers import T5Config, T5ForConditionalGeneration
 
-from distill.models.directory import check_weights
+from distill.models.directory import Shapes
 from distill.models.load import fetch_checked, load_fetched, load_shapes, read_config
 from students.check import check_dense
 
@@ -22,12 +22,11 @@ def load_dense(source: str, description: str) -> T5ForConditionalGeneration:
     return load_fetched(T5ForConditionalGeneration, fetched, description, may_have_more=True)[0]
 
 
-def check_tensors(source: str, description: str) -> None:
-    """Compare the tensors of a T5's safetensors with its config; nothing is downloaded, and no value is read.
+def check_tensors(source: str, shapes: Shapes, description: str) -> None:
+    """Compare the tensors of a T5's files, from ``distill.models.directory.check_weights``, with its config.
 
     Raises:
         UserError: a tensor of the config is missing, or has another shape.
     """
-    if (shapes := check_weights(source, description, finite=False)) is not None:
-        config = read_config(T5Config, source, description)
-        load_shapes(T5ForConditionalGeneration, shapes, description, config=config, may_have_more=True)
+    config = read_config(T5Config, source, description)
+    load_shapes(T5ForConditionalGeneration, shapes, description, config=config, may_have_more=True)

@@ -1,7 +1,8 @@
 """Build a transformers Switch model whose sparse layers are SwitchLayers.
 
-Plain transformers names an expert's weights ``mlp.experts.expert_3.wi.weight``; a SwitchLayer holds all of them in one
-tensor ``mlp.wi`` [experts, d_ff, d_model]. Every other weight has the same name and shape on both sides.
+Plain transformers has a weight such as ``mlp.experts.expert_3.wi.weight`` for each expert. A SwitchLayer has one tensor
+``mlp.wi`` [experts, d_ff, d_model] for all experts, and its router's weight is ``mlp.router.weight``, not
+``mlp.router.classifier.weight``. All other weights have the same names and shapes.
 """
 
 from collections.abc import Callable
@@ -24,9 +25,9 @@ from distill.models.build import common_config
 from teachers.config import SwitchConfig
 from teachers.switch_layer import RoutingStatistics, SwitchLayer
 
-# Plain transformers counts capacity per sequence and expert; this much means that it drops nothing.
+# Plain transformers counts capacity per sequence and expert. With this capacity it drops no tokens.
 _NO_CAPACITY_LIMIT = 2**20
-# Name in a plain checkpoint -> name in a SwitchLayer, by whether the experts are gated (T5's wi_0 is the gate).
+# Gated or not -> name in a plain checkpoint -> name in a SwitchLayer. T5's wi_0 is the gate.
 EXPERT_WEIGHTS = {False: {"wi": "wi", "wo": "wo"}, True: {"wi_0": "wi_gate", "wi_1": "wi", "wo": "wo"}}
 
 
@@ -38,13 +39,13 @@ class GatedSwitch(SwitchTransformersForConditionalGeneration):
         for module in list(self.modules()):
             for name, child in list(module.named_children()):
                 if isinstance(child, SwitchTransformersDenseActDense):
-                    # It reads only what both configs have.
+                    # The class reads only attributes that SwitchTransformersConfig has too.
                     setattr(module, name, T5DenseGatedActDense(config))  # type: ignore[arg-type]
         self.post_init()
 
 
 class SwitchFeedForward(nn.Module):
-    """The residual block round a SwitchLayer: what transformers' LayerFF is to its own sparse layer.
+    """A SwitchLayer with normalisation and residual connection, in place of SwitchTransformersLayerFF.
 
     After a forward pass ``statistics`` holds the layer's RoutingStatistics.
     """
@@ -53,18 +54,18 @@ class SwitchFeedForward(nn.Module):
         super().__init__()
         self.mlp = switch_layer
         self.layer_norm = layer_norm
-        self.padding_mask: torch.Tensor | None = None  # set by the stack before each forward pass
+        self.padding_mask: torch.Tensor | None = None  # set by a hook of the stack before each forward pass
         self.statistics: RoutingStatistics | None = None
 
     def forward(self, hidden: torch.Tensor, **_: object) -> torch.Tensor:
-        """``hidden`` [batch, length, d_model] -> the same, with the experts' output added."""
+        """``hidden`` [batch, length, d_model] plus the output of the experts."""
         mask = self.padding_mask
         if mask is not None:
-            mask = mask[:, -hidden.shape[1] :]  # in generation, the mask also covers the cached tokens
+            mask = mask[:, -hidden.shape[1] :]  # during generation the mask includes cached tokens
         return hidden + self.experts(self.layer_norm(hidden), mask)
 
     def experts(self, normed: torch.Tensor, padding_mask: torch.Tensor | None = None) -> torch.Tensor:
-        """The block without norm and residual, which is what ``distill.models.t5_forward`` calls."""
+        """The SwitchLayer alone, on normalised states; ``distill.models.t5_forward`` calls it."""
         output, self.statistics = self.mlp(normed, padding_mask)
         return output
 
@@ -79,23 +80,32 @@ def build_teacher(
     eos: int,
     seed: int,
 ) -> SwitchTransformersForConditionalGeneration:
-    """A randomly initialised teacher: T5's initialisation, and the paper's (scale 0.1) in its Switch layers."""
+    """A randomly initialised teacher: T5's initialisation, and in Switch layers the paper's (scale 0.1).
+
+    Args:
+        model: the shape.
+        switch: the settings of the Switch layers.
+        vocab_size: rows of the embedding.
+        num_experts: number of experts in each Switch layer.
+        pad, eos: token ids.
+        seed: of the weights.
+    """
     gated = model.feed_forward.startswith("gated-")
     config = SwitchTransformersConfig(
         **{**common_config(model, vocab_size, pad=pad, eos=eos), "is_gated_act": gated},
         num_sparse_encoder_layers=model.num_layers // model.sparse_every,
         num_sparse_decoder_layers=model.num_layers // model.sparse_every,
-        num_experts=1,  # those of transformers are thrown away below
+        num_experts=1,  # transformers' own experts are replaced below
         dense_act_fn={"gated-gelu": "gelu_new"}.get(model.feed_forward, model.feed_forward),
     )
     torch.manual_seed(seed)
     built = (GatedSwitch if gated else SwitchTransformersForConditionalGeneration)(config)
     if not config.tie_word_embeddings:
-        # transformers draws an untied head at scale 1, which is right only where the output is scaled down.
+        # transformers initialises an untied head at scale 1, which fits only a model that scales its output down.
         nn.init.normal_(built.lm_head.weight, std=config.d_model**-0.5)
         built.encoder.embed_tokens.weight = built.decoder.embed_tokens.weight = built.shared.weight
     for module in built.modules():
-        if isinstance(module, T5DenseGatedActDense):  # transformers' Switch model does not know how to
+        if isinstance(module, T5DenseGatedActDense):  # the Switch model of transformers does not initialise it
             for weight in (module.wi_0.weight, module.wi_1.weight, module.wo.weight):
                 nn.init.normal_(weight, std=weight.shape[-1] ** -0.5)
     config.num_experts = num_experts
@@ -105,7 +115,13 @@ def build_teacher(
 def with_switch_layers(
     model: SwitchTransformersForConditionalGeneration, settings: SwitchConfig, *, copy_experts: bool
 ) -> SwitchTransformersForConditionalGeneration:
-    """Replace each sparse LayerFF in place, one by one, so that memory holds one layer twice at most."""
+    """Replace each sparse layer with a SwitchLayer in place, one at a time to save memory; returns ``model``.
+
+    Args:
+        model: a plain Switch model.
+        settings: of the Switch layers.
+        copy_experts: whether to copy the weights of experts and router; otherwise they are initialised.
+    """
     config = model.config
     config.expert_capacity = _NO_CAPACITY_LIMIT
     for stack in (model.encoder, model.decoder):
@@ -134,7 +150,7 @@ def with_switch_layers(
 
 
 def switch_layers(model: nn.Module) -> list[tuple[str, SwitchFeedForward]]:
-    """Name and module of every Switch layer, encoder first."""
+    """The name and module of every Switch layer, encoder first."""
     return [(name, module) for name, module in model.named_modules() if isinstance(module, SwitchFeedForward)]
 
 
@@ -145,8 +161,8 @@ def short_name(layer: str) -> str:
 
 
 def require_teacher(name: str, model: object) -> None:
-    """Raise ValueError where an argument is no Switch model whose sparse layers are SwitchLayers."""
-    needed = "a Switch model as load_teacher gives it"
+    """Raise ValueError unless an argument is a Switch model whose sparse layers are SwitchLayers."""
+    needed = "a Switch model from load_teacher"
     require(name, type(model).__name__, needed, lambda _: isinstance(model, nn.Module) and switch_layers(model) != [])
 
 
@@ -159,7 +175,7 @@ def _copy_experts(plain: SwitchTransformersSparseMLP, layer: SwitchLayer) -> Non
 
 
 def _hand_down_padding_mask(layers: list[SwitchFeedForward]) -> Callable[..., None]:
-    """Blocks see only the attention mask that was made of the padding mask; the router needs the latter."""
+    """A hook that gives the padding mask to the layers. Blocks get only the attention mask that is made from it."""
 
     def hook(stack: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         for layer in layers:

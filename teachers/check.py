@@ -1,4 +1,4 @@
-"""A teacher's directory before it is loaded: everything that can be wrong with it, said at once. Needs no torch."""
+"""Checks of a teacher's directory before loading. Does not import torch."""
 
 from typing import Any
 
@@ -6,24 +6,24 @@ from distill.errors import UserError
 from distill.models.directory import check_weights, dimension, read_model_config
 from distill.models.header import POSITIONS, Header, read_header
 
-# What transformers' SwitchTransformersConfig has where config.json says nothing.
+# Defaults of transformers' SwitchTransformersConfig.
 _DEFAULTS = {"vocab_size": 32128, "d_model": 768, "d_kv": 64, "d_ff": 2048, "num_layers": 12, "num_heads": 12}
 _DEFAULTS |= {"num_experts": 8, **POSITIONS}
 ACTIVATIONS = ("relu", "gelu", "gelu_new", "gated-gelu", "gated-relu", "gated-silu", "silu")
 
 
 def check_teacher(source: str, *, finite: bool = True) -> Header:
-    """Read the config of a Switch model, and of a directory the names, shapes and values of its tensors.
+    """Check the config of a Switch model, and its tensors if they are on this machine.
 
     Args:
         source: a directory, or a name on the hub that may be pinned (``NAME@REVISION``).
-        finite: whether to read the values of the tensors.
+        finite: whether to check the values of the tensors too.
 
     Returns:
-        What its student will be, and its number of experts.
+        The header of its student, with the number of experts.
 
     Raises:
-        UserError: it cannot be a teacher.
+        UserError: the model cannot be a teacher.
     """
     description = f"teacher {source!r}"
     config = read_model_config(source, description)
@@ -33,7 +33,7 @@ def check_teacher(source: str, *, finite: bool = True) -> Header:
     activation, gated = _activation(config)
     proj = f"gated-{activation.replace('gelu_new', 'gelu')}" if gated else activation
     config = {"num_decoder_layers": 12, **config}
-    if config.get("decoder_start_token_id") is None:  # as load_teacher has it
+    if config.get("decoder_start_token_id") is None:  # as in load_teacher
         config["decoder_start_token_id"] = config.get("pad_token_id", 0)
     header = read_header(config, _DEFAULTS, description, feed_forward=proj, tied=tied, scaled=tied, experts=experts)
     check_weights(source, description, finite=finite)
@@ -41,23 +41,25 @@ def check_teacher(source: str, *, finite: bool = True) -> Header:
 
 
 def check_teacher_config(config: dict[str, Any], description: str) -> None:
-    """Whether a config is of a Switch model of the paper's kind.
+    """Check that a config is of a Switch Transformer as in the paper.
 
     Raises:
-        UserError: it is not.
+        UserError: it is of another architecture, or has an unknown activation.
     """
     if (kind := config.get("model_type")) != "switch_transformers":
         raise UserError(f"{description} is a {kind} model; a Switch Transformer is needed")
     if config.get("is_encoder_decoder", True) is not True:
-        raise UserError(f"{description} is a decoder alone (is_encoder_decoder); a whole Switch Transformer is needed")
+        raise UserError(
+            f"{description} has only a decoder (is_encoder_decoder); a Switch Transformer with an encoder is needed"
+        )
     if config.get("router_bias"):
-        raise UserError(f"{description} has a router with a bias, which the paper's router has not")
+        raise UserError(f"{description} has a router with a bias (router_bias); the paper's router has no bias")
     if (activation := config.get("dense_act_fn", "relu")) not in ACTIVATIONS:
         raise UserError(f"{description} has dense_act_fn {activation!r:.40}; known are {', '.join(ACTIVATIONS)}")
 
 
 def _activation(config: dict[str, Any]) -> tuple[str, bool]:
-    """The function of the FFNs, and whether they are gated, as ``teachers.load.read_teacher_config`` has it."""
+    """The activation of the FFNs, and whether they are gated, as in ``teachers.load.read_teacher_config``."""
     names = (str(config.get("dense_act_fn", "relu")), str(config.get("feed_forward_proj") or ""))
     gated = bool(config.get("is_gated_act")) or any(name.startswith("gated-") for name in names)
     return names[0].removeprefix("gated-"), gated

@@ -1,4 +1,4 @@
-"""What a run may set about its teachers, with the paper's values as defaults."""
+"""The settings of teachers. The paper's values are the defaults."""
 
 from typing import Annotated
 
@@ -8,25 +8,27 @@ from distill.config import Section, Size, Source, TrainingConfig
 
 
 class SwitchConfig(Section):
-    """How a Switch layer routes; the same for a teacher that was trained here or loaded."""
+    """The settings of Switch layers, for trained and loaded teachers."""
 
     capacity_factor_train: Annotated[float, Field(gt=0, le=4096, allow_inf_nan=False)] = 1.25
     capacity_factor_eval: Annotated[float, Field(gt=0, le=4096, allow_inf_nan=False)] = 2.0
-    jitter: Annotated[float, Field(ge=0, lt=1)] = Field(0.01, description="on the router's input, in training")
+    jitter: Annotated[float, Field(ge=0, lt=1)] = Field(0.01, description="noise on the router's input, in training")
     expert_dropout: Annotated[float, Field(ge=0, lt=1)] = 0.0
 
 
 class TeacherConfig(SwitchConfig):
-    """The teachers of a comparison, trained here (``experts``) or loaded (``checkpoints``)."""
+    """The teachers of a comparison: trained here (``experts``) or loaded (``checkpoints``)."""
 
-    experts: list[Annotated[int, Field(ge=2, le=4096)]] = Field([], description="one trained teacher for each")
+    experts: list[Annotated[int, Field(ge=2, le=4096)]] = Field(
+        [], description="numbers of experts; one trained teacher for each"
+    )
     checkpoints: dict[Annotated[str, Field(pattern=r"^e[1-9][0-9]{0,3}$")], Source] = Field(
         {}, description="ratio -> directory or hub name of a transformers Switch model, for example e8: DIR"
     )
     load_balancing_weight: Annotated[float, Field(ge=0, le=1e30, allow_inf_nan=False)] = Field(
-        0.01, description="alpha"
+        0.01, description="alpha of the paper"
     )
-    evaluation_batch_size: Size = Field(64, description="examples; capacity depends on it")
+    evaluation_batch_size: Size = Field(64, description="examples per batch; expert capacity depends on it")
     training: TrainingConfig = TrainingConfig()
 
     @model_validator(mode="after")
@@ -34,9 +36,9 @@ class TeacherConfig(SwitchConfig):
         if not self.ratios:
             raise ValueError("name at least one teacher, in experts (trained here) or checkpoints (loaded)")
         if len(set(self.experts)) < len(self.experts):
-            raise ValueError(f"experts {self.experts} names a size twice")
+            raise ValueError(f"experts {self.experts} has a size twice")
         if both := {f"e{n}" for n in self.experts} & set(self.checkpoints):
-            raise ValueError(f"{', '.join(sorted(both))} stands both in experts and in checkpoints")
+            raise ValueError(f"{', '.join(sorted(both))} is both in experts and in checkpoints")
         return self
 
     @property

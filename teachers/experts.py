@@ -1,6 +1,6 @@
-"""All experts of a Switch layer, each on the contiguous slice of its tokens.
+"""The experts of a Switch layer, on tokens that are sorted by expert.
 
-N tokens, D d_model, E experts, F d_ff; n tokens of one expert, rounded up.
+N tokens, D d_model, E experts, F d_ff; n tokens of one expert, rounded up; S slots, C capacity.
 """
 
 from collections.abc import Callable
@@ -12,23 +12,23 @@ import torch.nn.functional as F
 
 from distill.models.t5_forward import compute_dtype
 
-# Multiply-adds of one expert's product below which a call for each expert costs more than empty slots do.
+# Below this many multiply-adds per expert, one call per expert costs more than the products of empty slots.
 _SMALL = 2**24
-Inner = Callable[..., torch.Tensor]  # pre-activations of wi, and of wi_gate if there is one -> what wo reads
+Inner = Callable[..., torch.Tensor]  # outputs of wi, and of wi_gate if there is one -> input of wo
 
 
 class Routing(NamedTuple):
-    """Which expert takes each token, and the tokens sorted by expert, in token order within one."""
+    """The expert of each token, and the tokens sorted by expert and, for equal experts, by position."""
 
-    expert: torch.Tensor  # [N] int64; E for a token of no expert
-    position: torch.Tensor  # [N], how many earlier tokens have the same expert
-    order: torch.Tensor  # [N], the tokens in sorted order; those of no expert come last
-    rank: torch.Tensor  # [N], each token's place in that order
+    expert: torch.Tensor  # [N] int64; E for tokens without an expert
+    position: torch.Tensor  # [N], number of earlier tokens with the same expert
+    order: torch.Tensor  # [N], token indices in sorted order; tokens without an expert are last
+    rank: torch.Tensor  # [N], the index of each token in ``order``
     load: torch.Tensor  # [E], tokens per expert
 
 
 def sort_by_expert(expert_N: torch.Tensor, num_experts: int) -> Routing:
-    """``expert_N`` int64 [N], ``num_experts`` for a token of no expert."""
+    """Sort tokens by expert. ``expert_N`` is int64 [N], with ``num_experts`` for tokens without an expert."""
     load = torch.zeros(num_experts + 1, dtype=torch.int64, device=expert_N.device)
     load.scatter_add_(0, expert_N, torch.ones_like(expert_N))
     order = expert_N.argsort(stable=True)
@@ -47,9 +47,19 @@ def run_experts(
     wi_gate: torch.Tensor | None,
     wo: torch.Tensor,
 ) -> torch.Tensor:
-    """Each token's expert on it, [N, D]; what it returns for tokens beyond capacity or of no expert is unspecified.
+    """Run each token's expert on it.
 
-    ``wi`` and ``wi_gate`` [E, F, D], ``wo`` [E, D, F]; products run in autocast's dtype, else in that of ``tokens_ND``.
+    Args:
+        tokens_ND: [N, D].
+        routing: from ``sort_by_expert``.
+        capacity: tokens per expert.
+        inner: activation and gating, element-wise.
+        wi, wi_gate: [E, F, D]; ``wi_gate`` is None if the experts are not gated.
+        wo: [E, D, F].
+
+    Returns:
+        [N, D], in the dtype of autocast if it is on, else that of ``tokens_ND``. Rows of tokens beyond capacity or
+        without an expert are unspecified.
     """
     tokens_ND = tokens_ND.to(compute_dtype(tokens_ND))
     wi, wi_gate, wo = _in_dtype(tokens_ND.dtype, wi, wi_gate, wo)
@@ -57,7 +67,7 @@ def run_experts(
         return _grouped(tokens_ND, routing, inner, wi, wi_gate, wo)
     if capacity * wi[0].numel() < _SMALL:
         return _slotted(tokens_ND, routing, capacity, inner, wi, wi_gate, wo)
-    loads = routing.load.tolist()  # the one wait for the device
+    loads = routing.load.tolist()  # the only synchronisation with the device
     wants = torch.is_grad_enabled()
     return _SlicedExperts.apply(tokens_ND, routing, _slices(loads, capacity), inner, wants, wi, wi_gate, wo)
 
@@ -70,11 +80,14 @@ def run_all_experts(
     wi_gate: torch.Tensor | None,
     wo: torch.Tensor,
 ) -> torch.Tensor:
-    """Every expert on every token: ``sum_i gates[:, i] * E_i(x)``, [N, D] float32. Weights as in ``run_experts``."""
+    """Run every expert on every token: ``sum_i gates[:, i] * E_i(x)``, [N, D] float32.
+
+    ``gates_NE`` are the weights of the experts, [N, E]. All other arguments are as in ``run_experts``.
+    """
     tokens_ND = tokens_ND.to(compute_dtype(tokens_ND))
     wi, wi_gate, wo = _in_dtype(tokens_ND.dtype, wi, wi_gate, wo)
     output_ND = torch.zeros_like(tokens_ND, dtype=torch.float32)
-    for expert, gate_N in enumerate(gates_NE.unbind(-1)):  # one at a time: all at once would hold [N, E, F]
+    for expert, gate_N in enumerate(gates_NE.unbind(-1)):  # one at a time: all at once would need [N, E, F] in memory
         parts = [F.linear(tokens_ND, weight[expert]) for weight in (wi, wi_gate) if weight is not None]
         output_ND = torch.addcmul(output_ND, gate_N[:, None], F.linear(inner(*parts), wo[expert]).float())
     return output_ND
@@ -95,7 +108,7 @@ def _slotted(
     wi_gate: torch.Tensor | None,
     wo: torch.Tensor,
 ) -> torch.Tensor:
-    """``capacity`` slots for every expert, one more for all tokens without a slot, and one batched product."""
+    """One batched product over ``capacity`` slots per expert; all other tokens share one more slot."""
     experts, slots = len(wi), len(wi) * capacity
     taken_N = (routing.position < capacity) & (routing.expert < experts)
     slot_N = (routing.expert * capacity + routing.position).where(taken_N, slots)
@@ -114,16 +127,16 @@ def _grouped(
     wi_gate: torch.Tensor | None,
     wo: torch.Tensor,
 ) -> torch.Tensor:
-    """One product for all experts and no wait for the device: all tokens are computed, whether they count or not."""
+    """One grouped product for all experts, without synchronisation. It also computes tokens that are dropped later."""
     ends = routing.load.cumsum(0).to(torch.int32)
-    ends[-1] = len(tokens_ND)  # tokens of no expert come last; rows that no expert takes would hold anything
+    ends[-1] = len(tokens_ND)  # without this, rows of tokens without an expert would be uninitialised
     sorted_ND = tokens_ND[routing.order]
     parts = [F.grouped_mm(sorted_ND, weight.mT, offs=ends) for weight in (wi, wi_gate) if weight is not None]
     return F.grouped_mm(inner(*parts), wo.mT, offs=ends)[routing.rank]
 
 
 class _Slice(NamedTuple):
-    """The tokens of one expert in sorted order; ``rounded`` of them enter its products."""
+    """The tokens of one expert in sorted order; its products have ``rounded`` rows."""
 
     expert: int
     start: int
@@ -132,7 +145,7 @@ class _Slice(NamedTuple):
 
 
 def _slices(loads: list[int], capacity: int) -> list[_Slice]:
-    """Rounded up to one of 16 or 8 sizes an octave: every new shape of a product costs a CPU a new kernel."""
+    """The slices of all experts, rounded up to 8 or 16 sizes per power of two: a CPU needs a kernel per shape."""
     slices, start = [], 0
     for expert, load in enumerate(loads):
         if count := min(load, capacity):
@@ -143,11 +156,14 @@ def _slices(loads: list[int], capacity: int) -> list[_Slice]:
 
 
 class _SlicedExperts(torch.autograd.Function):
-    """One expert after the other, transposed: ``wo @ inner(wi @ x.T)``.
+    """Run one expert at a time, transposed: ``wo @ inner(wi @ x.T)``.
 
-    A CPU's product reads its left side as it lies but rearranges the right one first; with few tokens for each
-    expert, the weights are by far the larger. A slice that is rounded up reads on into the tokens of the next
-    expert; those results are left out, and their gradient is zero.
+    On a CPU a matrix product reads its left operand in place and rearranges the right one first. With few tokens per
+    expert the weights are much larger, so they are on the left. A rounded slice includes tokens of the next expert;
+    their results are discarded and their gradients are zero.
+
+    ``F.grouped_mm`` is about as fast on a CPU, but it requires rows of a multiple of 16 bytes, and computes tokens
+    beyond capacity too.
     """
 
     @staticmethod
@@ -191,7 +207,7 @@ class _SlicedExperts(torch.autograd.Function):
             d_y_nD = F.pad(d_sorted_ND[start : start + count], (0, 0, 0, rounded - count))
             torch.mm(d_y_nD.mT, h_Fn.detach().mT, out=d_wo[expert])
             d_pre = torch.autograd.grad(h_Fn, pre, torch.mm(wo[expert].mT, d_y_nD.mT))
-            d_x_Dn = []  # by way of wi, and by way of wi_gate
+            d_x_Dn = []  # through wi, and through wi_gate
             for weight, d_weight, d_part in zip(weights, d_weights, d_pre, strict=True):
                 torch.mm(d_part, sorted_ND[start : start + rounded], out=d_weight[expert])
                 d_x_Dn.append(torch.mm(weight[expert].mT, d_part))

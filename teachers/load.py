@@ -7,27 +7,31 @@ from transformers import SwitchTransformersConfig, SwitchTransformersForConditio
 
 from distill.arguments import require
 from distill.errors import UserError
-from distill.models.directory import check_weights, read_model_config
+from distill.models.directory import Shapes, read_model_config
 from distill.models.load import fetch_checked, load_fetched, load_shapes, read_config
 from teachers.build import GatedSwitch, with_switch_layers
 from teachers.check import check_teacher, check_teacher_config
 from teachers.config import SwitchConfig
 
-_EMBEDDINGS = ("encoder.embed_tokens.weight", "decoder.embed_tokens.weight")  # where they are not ``shared``
+_EMBEDDINGS = ("encoder.embed_tokens.weight", "decoder.embed_tokens.weight")  # omitted if they are ``shared``
 
 
 def load_teacher(source: str | Path, switch: SwitchConfig | None = None) -> SwitchTransformersForConditionalGeneration:
-    """Read a transformers Switch model from a directory or the hub; its sparse layers become SwitchLayers.
+    """Load a transformers Switch model from a directory or the hub; its sparse layers become SwitchLayers.
 
-    ReLU, GELU or gated GELU, tied or untied. ``switch`` gives capacity factors, jitter and expert dropout; the
-    paper's values where it is None. The model is in eval mode.
+    The FFNs may use ReLU, GELU or gated GELU, and the embeddings may be tied or untied.
 
     Args:
         source: a directory, or a name on the hub that may be pinned (``NAME@REVISION``).
+        switch: capacity factors, jitter and expert dropout; None for the paper's values.
+
+    Returns:
+        The model, in float32 and eval mode.
 
     Raises:
-        UserError: it cannot be read, is no Switch model, its tensors do not fit its config, or are not finite.
-        ValueError: an argument is of another type.
+        UserError: the source cannot be read or is not a Switch model, or its tensors do not match its config or are not
+            finite.
+        ValueError: an argument has the wrong type.
     """
     require("source", source, "a directory, or a name on the hub", lambda given: isinstance(given, str | Path))
     switch = SwitchConfig() if switch is None else switch
@@ -37,22 +41,19 @@ def load_teacher(source: str | Path, switch: SwitchConfig | None = None) -> Swit
     config = read_teacher_config(source)
     model, missing = load_fetched(_class(config), fetched, description, config=config, may_lack=_EMBEDDINGS)
     _check_sparse(model, description)
-    model.generation_config.decoder_start_token_id = config.decoder_start_token_id  # which its file may leave out
+    model.generation_config.decoder_start_token_id = config.decoder_start_token_id  # generation_config.json may omit it
     _share_embeddings(model, missing)
     return with_switch_layers(model, switch, copy_experts=True).eval()
 
 
-def check_tensors(source: str, description: str) -> None:
-    """Compare the tensors of a teacher's safetensors with its config; nothing is downloaded, and no value is read.
+def check_tensors(source: str, shapes: Shapes, description: str) -> None:
+    """Compare the tensors of a teacher's files, from ``distill.models.directory.check_weights``, with its config.
 
     Raises:
-        UserError: they are not those of its config, or it has no Switch layer.
+        UserError: they do not match, or the model has no Switch layer.
     """
-    if (shapes := check_weights(source, description, finite=False)) is not None:
-        config = read_teacher_config(source)
-        _check_sparse(
-            load_shapes(_class(config), shapes, description, config=config, may_lack=_EMBEDDINGS), description
-        )
+    config = read_teacher_config(source)
+    _check_sparse(load_shapes(_class(config), shapes, description, config=config, may_lack=_EMBEDDINGS), description)
 
 
 def _class(config: SwitchTransformersConfig) -> type[SwitchTransformersForConditionalGeneration]:
@@ -67,10 +68,10 @@ def _check_sparse(model: SwitchTransformersForConditionalGeneration, description
 
 
 def read_teacher_config(source: str | Path) -> SwitchTransformersConfig:
-    """The config of a checkpoint, with ``is_gated_act`` and the activation's own name set whatever its age.
+    """The config of a checkpoint, with ``is_gated_act`` and ``dense_act_fn`` set as in new checkpoints.
 
     Raises:
-        UserError: it cannot be read, is no Switch model, or has a router that the paper's has not.
+        UserError: it cannot be read, or ``teachers.check.check_teacher_config`` rejects it.
     """
     description = f"teacher {str(source)!r}"
     check_teacher_config(read_model_config(str(source), description), description)
@@ -85,9 +86,9 @@ def read_teacher_config(source: str | Path) -> SwitchTransformersConfig:
 
 
 def _share_embeddings(model: SwitchTransformersForConditionalGeneration, missing: set[str]) -> None:
-    """Let an untied model's encoder and decoder use ``shared`` where it is theirs.
+    """Make encoder and decoder use the parameter ``shared`` if their embeddings are equal to it.
 
-    An untied checkpoint may leave them out (they are the same as ``shared``) or hold a copy or a weight of its own.
+    An untied checkpoint may omit these embeddings (they are ``shared``), or have a copy or different weights.
     """
     for name in _EMBEDDINGS:
         module = model.get_submodule(name.removesuffix(".weight"))

@@ -1,4 +1,4 @@
-"""How a teacher routes held-out text: load, dropped tokens and entropy of each Switch layer."""
+"""A teacher's routing of held-out text: expert load, dropped tokens and router entropy of each Switch layer."""
 
 import contextlib
 from collections.abc import Callable, Iterator
@@ -11,19 +11,19 @@ from torch import nn
 from teachers.build import short_name, switch_layers
 from teachers.switch_layer import RoutingStatistics
 
-COLLAPSED = 0.999  # of the tokens on one expert are all of them
+COLLAPSED = 0.999  # share of the tokens on one expert at which a layer counts as collapsed
 
 
 class RoutingSummary(NamedTuple):
-    """Means over forward passes, by layer; L Switch layers, E experts."""
+    """Means over forward passes, per layer; L Switch layers, E experts."""
 
     layers: list[str]  # "encoder.1", "decoder.3"
-    load: torch.Tensor  # [L, E], share of the tokens before dropping; rows add up to 1
+    load: torch.Tensor  # [L, E], share of the tokens that choose each expert, before dropping; rows add up to 1
     dropped_fraction: torch.Tensor  # [L]
     entropy: torch.Tensor  # [L], nats
 
     def overall_metrics(self) -> dict[str, float]:
-        """Over all layers; ``load_max`` is the busiest expert's share as a multiple of an equal one."""
+        """Means over all layers; ``load_max`` is the largest load of an expert as a multiple of an equal share."""
         return {
             "dropped_fraction": float(self.dropped_fraction.mean()),
             "router_entropy": float(self.entropy.mean()),
@@ -31,7 +31,7 @@ class RoutingSummary(NamedTuple):
         }
 
     def collapse(self) -> str | None:
-        """What is wrong where a layer sends all tokens to one of its experts, and has in effect no others."""
+        """A message if a layer routes all tokens to one of several experts, otherwise None."""
         share, expert = self.load.max(-1)
         if self.load.shape[1] == 1 or share.max() < COLLAPSED:
             return None
@@ -39,7 +39,7 @@ class RoutingSummary(NamedTuple):
         return f"all tokens of {self.layers[layer]} go to expert {int(expert[layer])}"
 
     def layer_metrics(self) -> dict[str, float]:
-        """Every figure by layer, and each expert's load as a multiple of an equal share."""
+        """All figures per layer; the load of each expert is a multiple of an equal share."""
         found: dict[str, float] = {}
         for number, layer in enumerate(self.layers):
             found[f"routing/{layer}/dropped_fraction"] = float(self.dropped_fraction[number])
@@ -51,9 +51,9 @@ class RoutingSummary(NamedTuple):
 
 @contextlib.contextmanager
 def measure_routing(model: nn.Module) -> Iterator[Callable[[Accelerator], RoutingSummary]]:
-    """Collect the statistics of every Switch layer while the block runs; the yielded function averages them.
+    """Collect the routing statistics of every Switch layer within the block.
 
-    It takes the accelerator, whose processes have each seen a part.
+    The yielded function takes the accelerator and averages the statistics over the forward passes of all processes.
     """
     layers = switch_layers(model)
     names = [short_name(name) for name, _ in layers]

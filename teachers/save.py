@@ -1,4 +1,4 @@
-"""Save a teacher under the names of plain transformers."""
+"""Save a teacher in the format of plain transformers."""
 
 from pathlib import Path
 
@@ -17,14 +17,19 @@ def save_teacher(
     directory: str | Path,
     tokenizer: PreTrainedTokenizerBase | None = None,
 ) -> None:
-    """Write a directory that plain transformers reads, with equal outputs where no token is dropped.
+    """Write a directory that plain transformers loads, with equal outputs if no token is dropped.
 
-    Plain transformers has no gated FFN, and refuses a gated teacher: only ``load_teacher`` reads it back.
+    Plain transformers has no gated FFNs and refuses a gated teacher. Only ``load_teacher`` reads it.
+
+    Args:
+        model: a teacher from ``load_teacher`` or ``teachers.build.build_teacher``.
+        directory: is created if it is missing.
+        tokenizer: is saved too, if given.
 
     Raises:
-        ValueError: an argument is of another kind.
-        UserError: there is a file in place of the directory, or it cannot be made.
-        DiskFull: nothing has changed.
+        ValueError: an argument has the wrong type.
+        UserError: the directory cannot be created, or its path is a file.
+        DiskFull: there is no space; nothing has changed.
     """
     require_teacher("model", model)
     require("directory", directory, "a directory", lambda given: isinstance(given, str | Path) and str(given) != "")
@@ -32,11 +37,11 @@ def save_teacher(
     with new_directory(Path(directory).resolve()) as tmp_dir:
         state = plain_state_dict(model)
         if not model.config.tie_word_embeddings:
-            # Plain transformers then shares nothing, and would draw at random what it does not find.
+            # Plain transformers shares no embeddings of an untied model, and initialises missing ones randomly.
             state |= {name: model.get_parameter(name).clone() for name in EMBEDDINGS}
         model.save_pretrained(tmp_dir, state_dict=state)
         if model.config.is_gated_act:
-            # Of the function's own name, plain transformers would build FFNs without gates and draw them at random.
+            # Without the prefix, plain transformers would build ungated FFNs and initialise them randomly.
             config = read_json(tmp_dir / "config.json", "save the teacher again")
             config["dense_act_fn"] = f"gated-{model.config.dense_act_fn.replace('gelu_new', 'gelu')}"
             write_json(tmp_dir / "config.json", config)
@@ -45,7 +50,7 @@ def save_teacher(
 
 
 def plain_state_dict(model: SwitchTransformersForConditionalGeneration) -> dict[str, torch.Tensor]:
-    """The teacher's tensors under the names of plain transformers; expert weights are views, not copies."""
+    """The teacher's tensors with the names of plain transformers; expert weights are views, not copies."""
     state = {}
     layers = dict(switch_layers(model))
     for name, tensor in model.state_dict().items():

@@ -17,7 +17,7 @@ MINIMUM_CAPACITY = 4
 
 
 class RoutingStatistics(NamedTuple):
-    """What one forward pass of one layer did with its unpadded tokens."""
+    """Statistics of the unpadded tokens in one forward pass of one layer."""
 
     load_balancing_loss: torch.Tensor  # scalar, before alpha; 1.0 when uniform (equation 4); has a gradient
     load: torch.Tensor  # [E], fraction of tokens that choose the expert, before dropping (equation 5)
@@ -26,28 +26,31 @@ class RoutingStatistics(NamedTuple):
 
 
 class SwitchLayer(nn.Module):
-    """Each token goes to the one expert of highest router probability: ``y = p_i(x) * E_i(x)`` (equation 2).
+    """Route each token to the expert of highest router probability: ``y = p_i(x) * E_i(x)`` (equation 2).
 
     Tokens beyond an expert's capacity (equation 3), counted in token order over the whole batch, are dropped: their
-    output is zero, so that the residual connection carries them on. Padding is never routed nor counted. The router
-    is computed in float32 whatever the precision around it (section 2.4, "selective precision").
+    output is zero, and only the residual connection passes them on. Padding is neither routed nor counted. The router
+    is always computed in float32 (section 2.4, "selective precision").
+
+    E experts.
 
     Args:
-        capacity_factor_train, capacity_factor_eval: capacity is max(4, int(N / E * factor)).
-        jitter: the router's input, and only that, is multiplied by uniform noise in [1 - jitter, 1 + jitter] in
-            training (appendix C, table 11).
+        capacity_factor_train, capacity_factor_eval: capacity is max(4, int(tokens / E * factor)), with the number of
+            unpadded tokens of the batch.
+        jitter: in training, the router's input is multiplied by uniform noise in [1 - jitter, 1 + jitter]; the
+            experts' input is not (appendix C, table 11).
         activation: a name that transformers knows, or ``gated-gelu`` (T5's gated GELU; adds ``wi_gate``).
         dropout: on the output, in training.
         expert_dropout: on the hidden activation inside the experts, in training (section 2.4, table 4).
 
     Raises:
-        ValueError: an argument is out of range, or there is no such activation.
+        ValueError: an argument is out of range, or the activation is unknown.
 
     Attributes:
-        routing: ``top_1`` as above. A frozen teacher may be asked for more of what its experts know ("Every Expert
-            Matters", arXiv:2502.12947): ``mixture`` is ``sum_i p_i(x) * E_i(x)`` over all experts, and none is
-            dropped; ``sampled`` is that sum over ``num_sampled_experts`` experts of each token, drawn from p
-            without replacement (all of them where there are fewer), whose capacity is as many times as large.
+        routing: ``top_1`` as above. A frozen teacher may use more experts ("Every Expert Matters", arXiv:2502.12947):
+            ``mixture`` is ``sum_i p_i(x) * E_i(x)`` over all experts, and no token is dropped. ``sampled`` is this
+            sum over ``num_sampled_experts`` experts per token, drawn from p without replacement (all experts if
+            there are fewer). The capacity of ``sampled`` is larger by the same factor.
         num_sampled_experts: K of ``sampled``.
     """
 
@@ -85,27 +88,32 @@ class SwitchLayer(nn.Module):
 
     @torch.no_grad()
     def reset_parameters(self) -> None:
-        """Truncated normal, standard deviation sqrt(0.1 / fan_in) (section 2.4, table 3)."""
+        """Initialise by a truncated normal with standard deviation sqrt(0.1 / fan_in) (section 2.4, table 3)."""
         for weight in (self.router.weight, self.wi, self.wi_gate, self.wo):
             if weight is not None:
-                # Cutting a normal at two standard deviations leaves 0.8796 of its width.
+                # Truncation at two standard deviations reduces the standard deviation to 0.8796 of its value.
                 std = (0.1 / weight.shape[-1]) ** 0.5 / 0.87962566103423978
                 nn.init.trunc_normal_(weight, std=std, a=-2 * std, b=2 * std)
 
     def capacity(self, tokens: int) -> int:
-        """Tokens that each expert takes at most, out of ``tokens`` unpadded ones (equation 3)."""
+        """The maximum number of tokens per expert in a batch of ``tokens`` unpadded tokens (equation 3)."""
         factor = self.capacity_factor_train if self.training else self.capacity_factor_eval
         return max(MINIMUM_CAPACITY, int(tokens / self.num_experts * factor))
 
     def forward(
         self, hidden: torch.Tensor, padding_mask: torch.Tensor | None = None
     ) -> tuple[torch.Tensor, RoutingStatistics]:
-        """Args: ``hidden`` [batch, length, D]; ``padding_mask`` [batch, length], nonzero for tokens that count.
+        """Route the tokens and run their experts.
 
-        Returns ``hidden`` of the same shape and dtype, without the residual connection, and the statistics.
+        Args:
+            hidden: [batch, length, D], floating point.
+            padding_mask: [batch, length], zero for padding; None if there is no padding.
+
+        Returns:
+            The output, with the shape and dtype of ``hidden``, without the residual connection; and the statistics.
 
         Raises:
-            ValueError: an input is of another shape, or ``routing`` is none that there is.
+            ValueError: an input has the wrong shape or dtype, or ``routing`` is unknown.
         """
         self._check(hidden, padding_mask)
         tokens_ND = hidden.flatten(0, -2)
@@ -126,7 +134,7 @@ class SwitchLayer(nn.Module):
         width = self.router.in_features
         if hidden.ndim < 2 or hidden.shape[-1] != width or not hidden.is_floating_point():
             raise ValueError(
-                f"hidden is {hidden.dtype} {list(hidden.shape)}; it must be floats, [batch, length, {width}]"
+                f"hidden is {hidden.dtype} {list(hidden.shape)}; it must be floating point, [batch, length, {width}]"
             )
         if padding_mask is not None and padding_mask.shape != hidden.shape[:-1]:
             raise ValueError(
@@ -140,16 +148,16 @@ class SwitchLayer(nn.Module):
     def _run_chosen(
         self, tokens_ND: torch.Tensor, probs_NE: torch.Tensor, counted_N: torch.Tensor | None, tokens: int
     ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-        """Of the K experts of each token: their weighted sum [N, D], their load [E] and the dropped fraction."""
+        """Run K experts per token; returns their weighted sum [N, D], the load [E] and the dropped fraction."""
         if self.routing == "sampled":
             expert_NK = torch.multinomial(probs_NE, min(self.num_sampled_experts, self.num_experts))
             gate_NK = probs_NE.gather(-1, expert_NK)
         else:
             gate_NK, expert_NK = probs_NE.max(-1, keepdim=True)
         per_token = expert_NK.shape[1]
-        gate, expert = gate_NK.T.flatten(), expert_NK.T.flatten()  # [K * N], all tokens once for each of their experts
+        gate, expert = gate_NK.T.flatten(), expert_NK.T.flatten()  # [K * N], each token once per expert
         if counted_N is not None:
-            expert = expert.where(counted_N.repeat(per_token), self.num_experts)  # an expert that does not exist
+            expert = expert.where(counted_N.repeat(per_token), self.num_experts)  # no expert
         capacity, routing = self.capacity(tokens * per_token), sort_by_expert(expert, self.num_experts)
         taken = (routing.position < capacity) & (expert < self.num_experts)
         copies = tokens_ND.expand(per_token, *tokens_ND.shape).flatten(0, 1)
@@ -167,7 +175,7 @@ class SwitchLayer(nn.Module):
             return F.linear(x_ND, self.router.weight.float()).softmax(-1)
 
     def _inner(self, inner: torch.Tensor, gate: torch.Tensor | None = None) -> torch.Tensor:
-        """Activation, gating and expert dropout, element by element."""
+        """Activation, gating and expert dropout, element-wise."""
         inner = self.activation(inner) if gate is None else self.activation(gate) * inner
         return F.dropout(inner, self.expert_dropout, self.training)
 

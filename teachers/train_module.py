@@ -1,4 +1,4 @@
-"""What a Switch teacher is trained on: hard labels plus the load-balancing loss of every Switch layer."""
+"""The training loss of a Switch teacher: hard labels plus the load-balancing loss of every Switch layer."""
 
 import torch
 from transformers import SwitchTransformersForConditionalGeneration
@@ -13,7 +13,7 @@ from teachers.build import switch_layers
 class HardLabelsAndLoadBalance(TrainModule):
     """Cross-entropy plus ``load_balancing_weight`` times the load-balancing loss of each layer (section 2.2).
 
-    One loss per layer, added: one unbalanced layer is not hidden by the others.
+    The load-balancing losses of all layers are added, so that balanced layers do not hide an unbalanced one.
     """
 
     def __init__(self, model: SwitchTransformersForConditionalGeneration, *, load_balancing_weight: float):
@@ -21,7 +21,7 @@ class HardLabelsAndLoadBalance(TrainModule):
         self.load_balancing_weight = load_balancing_weight
 
     def forward(self, input_ids: torch.Tensor, labels: torch.Tensor) -> LossAndMetrics:
-        """As in ``distill.training.train_modules``: loss and metrics, summed over target tokens."""
+        """Loss and metrics, summed over target tokens; see ``distill.training.train_modules``."""
         hidden, head = hidden_states(self.model, input_ids, labels)
         loss = sum_of_losses(hidden, head, labels.flatten(), None, hard_fraction=1.0).loss
         tokens = (labels != IGNORE_INDEX).sum()

@@ -1,8 +1,8 @@
-"""Kill a pipeline with SIGKILL at random moments, start it again, and compare what it ends with to an unharmed run.
+"""Kill a pipeline with SIGKILL at random moments, restart it, and compare its results with an uninterrupted run.
 
-``python -m tests.chaos --kills 100``. Each trial is ``switch-distill run smoke`` in a work directory of its own, killed
-(all of its processes at once) and started again until it finishes; then the next trial begins, until there were as many
-kills as asked for.
+``python -m tests.chaos --kills 100``. Each trial is ``switch-distill run smoke`` in a new work directory. It is killed
+(all of its processes at once) and restarted until it finishes. Trials are repeated until the number of kills is
+reached.
 """
 
 import argparse
@@ -22,7 +22,7 @@ from pathlib import Path
 from typing import Any
 
 ROOT = Path(__file__).parent.parent
-# What a report says of runs and models, which have other names in every store.
+# Entries of a report that name runs and models. These names differ in every store.
 _NAMES = ("teacher_run_id", "student_run_id", "student_model_uri")
 
 
@@ -30,14 +30,14 @@ def start(workdir: Path, overrides: list[str]) -> subprocess.Popen:
     command = [sys.executable, "-m", "pipelines.cli", "run", "smoke", "--workdir", str(workdir)]
     options = [f"--set={override}" for override in overrides]
     environment = {**os.environ, "MLFLOW_TRACKING_URI": "", "OMP_NUM_THREADS": "1"}
-    with open(workdir.with_suffix(".log"), "w") as log:  # a pipe that nobody reads would fill and hold the run up
+    with open(workdir.with_suffix(".log"), "w") as log:  # a pipe without a reader would fill and block the run
         return subprocess.Popen(
             [*command, *options], cwd=ROOT, env=environment, start_new_session=True, stdout=log, stderr=log
         )
 
 
 def result(workdir: Path) -> dict[str, Any]:
-    """All that must not depend on kills: weights, losses, report, and every point of every curve in MLflow."""
+    """The results that kills must not change: weights, losses, report, and every point of every curve in MLflow."""
     report = json.loads((workdir / "report.json").read_text())
     rows = [{key: value for key, value in row.items() if key not in _NAMES} for row in report.pop("ratios")]
     found: dict[str, Any] = {"report": {**report, "ratios": rows}}
@@ -47,7 +47,7 @@ def result(workdir: Path) -> dict[str, Any]:
     with sqlite3.connect(workdir / "mlflow.db") as store:
         points = "SELECT r.name, m.key, m.step, m.value FROM metrics m JOIN runs r USING (run_uuid) ORDER BY 1, 2, 3, 4"
         runs = "SELECT name, status FROM runs ORDER BY 1"
-        # How fast a step was is a matter of the day.
+        # The speed of a step varies.
         found["curves"] = [point for point in store.execute(points) if not point[1].endswith("tokens_per_second")]
         found["steps"] = sorted(row[:3] for row in store.execute(points))
         found["runs"] = store.execute(runs).fetchall()
@@ -59,7 +59,7 @@ def result(workdir: Path) -> dict[str, Any]:
 
 
 def differences(found: dict[str, Any], expected: dict[str, Any]) -> list[str]:
-    """The names of what is not as expected."""
+    """The names of the results that differ from the expected ones."""
     return sorted(name for name in found.keys() | expected.keys() if found.get(name) != expected.get(name))
 
 
@@ -71,7 +71,7 @@ def _unfinished(workdir: Path) -> list[Path]:
 def _still_runs_at_a_random_moment(
     process: subprocess.Popen, workdir: Path, rng: random.Random, longest: float
 ) -> bool:
-    """Wait for up to ``longest`` seconds, or half of the time for a kind of stage yet to begin: some are short."""
+    """Wait for up to ``longest`` seconds, or in half of the cases for the start of a stage: some are short."""
     begun = {path.name.partition("-")[0] for path in workdir.glob("stages/[!.]*")}
     left = [kind for kind in ("baseline", "teacher", "init", "distill", "report") if kind not in begun]
     kind = rng.choice(left) if left and rng.random() < 0.5 else None
@@ -85,10 +85,10 @@ def _still_runs_at_a_random_moment(
 
 
 def trial(workdir: Path, overrides: list[str], kills: int, rng: random.Random, longest: float) -> tuple[int, Counter]:
-    """Run until it finishes, killed up to ``kills`` times; how often, and in which stage's directory it was then.
+    """Run until it finishes, with up to ``kills`` kills; returns their number and the stage directory at each kill.
 
     Raises:
-        RuntimeError: a run that nobody killed failed.
+        RuntimeError: a run failed without a kill.
     """
     where: Counter = Counter()
     for number in range(kills + 1):
@@ -109,7 +109,7 @@ def trial(workdir: Path, overrides: list[str], kills: int, rng: random.Random, l
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Exit code 1 if any trial ended with something else than the unharmed run."""
+    """Exit code 1 if the results of a trial differ from those of the uninterrupted run."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--kills", type=int, default=100)
     parser.add_argument("--seed", type=int, default=0)

@@ -1,4 +1,4 @@
-"""Tiny objects that many tests share, small trained students, and one run of the smoke preset. No network, no GPU."""
+"""Fixtures: tiny objects, small trained students, and one run of the smoke preset. No network, no GPU."""
 
 import contextlib
 import os
@@ -52,7 +52,7 @@ def data(data_config, tmp_path_factory) -> PreparedData:
 
 
 def _train(directory: Path, data: PreparedData, config: DataConfig, *, num_layers: int, **shape) -> Path:
-    """A T5 that has learned enough for its words to be sure of themselves, saved with its tokenizer."""
+    """A T5 that is trained enough to have confident predictions, saved with its tokenizer."""
     model = ModelConfig(d_model=32, d_ff=64, d_kv=16, num_heads=2, num_layers=num_layers, sparse_every=1, **shape)
     t5 = build_dense(model, data.vocab_size, pad=data.special_tokens.pad, eos=data.special_tokens.eos, seed=0).train()
     examples, optimizer = Examples(data, config, seed=0), torch.optim.AdamW(t5.parameters(), lr=5e-3)
@@ -74,13 +74,13 @@ def student(data, data_config, tmp_path_factory) -> Path:
 
 @pytest.fixture(scope="session")
 def gated_student(data, data_config, tmp_path_factory) -> Path:
-    """The directory of a small trained T5 with gated GELU and a head of its own, whose output is not scaled."""
+    """The directory of a small trained T5: gated GELU, untied, output not scaled."""
     shape = {"num_layers": 1, "feed_forward": "gated-gelu", "tie_word_embeddings": False}
     return _train(tmp_path_factory.mktemp("gated"), data, data_config, **shape)
 
 
 def switch_distill(*arguments: str, **environment: str) -> subprocess.CompletedProcess:
-    """The command line in a process of its own: a fork of a prepared one, unless libraries read ``environment``."""
+    """The command line in a new process: a fork of a prepared one, unless a library reads ``environment``."""
     if all(name.startswith("MLFLOW_") for name in environment):
         process = Forked("from pipelines.cli import main; main()", arguments, environment)
         stdout, stderr = process.communicate()
@@ -115,7 +115,7 @@ def interrupted_switch_distill(arguments: list[str], step: int, kind: signal.Sig
 
 @pytest.fixture
 def small_disk(tmp_path) -> Iterator[Callable[[int], Path]]:
-    """Mount a file system of so many bytes (rounded up to pages) and give its directory."""
+    """Mount a file system of this many bytes (rounded up to pages) and return its directory."""
     disks = []
 
     def mount(size: int) -> Path:
@@ -134,7 +134,7 @@ def small_disk(tmp_path) -> Iterator[Callable[[int], Path]]:
 
 @pytest.fixture
 def hub(tmp_path) -> Iterator[Hub]:
-    """A hub with nothing on it yet, and a cache of it that is empty; for processes with its ``environment``."""
+    """An empty hub with an empty cache, for processes with its ``environment``."""
     server = Hub(tmp_path / "huggingface")
     yield server
     server.close()
@@ -186,7 +186,7 @@ class Server:
 
     @contextlib.contextmanager
     def held(self) -> Iterator[None]:
-        """Within the block, the model answers nothing."""
+        """Within the block, the model does not answer."""
         self.hold.touch()
         try:
             yield
@@ -196,7 +196,7 @@ class Server:
 
 @contextlib.contextmanager
 def started(command: list[str], hold: Path | None = None, **environment: str) -> Iterator[Server]:
-    """A server from the first line that says where it listens, which it does once it answers."""
+    """A server, from the first line with its address, which it prints when it is ready."""
     everything = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT), **environment}
     pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "text": True}
     process = subprocess.Popen([sys.executable, *command], cwd=ROOT, env=everything, **pipes)
@@ -217,5 +217,5 @@ def started(command: list[str], hold: Path | None = None, **environment: str) ->
 
 @pytest.fixture(scope="session")
 def serving():
-    """Start a server in a process of its own: a context manager that gives a ``Server``."""
+    """Start a server in a new process; a context manager that returns a ``Server``."""
     return started

@@ -1,6 +1,6 @@
 """A hub of models and data sets in a thread: the part of the Hugging Face hub's HTTP interface that its clients use.
 
-huggingface_hub reads HF_ENDPOINT when it is imported, so that clients run in processes of their own:
+huggingface_hub reads HF_ENDPOINT when it is imported, so clients run in new processes:
 ``python(CODE, **hub.environment)``, or ``switch_distill(..., **hub.environment)``.
 """
 
@@ -27,7 +27,7 @@ Files = dict[str, bytes]
 
 
 class Repository:
-    """The files of each commit, and the branches and tags that stand for commits."""
+    """The files of each commit, and the branches and tags that refer to commits."""
 
     def __init__(self, kind: str, name: str):
         self.kind, self.name = kind, name
@@ -35,7 +35,7 @@ class Repository:
         self.refs: dict[str, str] = {}
 
     def commit(self, files: Path | Mapping[str, str | bytes], *refs: str) -> str:
-        """Commit the files of a directory, or these by their paths; ``refs`` (``main`` if none is named) move to it.
+        """Commit the files of a directory, or a dict of files by path; move ``refs`` (default: ``main``) to it.
 
         Returns:
             The commit, in 40 hexadecimal digits.
@@ -80,18 +80,18 @@ class Hub:
         return self.repositories.setdefault(("dataset", name), Repository("dataset", name))
 
     def close(self) -> None:
-        """From now on, nobody answers."""
+        """Stop answering."""
         self._server.shutdown()
         self._server.server_close()
 
 
 def python(code: str, *arguments: str, **environment: str) -> str:
-    """What ``code`` prints, in a process of its own."""
+    """The output of ``code`` in a new process."""
     return process(code, *arguments, **environment).stdout
 
 
 def process(code: str, *arguments: str, **environment: str) -> subprocess.CompletedProcess:
-    """``code`` in a process of its own, which ends well."""
+    """Run ``code`` in a new process, which must succeed."""
     command = [sys.executable, "-c", code, *arguments]
     variables = {**os.environ, "OMP_NUM_THREADS": "1", **environment}
     done = subprocess.run(command, cwd=ROOT, env=variables, capture_output=True, text=True, timeout=300)
@@ -103,7 +103,7 @@ class _Handler(BaseHTTPRequestHandler):
     protocol_version = "HTTP/1.1"
 
     def do_GET(self) -> None:
-        path = urlsplit(self.path).path  # quoted, in which a revision such as refs/pr/1 is one part
+        path = urlsplit(self.path).path  # quoted: a revision such as refs/pr/1 is one part
         self.server.hub.requests.append(path)
         length = int(self.headers.get("Content-Length") or 0)
         form = parse_qs(self.rfile.read(length).decode())
@@ -148,7 +148,7 @@ class _Handler(BaseHTTPRequestHandler):
             self._send(content, 200, headers)
 
     def _find(self, kind: str, name: str, revision: str) -> tuple[str, Files] | None:
-        """A commit and its files; where there is none, the refusal is sent."""
+        """A commit and its files; if there is none, an error response is sent."""
         repository = self.server.hub.repositories.get((kind, unquote(name)))
         commit = repository.find(unquote(revision)) if repository else None
         if commit is None:
@@ -172,7 +172,7 @@ class _Handler(BaseHTTPRequestHandler):
 
 
 def _entries(files: Files, folder: str, deep: bool) -> list[dict]:
-    """What the hub says of the files in a folder (``a/b/``), of those below with ``deep``, and of folders."""
+    """The hub's listing of a folder (``a/b/``): files and folders, with ``deep`` also those below."""
     below = {path: content for path, content in files.items() if path.startswith(folder)}
     entries = [
         {"type": "file", "path": path, "size": len(content), "oid": _oid(content)}

@@ -1,4 +1,4 @@
-"""Imports what stages, exports and MLflow's SQLite store need; ``tests.forked`` forks processes that have it."""
+"""Imports the libraries of stages, exports and MLflow's SQLite store, for the processes that ``tests.forked`` forks."""
 
 import importlib
 import os

@@ -1,7 +1,7 @@
 """Small trainings for tests/test_processes.py, in its own process and in several that ``accelerate launch`` starts.
 
-``accelerate launch ... -m tests.processes DIRECTORY PREPARED [--only KIND] [--kill-at STEP]`` does all of them, and
-leaves what each process saw in DIRECTORY/RANK.json.
+``accelerate launch ... -m tests.processes DIRECTORY PREPARED [--only KIND] [--kill-at STEP]`` runs all of them and
+writes the observations of each process to DIRECTORY/RANK.json.
 """
 
 import argparse
@@ -34,7 +34,7 @@ TRAINING = TrainingConfig(
     steps=8, batch_size=8, micro_batch_size=2, learning_rate=5e-3, warmup_steps=2, log_every=1, checkpoint_every=3
 )
 OPTIMIZERS = {"teacher": "adamw", "baseline": "adafactor", "distill": "muon"}
-EPOCH = 25  # examples; the 64 of a run go round more than twice, and epochs end in the middle of a micro-batch
+EPOCH = 25  # examples; the 64 of a run are more than two epochs, and epochs end inside a micro-batch
 
 
 def make_objective(kind: str, data: PreparedData):
@@ -55,7 +55,7 @@ def make_examples(data: PreparedData) -> Examples:
 
 
 def identities(batch) -> list[str]:
-    """One for each example, of its inputs and targets."""
+    """An identity for each example, from its inputs and targets."""
     rows = zip(batch[0].tolist(), batch[1].tolist(), strict=True)
     return [hashlib.sha256(json.dumps(row).encode()).hexdigest()[:16] for row in rows]
 
@@ -70,15 +70,15 @@ def course(
     diverge_at: int | None = None,
     die: tuple[int, BaseException | signal.Signals] | None = None,
 ) -> dict[str, Any]:
-    """Train (on) in ``directory``.
+    """Train in ``directory``, or resume.
 
     Args:
-        diverge_at: a step at which the first evaluation finds the model useless, so that training goes back.
-        die: a step, and what happens after it, to this process.
+        diverge_at: a step at which the first evaluation reports divergence, so that training restarts.
+        die: a step, and the end of this process after it.
 
     Returns:
-        losses and identities of the examples that this process saw, by step; at the end, test losses and the
-        SHA-256 of the weights.
+        Losses and identities of the examples of this process, by step; at the end, test losses and the SHA-256 of the
+        weights.
     """
     objective, losses, seen, evaluated = make_objective(kind, data), {}, {}, []
     model, held_out = objective.model, Examples(data, DATA, seed=None)
@@ -122,7 +122,7 @@ def course(
 
 
 def courses(data: PreparedData, directory: Path, accelerator: Accelerator) -> dict[str, Any]:
-    """All that is compared between numbers of processes: straight, again, stopped and resumed, after a divergence."""
+    """All runs that are compared: uninterrupted, repeated, stopped and resumed, restarted after divergence."""
     results: dict[str, Any] = {}
     for kind in OPTIMIZERS:
         results[kind] = course(kind, data, directory / kind, accelerator)

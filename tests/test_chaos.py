@@ -1,4 +1,4 @@
-"""A few kills, and that the comparison of the whole script would see what they break."""
+"""A few kills, and a test that the comparison of tests/chaos.py detects damage."""
 
 import json
 import shutil

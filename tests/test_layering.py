@@ -1,4 +1,4 @@
-"""Decisions that fail the build: the direction of imports, the size of files, who may import mlflow."""
+"""Decisions that fail the build: the direction of imports, the size of files, the modules that may import mlflow."""
 
 import ast
 import subprocess
@@ -15,7 +15,7 @@ PACKAGES = {
     "students": {"distill", "students", "teachers"},
     "pipelines": {"distill", "teachers", "students", "pipelines"},
 }
-# The folders of pipelines, each with those that it may import.
+# Folder of pipelines -> folders that it may import.
 WINGS: dict[str, set[str]] = {"config": set()}
 WINGS["workdir"] = {"config"}
 WINGS["tracking"] = {"config", "workdir"}
@@ -23,7 +23,7 @@ WINGS["reporting"] = {*WINGS["tracking"], "tracking"}
 WINGS["runner"] = WINGS["deploy"] = {*WINGS["reporting"], "reporting"}
 WINGS["stages"] = {*WINGS["runner"], "runner", "deploy"}
 WINGS["cli"] = {*WINGS["stages"], "stages"}
-# Packages whose __init__ offers what modules inside them define.
+# Packages whose __init__ re-exports names of their modules.
 PUBLIC = {"students", "teachers", "students.export", "students.runtime", "pipelines.reporting", "pipelines.cli"}
 SOURCES = [path for package in PACKAGES for path in sorted((ROOT / package).rglob("*.py"))]
 
@@ -46,7 +46,7 @@ MODULES = {module_of(path): path for path in SOURCES}
 
 
 def edges() -> dict[str, set[str]]:
-    """Module -> our modules that it imports, also late and for types alone."""
+    """Module -> our modules that it imports, including imports in functions and imports for types only."""
     found: dict[str, set[str]] = {}
     for name, path in MODULES.items():
         nodes = [node for node in ast.walk(ast.parse(path.read_text())) if isinstance(node, ast.ImportFrom)]
@@ -92,7 +92,7 @@ def test_mlflow_is_imported_where_its_store_or_its_models_are_the_subject():
 
 
 def test_models_and_tokenizers_are_saved_in_names_that_other_readers_know():
-    """transformers 5 has names of its own, which ``distill.models.save`` replaces."""
+    """transformers 5 has new names, which ``distill.models.save`` replaces."""
     users = {str(path.relative_to(ROOT)) for path in SOURCES if ".save_pretrained(" in path.read_text()}
     configs = {f"students/export/{name}.py" for name in ("student", "ctranslate2_model")}
     assert users == {"distill/models/save.py", "teachers/save.py"} | configs

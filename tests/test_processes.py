@@ -1,4 +1,4 @@
-"""Several processes do what one does: the same examples, losses and files; so does a run that was stopped or killed."""
+"""Several processes give the examples, losses and files of one; so does a run that was stopped or killed."""
 
 import json
 import os
@@ -30,11 +30,11 @@ def launch(*arguments: str, how: tuple[str, ...] = DDP) -> subprocess.CompletedP
 
 
 class Both(NamedTuple):
-    """Two processes that have done all of ``tests.processes``."""
+    """Two processes that have run all of ``tests.processes``."""
 
     how: tuple[str, ...]
-    ranks: list[dict]  # what each of them saw
-    directory: Path  # what they left
+    ranks: list[dict]  # the observations of each process
+    directory: Path  # the files that they wrote
 
 
 def ranks(directory: Path) -> list[dict]:
@@ -44,7 +44,7 @@ def ranks(directory: Path) -> list[dict]:
 @pytest.fixture(scope="module")
 def alone(data, tmp_path_factory):
     results = processes.courses(data, tmp_path_factory.mktemp("alone"), make_accelerator("float32"))
-    return json.loads(json.dumps(results))  # with steps as text, as in the files of the others
+    return json.loads(json.dumps(results))  # steps as strings, as in the JSON files
 
 
 @pytest.fixture(scope="module", params=[DDP, pytest.param(FSDP2, marks=pytest.mark.slow)], ids=["DDP", "FSDP2"])
@@ -76,7 +76,7 @@ def test_two_processes_see_every_example_once_and_in_order(data, both, kind):
 
 @pytest.mark.parametrize("case", [*KINDS, "teacher resumed", "baseline diverged"])
 def test_two_processes_have_the_losses_of_one(alone, both, case):
-    """With dropout, jitter and the capacity of experts: the passes are the same, whoever makes them."""
+    """With dropout, jitter and expert capacity: forward passes do not depend on the process."""
     for rank in both.ranks:
         assert rank["processes"] == 2
         assert rank[case]["losses"] == pytest.approx(alone[case]["losses"], abs=2e-5)
@@ -124,18 +124,18 @@ def test_one_process_goes_on_from_the_checkpoint_of_two(data, both, alone, tmp_p
 
 @pytest.mark.parametrize("stops", [(1,), (3, 4), (2, 5, 7)])
 def test_a_run_that_is_stopped_reads_no_example_twice_and_skips_none(data, tmp_path, stops):
-    """By what the model was given, on the course that the last checkpoint belongs to."""
+    """Checked by the model's inputs, in the attempt of the last checkpoint."""
     seen, accelerator = {}, make_accelerator("float32")
     for stop in (*stops, None):
         die = (stop, KeyboardInterrupt()) if stop else None
         part = processes.course("baseline", data, tmp_path, accelerator, die=die)["seen"]
         for step in part.keys() & seen.keys():
-            assert part[step] == seen[step]  # taken again after the last checkpoint, with the same examples
+            assert part[step] == seen[step]  # steps after the last checkpoint are repeated with the same examples
         seen |= part
     assert [one for step in sorted(seen) for one in seen[step]] == in_order(data)
 
 
-@pytest.mark.slow  # a start-up of four processes; what a lost process says is tested in test_launch
+@pytest.mark.slow  # starts four processes; test_launch tests the message of a lost process
 def test_a_killed_process_ends_the_others_and_the_next_start_goes_on(data, both, tmp_path):
     arguments = ["tests.processes", str(tmp_path), data.directory, "--only", "baseline"]
     done = launch(*arguments, "--kill-at", "5", how=both.how)

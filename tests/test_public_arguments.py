@@ -1,4 +1,4 @@
-"""What cannot be meant is refused by every public function in a sentence that names the argument."""
+"""Every public function rejects wrong arguments with a sentence that names the argument."""
 
 from math import inf, nan
 from pathlib import Path
@@ -30,7 +30,7 @@ TEACHER = build_teacher(SHAPE, SwitchConfig(), 64, 2, pad=0, eos=1, seed=0)
 DENSE = build_dense(SHAPE, 64, pad=0, eos=1, seed=0)
 OTHER = GPT2LMHeadModel(GPT2Config(n_layer=1, n_head=2, n_embd=8, vocab_size=64))
 SIZES = {"vocab_size": 64, "d_model": 16, "d_kv": 4, "d_ff": 24, "num_heads": 2, "num_experts": 2, "num_layers": 2}
-# As transformers alone loads it: its layers are no SwitchLayers.
+# Loaded by plain transformers: its layers are not SwitchLayers.
 PLAIN = SwitchTransformersForConditionalGeneration(SwitchTransformersConfig(**SIZES, num_sparse_encoder_layers=1))
 INPUTS, LABELS = torch.ones(2, 5, dtype=torch.int64), torch.ones(2, 3, dtype=torch.int64)
 ROW, ROWS = np.arange(5, 45), np.tile(np.arange(5, 45), (3, 1))
@@ -64,7 +64,7 @@ def test_corrupt_spans(name, values):
 
 @pytest.mark.parametrize("generators", [2, 4])
 def test_corrupt_spans_needs_a_generator_for_each_row(generators):
-    """With fewer, the spans of the other rows would be whatever was in memory."""
+    """With fewer, the spans of the other rows would be uninitialised memory."""
     given = [generator() for _ in range(generators)]
     assert "one for each row" in refused(corrupt_spans, ROWS, given, sentinel_start=99, eos=1)
     assert "one for each row" in refused(corrupt_spans, ROWS, generator(), sentinel_start=99, eos=1)
@@ -91,7 +91,7 @@ def test_corrupt_spans_needs_tokens(tokens):
     ],
 )
 def test_mixed_cross_entropy(change, message):
-    """With fewer labels than states, the gradient of the rest would be whatever was in memory."""
+    """With fewer labels than states, the remaining gradients would be uninitialised memory."""
     values = {"student_hidden": torch.randn(6, 4), "student_head": torch.randn(9, 4), "labels": torch.arange(6)}
     with pytest.raises(ValueError, match=message):
         mixed_cross_entropy(**{**values, "soft_labels": torch.randn(6, 9), **change})
@@ -141,7 +141,7 @@ def test_switch_layer(name, values):
 def test_what_a_switch_layer_is_called_with():
     layer, hidden = SwitchLayer(8, 8, 2), torch.randn(2, 3, 8)
     for wrong in (torch.randn(2, 3, 9), torch.randn(8), torch.ones(2, 3, 8, dtype=torch.int64)):
-        assert "it must be floats, [batch, length, 8]" in refused(layer, wrong)
+        assert "it must be floating point, [batch, length, 8]" in refused(layer, wrong)
     for mask in (torch.ones(2, 4), torch.ones(3, 2), torch.ones(1)):
         assert "padding_mask has shape" in refused(layer, hidden, mask)
     layer.routing = "nonsense"
@@ -152,7 +152,7 @@ def test_what_a_switch_layer_is_called_with():
 def test_seeds(seed):
     needed = f"seed is {seed!r}; it must be a whole number from 0"
     assert refused(init_student, TEACHER, seed=seed) == needed
-    if seed != 2**70:  # numpy takes any
+    if seed != 2**70:  # numpy accepts any
         losses = np.random.default_rng(0).random((3, 50))
         assert refused(fraction_kept, *losses, seed=seed) == needed
 

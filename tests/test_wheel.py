@@ -1,4 +1,4 @@
-"""The distributions: what they hold, what they say of themselves, and that the program runs from an installed wheel."""
+"""The distributions: their files and metadata, and the program from an installed wheel."""
 
 import ast
 import contextlib
@@ -55,7 +55,7 @@ class Built(NamedTuple):
 
 @pytest.fixture(scope="module")
 def built(tmp_path_factory) -> Built:
-    """Distributions of a copy of the tree, because setuptools packs what an earlier build has left in ``build``."""
+    """Distributions of a copy of the tree, because setuptools packs files that earlier builds left in ``build``."""
     root = tmp_path_factory.mktemp("distributions")
     tree = root / "tree"
     for folder in (*PACKAGES, "benchmarks", "docs", "tests"):
@@ -133,7 +133,7 @@ def normalised(name: str) -> str:
 
 
 def test_every_imported_library_is_declared():
-    """A library that another one brings today is missing tomorrow, and only outside of the tests' environment."""
+    """An undeclared library that another one installs may be missing later, outside of the tests' environment."""
     distributions = packages_distributions()
     known = declared("ctranslate2", "onnx", "serve")
     undeclared = {}
@@ -154,7 +154,7 @@ def test_the_extra_that_a_message_names_brings_what_is_missing():
 
 
 class Installed:
-    """An environment with the wheel. Its programs run outside of the repository, without a variable that names it."""
+    """An environment with the wheel. Its programs run outside of the repository, without variables that name it."""
 
     def __init__(self, directory: Path):
         self.directory = directory
@@ -166,7 +166,7 @@ class Installed:
         return [str(self.directory / "bin" / program), *arguments]
 
     def run(self, cwd: Path, program: str, *arguments: str) -> str:
-        """What it says on stdout."""
+        """The program's output on stdout."""
         options = {"cwd": cwd, "env": self.environment, "capture_output": True, "text": True}
         done = subprocess.run(self.command(program, *arguments), **options)
         assert done.returncode == 0, done.stderr
@@ -174,7 +174,7 @@ class Installed:
 
     @contextlib.contextmanager
     def started(self, cwd: Path, *arguments: str) -> Iterator[subprocess.Popen]:
-        """A server, with what it says on stderr."""
+        """A server, and its lines on stderr."""
         options = {"cwd": cwd, "env": self.environment, "stderr": subprocess.PIPE, "text": True}
         with subprocess.Popen(self.command("switch-distill", *arguments), **options) as process:
             yield process
@@ -212,7 +212,7 @@ def test_the_installed_program_runs_anywhere_and_is_no_part_of_the_repository(in
 
 @pytest.fixture(scope="module")
 def folder(installed, tmp_path_factory) -> Path:
-    """A finished ``run smoke``, whose chains are processes of their own, in the default work directory of a folder.
+    """A finished ``run smoke``, whose chains are separate processes, in the default work directory of a folder.
 
     The folder is a user's repository, whose commit says nothing about this project. Its modules have the names of
     this project's and of libraries, and must not be imported.

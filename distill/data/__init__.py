@@ -1,16 +1,16 @@
 """From a corpus to examples.
 
-corpus         documents of a corpus, split by hash, with a digest of their bytes
-rows           rows of files, read one by one
+corpus         documents of a corpus, their split by hash, and the digest of their bytes
+rows           rows of files, read one at a time
 hub_rows       rows of a data set in the hub's format
-tokenizer      a trained or a loaded tokenizer, checked for what T5 needs
-vocabulary     the tokens of a tokenizer and their ids, and whether two tokenizers have the same ones
-round_trip     what a tokenizer loses of a text
-prepare        a corpus to disk as tokens, read once, with its digests
-prepared_data  what is on disk then
-held_out       which pieces models are evaluated on, and the document of each
-overlap        how much of a held-out text also stands in the training text
-examples       fixed-length examples and batches of them
-soft_labels    the teacher's distribution in a few token ids per target token
-cached_labels  those on disk: made once by the teacher, read by students
+tokenizer      a trained or loaded tokenizer, with the checks that T5's objective needs
+vocabulary     the tokens of a tokenizer and their ids, and the comparison of two tokenizers
+round_trip     the text that a tokenizer loses
+prepare        writes a corpus to disk as tokens, with digests
+prepared_data  the prepared corpus on disk
+held_out       the choice of evaluated examples, and the document of each
+overlap        the share of a held-out text that the training text contains
+examples       fixed-length examples and batches
+soft_labels    the teacher's distribution as a few token ids per target token
+cached_labels  soft labels on disk: made once by the teacher, read by students
 """

@@ -1,7 +1,7 @@
-"""Soft labels on disk: the teacher makes them once, students of any seed and setting read them.
+"""Soft labels on disk: the teacher makes them once, and students of any seed and setting read them.
 
-Example i of a training stream is a function of (seed, i), so its labels can be found by i. The arrays are
-memory-mapped and verified by their SHA-256; reading a batch touches its own rows alone.
+Example i of a training stream is a function of (seed, i), so i is the index of its labels. The arrays are memory-mapped
+and verified by their SHA-256. Reading a batch reads only its own rows.
 
 B examples, T target tokens, N = B x T, K token ids per target token.
 """
@@ -28,13 +28,13 @@ from distill.loss import SparseSoftLabels
 from distill.models.t5_forward import hidden_states
 from distill.special_tokens import token_type
 
-_STORED_NAMES = {"token_ids": "words"}  # of files, where they differ from the fields of SparseSoftLabels
-_OFFSETS = 4  # stream of random numbers; 1 to 3 are those of distill.data
-_BATCHES_PER_SAVE = 16  # of each process
+_STORED_NAMES = {"token_ids": "words"}  # field of SparseSoftLabels -> name of the file, if it differs
+_OFFSETS = 4  # stream of random numbers; distill.data.examples has 1 to 3
+_BATCHES_PER_SAVE = 16  # per process
 
 
 class LabelledBatch(NamedTuple):
-    """A ``distill.data.examples.Batch`` with soft labels for its N target tokens, row by row."""
+    """A ``distill.data.examples.Batch`` with soft labels for its N target tokens, in the order of the labels."""
 
     input_ids: torch.Tensor
     labels: torch.Tensor
@@ -47,13 +47,13 @@ class LabelledBatch(NamedTuple):
 
 
 class CachedLabels:
-    """The labels that ``make_labels`` left in a directory, memory-mapped. ``facts`` is its labels.json."""
+    """The memory-mapped labels that ``make_labels`` has written to a directory. ``facts`` is its labels.json."""
 
     def __init__(self, directory: Path):
-        """Open the files, and read all of them once for their checksums.
+        """Open the files, and read all of them once to verify their SHA-256.
 
         Raises:
-            UserError: a file is missing or has other bytes than were written.
+            UserError: a file is missing or damaged.
         """
         hint = f"copy it again, or delete {directory.parent} and make the labels again with: switch-distill label"
         self.facts: dict[str, Any] = read_record(directory / "labels.json", hint)
@@ -61,25 +61,25 @@ class CachedLabels:
             check_digests(directory, self.facts["sha256"], hint)
             self._arrays = _open(directory, self.facts, "r")
         except (ValueError, KeyError) as error:
-            raise UserError(f"the files in {directory} are no soft labels ({error}); {hint}") from error
+            raise UserError(f"the files in {directory} are not soft labels ({error}); {hint}") from error
 
     def __len__(self) -> int:
-        """Examples."""
+        """Number of labelled examples."""
         return self.facts["examples"]
 
     @property
     def bytes_per_token(self) -> int:
-        """2K + 2 for ``sampled``, 4K + 2 for ``top_k``; 2K more where the vocabulary exceeds 65,536 tokens."""
+        """2K + 2 for ``sampled``, 4K + 2 for ``top_k``; 2K more if the vocabulary exceeds 65,536 tokens."""
         return sum(array.nbytes for array in self._arrays.values()) // self._arrays["entropy"].size
 
     def means(self) -> dict[str, float]:
-        """Per token: ``entropy`` in nats, and ``mass`` of the tokens that are kept (1 for ``sampled``)."""
+        """Means over target tokens: ``entropy`` in nats; ``mass``, the probability of the K ids (1 if ``sampled``)."""
         probs = self._arrays.get("probs")
         mass = 1.0 if probs is None else float(probs.mean(dtype=np.float64)) * probs.shape[-1]
         return {"entropy": float(self._arrays["entropy"].mean(dtype=np.float64)), "mass": mass}
 
     def batch(self, indices: Sequence[int]) -> SparseSoftLabels:
-        """Labels of examples ``indices`` (each modulo the number of examples): token_ids, probs [N, K], entropy [N]."""
+        """The labels of examples ``indices`` (modulo their number): token_ids and probs [N, K], entropy [N]."""
         rows = np.asarray(indices) % len(self)
         read = {name: torch.from_numpy(array[rows]).flatten(0, 1) for name, array in self._arrays.items()}
         token_ids = read["token_ids"].long()
@@ -88,10 +88,10 @@ class CachedLabels:
 
 
 class LabelledExamples:
-    """Training examples with their cached labels. After the last one it begins again with the first."""
+    """Training examples with their cached labels. After the last example, the first one follows again."""
 
     def __init__(self, examples: Examples, labels: CachedLabels):
-        """``examples`` must be those that the labels were made for: same data, settings and seed."""
+        """``examples`` must have the data, settings and seed that the labels were made with."""
         self.examples, self.labels = examples, labels
 
     def batch(self, indices: Sequence[int]) -> LabelledBatch:
@@ -115,25 +115,30 @@ def make_labels(
     progress: Path,
     on_batch: Callable[[int, int, dict[str, float]], None] = lambda done, count, metrics: None,
 ) -> None:
-    """Label the first ``count`` training examples; a killed call goes on where it was and leaves the same bytes.
+    """Label the first ``count`` training examples. A killed call can be repeated: it resumes and writes the same bytes.
 
-    Leaves words.npy [count, T, K] (token ids in uint16; in uint32 if the vocabulary exceeds 65,536), entropy.npy
-    [count, T] (float16), for ``top_k`` probs.npy [count, T, K] (float16), and labels.json, which says what they are and
-    their SHA-256.
+    Writes words.npy [count, T, K] (token ids in uint16; in uint32 if the vocabulary exceeds 65,536), entropy.npy
+    [count, T] (float16), for ``top_k`` also probs.npy [count, T, K] (float16), and labels.json, with the settings and
+    the SHA-256 of the arrays.
 
-    Batches are whole and aligned, the last one too, and processes share them by whole batches: a teacher's expert
-    capacity depends on the batch, so neither ``count`` nor the number of processes may change an example's labels.
+    A teacher's expert capacity depends on the batch, but neither ``count`` nor the number of processes may change the
+    labels of an example. So every batch is full, the last one too, and each process takes whole batches.
 
     Args:
-        teacher: a T5 or Switch model; it is put in eval mode.
-        directory: of the labels; made where it is missing. All processes must see it.
-        batch_size: examples of a forward pass.
-        origin: what labels.json should say about teacher and data. Labels of another origin are not gone on with.
-        progress: a JSON file that says how far it got.
-        on_batch: is told the examples done, their total, and this batch's ``entropy`` and ``tokens_per_second``.
+        teacher: a T5 or Switch model; it is set to eval mode.
+        examples: the training examples.
+        config: form of the labels, K, and seed.
+        directory: of the labels; created if it is missing. All processes must have access to it.
+        count: number of examples to label.
+        temperature: divides the teacher's logits; above 0.
+        batch_size: examples per forward pass.
+        origin: facts about teacher and data for labels.json. Unfinished labels of another origin are not resumed.
+        progress: a JSON file that records the number of finished batches.
+        on_batch: gets the number of labelled examples, ``count``, and the batch's ``entropy`` and
+            ``tokens_per_second``.
 
     Raises:
-        DiskFull: before the first label; nothing is left of them.
+        DiskFull: there is no space for the labels. It is raised before the first label, and no file remains.
     """
     teacher.eval()
     facts = {**config.model_dump(mode="json", by_alias=True), "examples": count, "temperature": temperature, **origin}
@@ -172,7 +177,10 @@ def _label_batch(
     temperature: float,
     accelerator: Accelerator,
 ) -> tuple[float, int]:
-    """Write the labels of examples ``rows``; rows beyond the last fill the teacher's batch and are dropped."""
+    """Write the labels of examples ``rows``; returns the mean entropy and the number of tokens.
+
+    Rows beyond the last example fill the teacher's batch, and their labels are dropped.
+    """
     batch = examples.batch(rows).to(accelerator.device)
     with accelerator.autocast():
         hidden, head = hidden_states(teacher, batch.input_ids, batch.labels)
@@ -190,9 +198,9 @@ def _label_batch(
 
 
 def _layout(facts: dict[str, Any]) -> dict[str, tuple[type, tuple[int, ...]]]:
-    """Type and shape of each array, by its field of SparseSoftLabels."""
+    """dtype and shape of each array, by field of SparseSoftLabels."""
     targets = (facts["examples"], facts["targets"])
-    stored = (*targets, facts["words"])  # the name of num_tokens in labels.json
+    stored = (*targets, facts["words"])  # K; labels.json has num_tokens under this name
     layout = {"token_ids": (token_type(facts["vocabulary"]), stored), "entropy": (np.float16, targets)}
     return layout if facts["form"] == "sampled" else {**layout, "probs": (np.float16, stored)}
 
@@ -223,12 +231,12 @@ def _create(directory: Path, facts: dict[str, Any]) -> None:
 
 
 def labels_bytes(facts: dict[str, Any]) -> int:
-    """Size of the arrays; ``facts`` has examples, targets, words, vocabulary and form."""
+    """Size of the arrays in bytes; ``facts`` has the keys examples, targets, words, vocabulary and form."""
     return sum(np.dtype(kind).itemsize * int(np.prod(shape)) for kind, shape in _layout(facts).values())
 
 
 def _reserve(path: Path) -> None:
-    """Give a file all of its blocks: writing to the memory map of one that finds none left kills the process."""
+    """Allocate all blocks of a file. On a full disk, a write to a memory map of a sparse file kills the process."""
     if hasattr(os, "posix_fallocate"):
         with open(path, "r+b") as file:
             os.posix_fallocate(file.fileno(), 0, path.stat().st_size)
@@ -239,7 +247,7 @@ def _open(directory: Path, facts: dict[str, Any], mode: Literal["r", "r+"]) -> d
 
 
 def _batches_done(progress: Path, directory: Path, facts: dict[str, Any]) -> int:
-    """0 where what there is belongs to other labels, or cannot be read."""
+    """Number of finished batches of these labels; 0 if the files are of other labels or cannot be read."""
     try:
         known = read_record(progress, "the labels are made again")
         found = {name: (array.dtype, array.shape) for name, array in _open(directory, known["of"], "r").items()}

@@ -21,10 +21,10 @@ _NOT_STDLIB = {"test", "tests", "idle_test", "site-packages", "dist-packages", "
 
 @dataclass(frozen=True)
 class Document:
-    """A text of a corpus, and what decides which part it belongs to."""
+    """A text of a corpus, and the key that decides its split."""
 
     text: str
-    group: str | None = None  # the value of data.split_by; None where the text itself decides
+    group: str | None = None  # the value of data.split_by; None if the text itself decides the split
 
     @cached_property
     def digest(self) -> bytes:
@@ -33,7 +33,7 @@ class Document:
 
     @property
     def key(self) -> bytes:
-        """Equal for what must not stand in two parts: equal texts, or all texts of one group."""
+        """SHA-256, equal for documents that must be in the same split: equal texts, or all texts of a group."""
         return self.digest if self.group is None else _sha256(self.group)
 
 
@@ -57,28 +57,28 @@ def corpus_files(corpus: str) -> list[Path]:
 
 
 class BadRows:
-    """What becomes of bad rows; see ``data.bad_rows``."""
+    """Refuses bad rows, or skips and counts them; see ``data.bad_rows``."""
 
     def __init__(self, choice: Literal["refuse", "skip"] = "refuse"):
         self._refuse = choice == "refuse"
         self.skipped, self.first = 0, ""
 
     def add(self, sentence: str) -> None:
-        """Count a row, by a sentence that says where it stands and what is wrong with it.
+        """Count a bad row. ``sentence`` has its place and the problem.
 
         Raises:
             UserError: bad rows are refused.
         """
         if self._refuse:
             raise UserError(
-                f"{sentence}; mend the row, name another column in data.text_column or data.split_by, "
-                "or leave such rows out with data.bad_rows: skip"
+                f"{sentence}; fix the row, name another column in data.text_column or data.split_by, "
+                "or skip such rows with data.bad_rows: skip"
             )
         self.first = self.first or sentence
         self.skipped += 1
 
     def check(self, good: int) -> None:
-        """Raise UserError where every row was skipped."""
+        """Raise UserError if all rows were skipped; ``good`` is the number of rows that were not."""
         if self.skipped and not good:
             raise UserError(f"all {self.skipped:,} rows are bad; the first: {self.first}; use another data.corpus")
 
@@ -90,18 +90,20 @@ def read_documents(
     revision: str | None = None,
     bad_rows: BadRows | None = None,
 ) -> Iterator[Document]:
-    """The documents of ``corpus`` in a fixed order, empty ones left out.
+    """Yield the documents of ``corpus`` in a fixed order, without empty ones.
 
-    A file of ``text:`` is one document; a row of ``jsonl:`` (gzip too), ``parquet:`` or ``hf:`` is one.
+    Each file of ``text:`` is a document, and so is each row of ``jsonl:`` (also compressed), ``parquet:`` or ``hf:``.
 
     Args:
-        split_by: None, ``directory`` (of files), or a column (of rows), which becomes the documents' group.
+        corpus: one of KINDS.
+        text_column: the column of rows that has the text.
+        split_by: None, ``directory`` (of files), or a column (of rows). It becomes the documents' group.
         revision: of a data set on the hub.
-        bad_rows: what becomes of rows without text or without a value of ``split_by``; None refuses them.
+        bad_rows: handles rows without text or without a value of ``split_by``; None refuses them.
 
     Raises:
-        UserError: a file that cannot be read or is not UTF-8, a bad row, a data set that is not found, or a
-            ``split_by`` that the corpus does not have.
+        UserError: a file cannot be read or is not UTF-8, a row is bad, a data set is not found, or the corpus does not
+            have ``split_by``.
     """
     files = corpus_files(corpus)
     kind = corpus.partition(":")[0]
@@ -122,9 +124,10 @@ def read_documents(
 
 
 def split_of(key: bytes, test: float, validation: float = 0.0) -> str:
-    """``train``, ``test`` or ``validation``: by ``Document.key``, so that documents with equal ones share a part.
+    """The split of a document: ``train``, ``test`` or ``validation``.
 
     Args:
+        key: ``Document.key``; documents with equal keys are in the same split.
         test, validation: fractions of the documents, together less than 1.
     """
     place = int.from_bytes(key[:8], "big") / 2**64
@@ -149,7 +152,7 @@ class Digest:
 def _stdlib_files() -> list[Path]:
     found = []
     for directory, folders, names in os.walk(sysconfig.get_paths()["stdlib"]):
-        folders[:] = set(folders) - _NOT_STDLIB  # installed packages are many times as many files
+        folders[:] = set(folders) - _NOT_STDLIB  # without installed packages, which have many times as many files
         found += [Path(directory, name) for name in set(names) - _NOT_STDLIB if name.endswith((".py", ".txt", ".rst"))]
     return sorted(found)
 
@@ -159,17 +162,17 @@ def _sha256(text: str) -> bytes:
 
 
 def _above(pattern: str) -> Path:
-    """The directory that a glob looks in: its files' directories are named from there, wherever that is."""
+    """The directory above the first wildcard of a glob. Groups are relative to it, wherever it is."""
     parts = list(itertools.takewhile(lambda part: not glob.has_magic(part), Path(pattern).parts))
     return Path(*parts) if len(parts) < len(Path(pattern).parts) else Path(pattern).parent
 
 
 def _read_files(files: list[Path], group_below: Path | None) -> Iterator[Document]:
-    """With ``group_below``, the group of a file is its directory below that one."""
+    """Read files as documents. If ``group_below`` is given, a file's group is its directory relative to that."""
     for path in files:
         group = None if group_below is None else path.relative_to(group_below).parent.as_posix()
         try:
-            text = path.read_bytes().decode("utf-8")  # read_text would change line ends
+            text = path.read_bytes().decode("utf-8")  # read_text would convert line ends
             yield Document(text, group)
         except UnicodeDecodeError as error:
             raise UserError(f"{path} is not UTF-8 text (byte {error.start}); convert it or leave it out") from error
@@ -188,13 +191,13 @@ def _documents_of_rows(
 
 
 def _problem(values: dict[str, Any], text_column: str, split_by: str | None) -> str:
-    """What is wrong with a row that has the columns, or nothing."""
+    """The problem of a row that has all columns; empty if there is none."""
     if not isinstance(text := values[text_column], str):
         return f"has {describe(text)} in column {text_column!r}, where text is needed"
     try:
         text.encode()
     except UnicodeEncodeError as error:
-        return f"has half of a character ({text[error.start]!a} at {error.start}) in column {text_column!r}"
+        return f"has an unpaired surrogate ({text[error.start]!a} at {error.start}) in column {text_column!r}"
     if split_by is not None and type(group := values[split_by]) not in (str, int):
         return f"has {describe(group)} in column {split_by!r} (data.split_by), where text or a whole number is needed"
     return ""

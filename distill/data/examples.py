@@ -1,4 +1,4 @@
-"""Fixed-length examples and batches of them. Example i is a function of (seed, i) alone.
+"""Fixed-length examples and batches of them. Example i is a function of (seed, i) only.
 
 B examples, S input tokens, T target tokens.
 """
@@ -14,11 +14,11 @@ from distill.data.prepared_data import PreparedData, example_lengths
 from distill.span_corruption import corrupt_spans
 
 IGNORE_INDEX = -100
-_TRAIN, _HELD_OUT, _ORDER = 1, 2, 3  # keep the streams of random numbers apart
+_TRAIN, _HELD_OUT, _ORDER = 1, 2, 3  # separate streams of random numbers
 
 
 class Batch(NamedTuple):
-    """``input_ids`` [B, S] and ``labels`` [B, T], both int64; a label of -100 is not counted."""
+    """``input_ids`` [B, S] and ``labels`` [B, T], both int64; labels of -100 are ignored."""
 
     input_ids: torch.Tensor
     labels: torch.Tensor
@@ -28,7 +28,7 @@ class Batch(NamedTuple):
 
 
 def checked_batch(values: Sequence[torch.Tensor]) -> Batch:
-    """``values`` as a Batch; ValueError where they are none."""
+    """``values`` as a Batch; raises ValueError if their number, types or shapes do not fit."""
     found = [f"{getattr(one, 'dtype', type(one).__name__)} {list(getattr(one, 'shape', []))}" for one in values]
     if [text.partition(" [")[0] for text in found] == ["torch.int64"] * 2:
         inputs, labels = values
@@ -38,17 +38,17 @@ def checked_batch(values: Sequence[torch.Tensor]) -> Batch:
 
 
 class Examples:
-    """The examples of one split, made when asked for.
+    """The examples of one split, made on demand.
 
-    Training examples go through a new permutation of the segments each epoch, with new spans; evaluated examples are
-    chosen evenly from the documents of ``config.eval_split`` and are the same for every model, seed and stage.
+    Each epoch of training examples has a new permutation of the segments and new spans. Evaluated examples are chosen
+    evenly from the documents of ``config.eval_split``, and are the same for every model, seed and stage.
     """
 
     def __init__(self, data: PreparedData, config: DataConfig, *, seed: int | None):
-        """``seed`` for training examples, None for the evaluated ones.
+        """``seed`` is that of training examples, or None for evaluated examples.
 
         Raises:
-            UserError: see ``example_lengths``, and for evaluated ones ``PreparedData.layout``.
+            UserError: see ``example_lengths``, and for evaluated examples ``PreparedData.layout``.
         """
         self.config, self.special_tokens, self.seed = config, data.special_tokens, seed
         self.raw_length, self.lengths = example_lengths(data, config)
@@ -61,7 +61,7 @@ class Examples:
         self._epoch, self._order = -1, np.empty(0, dtype=np.int64)
 
     def batch(self, indices: Sequence[int]) -> Batch:
-        """Examples ``indices``, in that order. A training index may exceed one epoch."""
+        """The examples ``indices``, in this order. Training indices may exceed one epoch."""
         raw = self._segments[[self._segment(index) for index in indices]]
         stream = (_HELD_OUT, 0) if self.seed is None else (_TRAIN, self.seed)
         inputs, targets = corrupt_spans(

@@ -1,7 +1,7 @@
-"""Which pieces of a held-out text models are evaluated on, and the document that each is from.
+"""The choice of evaluated examples from a held-out text, and the document of each example.
 
-The text is cut by document: a document gives whole examples of its own, and documents that are shorter than an example
-are put together until they fill one, which then counts as one document. So no two documents share an example.
+A document of at least the length of an example is cut into whole examples. Shorter documents are concatenated until
+they fill one example, and together count as one document. So no two documents share an example.
 """
 
 from typing import NamedTuple
@@ -10,16 +10,16 @@ import numpy as np
 
 
 class Layout(NamedTuple):
-    """A part's texts, those of one document side by side, long documents first. Positions are in that order."""
+    """The texts of a split, ordered by document, long documents first. Positions are token positions in this order."""
 
-    begin: np.ndarray  # [texts], first token of a text in the part's file
+    begin: np.ndarray  # [texts], first token of a text in the split's file
     end: np.ndarray  # [texts], position after the last token of a text
-    units: np.ndarray  # [units, 2], first position and length of what counts as one document
+    units: np.ndarray  # [units, 2], first position and length of each unit, which counts as one document
     length: int  # tokens of an example
 
     @property
     def available(self) -> np.ndarray:
-        """Examples that each unit can give, [units]."""
+        """Number of examples that fit into each unit, [units]."""
         return self.units[:, 1] // self.length
 
 
@@ -27,15 +27,16 @@ class EvaluatedExamples(NamedTuple):
     """N examples of L raw tokens each."""
 
     tokens: np.ndarray  # [N, L]
-    documents: np.ndarray  # [N], the number of the document that an example is from
+    documents: np.ndarray  # [N], index of the unit that an example is from
 
 
 def make_layout(ends: np.ndarray, documents: np.ndarray, length: int) -> Layout:
-    """The documents of a part that examples of ``length`` tokens can be cut from.
+    """The layout of a split for examples of ``length`` tokens.
 
     Args:
-        ends: [texts], token after the last one of each text, in the order of the file.
-        documents: [texts], what tells the document of each text.
+        ends: [texts], position after the last token of each text, in the order of the file.
+        documents: [texts], a number that is equal for all texts of a document.
+        length: tokens per example.
     """
     begins = np.concatenate([[0], ends[:-1]]).astype(np.int64)
     sizes = ends.astype(np.int64) - begins
@@ -59,13 +60,15 @@ def make_layout(ends: np.ndarray, documents: np.ndarray, length: int) -> Layout:
 
 
 def choose_examples(tokens: np.ndarray, layout: Layout, count: int) -> EvaluatedExamples:
-    """``count`` examples, as evenly from all documents as these allow, spread over each.
+    """Choose ``count`` examples, as evenly as possible from all documents, spread over each document.
 
-    Neighbours are of different documents: in a batch of one document's examples, a teacher's tokens would all want the
-    same experts.
+    Consecutive examples are of different documents: the tokens of one document tend to choose the same experts, and a
+    batch of them would exceed the experts' capacity.
 
     Args:
-        tokens: of the part, [tokens]; ``layout`` has at least ``count`` examples available.
+        tokens: [tokens], all token ids of the split.
+        layout: with at least ``count`` available examples.
+        count: number of examples.
     """
     given = _shares(layout.available, count)
     turn = np.concatenate([np.arange(number) for number in given])
@@ -80,8 +83,8 @@ def choose_examples(tokens: np.ndarray, layout: Layout, count: int) -> Evaluated
 
 
 def _shares(available: np.ndarray, count: int) -> np.ndarray:
-    """How many each gives, so that together they give ``count`` and the most that any gives is as small as can be."""
-    low, high = 0, count  # the largest level to which all can be filled
+    """Shares that add up to ``count``, at most ``available``, with the smallest possible maximum."""
+    low, high = 0, count  # search the largest share that all can have
     while low < high:
         middle = (low + high + 1) // 2
         if np.minimum(available, middle).sum() <= count:

@@ -1,4 +1,4 @@
-"""Rows of a data set in the hub's format: a repository, or a directory that is laid out like one."""
+"""Rows of a data set in the hub's format: a repository, or a directory with the layout of one."""
 
 from collections.abc import Iterator
 from functools import partial
@@ -12,31 +12,33 @@ from distill.io.hub_files import dataset_place
 if TYPE_CHECKING:
     from datasets import DatasetBuilder
 
-# What every data set has, whatever its format; features says types that the columns are not cast to.
+# Options of data sets of every format. Columns are not cast to the types of features.
 _NAMES = {"name", "version", "data_dir", "data_files", "description", "features"}
 _ARCHIVES = (".zip", ".tar", ".tgz", ".zst", ".7z", ".rar")
 
 
 def hub_dataset(corpus: str) -> tuple[str, str | None]:
-    """Name, without a pinned revision, and config of ``hf:NAME[@REVISION][:CONFIG]``."""
+    """The name without revision, and the config, of ``hf:NAME[@REVISION][:CONFIG]``."""
     name, _, config = corpus.removeprefix("hf:").partition(":")
     return split_revision(name).name, config or None
 
 
 def hub_rows(corpus: str, revision: str | None, columns: list[str]) -> Iterator[Row]:
-    """The rows of the split ``train``, in order.
+    """Yield the rows of the split ``train``, in order.
 
-    datasets says which files those are; ``distill.data.rows`` reads them. Other formats are read by datasets itself.
+    ``datasets`` lists the files, and ``distill.data.rows`` reads them. ``datasets`` itself reads other formats.
 
     Args:
-        columns: those that every row must have.
+        corpus: ``hf:NAME[@REVISION][:CONFIG]``.
+        revision: a commit of the data set; None for a local directory.
+        columns: required in every row.
 
     Raises:
         UserError: there is no such data set, config or split, or a file of it cannot be read.
     """
     import datasets  # slow to import, and few corpora need it
 
-    datasets.logging.set_verbosity(datasets.logging.CRITICAL)  # it would print a traceback beside our sentence
+    datasets.logging.set_verbosity(datasets.logging.CRITICAL)  # it would print a traceback in addition to our message
     name, config = hub_dataset(corpus)
     place = dataset_place(f"{name}@{revision}" if revision else name, f"data.corpus {corpus!r}")
     try:
@@ -58,7 +60,7 @@ def hub_rows(corpus: str, revision: str | None, columns: list[str]) -> Iterator[
 
 
 def _reader(builder: "DatasetBuilder", files: list[str]) -> Reader | None:
-    """None where datasets must read: other formats, archives, and options in the data set's card."""
+    """None if ``datasets`` must read the files: other formats, archives, or options in the data set's card."""
     from datasets.packaged_modules.csv.csv import Csv
     from datasets.packaged_modules.json.json import Json
     from datasets.packaged_modules.parquet.parquet import Parquet

@@ -1,24 +1,24 @@
-"""How much of a held-out text also stands in the training text: by hashed windows of tokens, in bounded memory."""
+"""The share of a held-out text that the training text contains, by hashed windows of tokens, in bounded memory."""
 
 import numpy as np
 
 WINDOW = 16  # tokens, about a line of text; a power of two
-_MOST = 2**22  # held-out tokens that are looked for; of a longer text, as many in evenly spread pieces
+_MOST = 2**22  # held-out tokens that are searched; a longer text is sampled in evenly spread pieces
 _PIECES = 64
 _BLOCK = 2**20  # training tokens that are hashed at a time
-_FILTER_BITS = 24  # most windows of the training text are ruled out by a table of 16 MiB, without a search
+_FILTER_BITS = 24  # a table of 16 MiB excludes most windows of the training text without a search
 _MULTIPLIER = 0x9E3779B97F4A7C15  # 2**64 over the golden ratio, as in splitmix64
 
 
 def overlaps(train: np.ndarray, parts: list[np.ndarray]) -> list[float]:
-    """For each held-out part, the share of its tokens in a run of ``WINDOW`` tokens that the training text has too.
+    """For each held-out part, the share of its tokens inside a ``WINDOW`` of tokens that is in the training text.
 
     Args:
-        train: token ids, [tokens], memory-mapped and of any length; it is read once.
+        train: token ids, [tokens], of any length, may be memory-mapped; it is read once.
         parts: token ids of each held-out part, [tokens].
 
     Returns:
-        Shares in [0, 1]. A part of more than 4 million tokens is measured on evenly spread pieces of it.
+        Shares in [0, 1]. For a part of more than 4 million tokens, the share is that of evenly spread pieces.
     """
     pieces = [_spread(part) for part in parts]
     windows = [[window_hashes(piece) for piece in of_part] for of_part in pieces]
@@ -31,21 +31,21 @@ def overlaps(train: np.ndarray, parts: list[np.ndarray]) -> list[float]:
 def _share(pieces: list[np.ndarray], windows: list[np.ndarray], wanted: np.ndarray, found: np.ndarray) -> float:
     shared = 0
     for piece, hashes in zip(pieces, windows, strict=True):
-        starts = np.zeros(len(piece), bool)  # where a window begins that the training text has
+        starts = np.zeros(len(piece), bool)  # positions where a window of the training text begins
         starts[: len(hashes)] = found[np.searchsorted(wanted, hashes)]
         reached = np.cumsum(starts)
         before = np.concatenate([np.zeros(WINDOW, reached.dtype), reached])[: len(piece)]
-        shared += int((reached > before).sum())  # such a window begins among the last WINDOW tokens
+        shared += int((reached > before).sum())  # such a window begins at one of the last WINDOW tokens
     return shared / max(sum(map(len, pieces)), 1)
 
 
 def window_hashes(tokens: np.ndarray) -> np.ndarray:
-    """A hash of 64 bits of each window of ``WINDOW`` tokens: [tokens - WINDOW + 1], none where there are fewer."""
+    """64-bit hashes of all windows of ``WINDOW`` tokens: [tokens - WINDOW + 1]; empty if there are fewer tokens."""
     if len(tokens) < WINDOW:
         return np.empty(0, np.uint64)
     hashes = _mixed(np.asarray(tokens).astype(np.uint64) + np.uint64(1))
     width, factor = 1, _MULTIPLIER
-    while width < WINDOW:  # the hash of 2n tokens from those of n, as in a polynomial of the tokens
+    while width < WINDOW:  # combines hashes of n tokens to hashes of 2n (a polynomial hash)
         hashes = hashes[:-width] * np.uint64(factor) + hashes[width:]
         width, factor = 2 * width, factor * factor % 2**64
     return _mixed(hashes)
@@ -61,13 +61,13 @@ def _found_in(train: np.ndarray, wanted: np.ndarray) -> np.ndarray:
         hashes = window_hashes(train[start : start + _BLOCK + WINDOW - 1])
         hashes = hashes[possible[hashes >> shift]]
         places = np.searchsorted(wanted, hashes)
-        places[places == len(wanted)] = 0  # a hash beyond the last one equals none
+        places[places == len(wanted)] = 0  # a hash above the last one has no equal
         found[places[wanted[places] == hashes]] = True
     return found
 
 
 def _mixed(values: np.ndarray) -> np.ndarray:
-    """So that every bit of a value moves every bit of its hash (the finalizer of splitmix64)."""
+    """The finalizer of splitmix64: each input bit affects all output bits."""
     values = (values ^ (values >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
     values = (values ^ (values >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
     return values ^ (values >> np.uint64(31))

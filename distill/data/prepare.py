@@ -1,4 +1,4 @@
-"""A corpus to disk: read once, split by hash, cut into tokens, with digests that say what it was. Needs no torch."""
+"""Preparation of a corpus: read it once, split it by hash, tokenise it, write it with digests. Needs no torch."""
 
 import contextlib
 import hashlib
@@ -31,12 +31,12 @@ if TYPE_CHECKING:  # transformers takes seconds to import, and prepared data is 
 
 T = TypeVar("T")
 
-# Of the files that _prepare writes, and a part of the data's fingerprint. Raise it with every change of how documents
-# are read, split or cut into tokens, and of how evaluated examples are chosen (corpus, tokenizer, held_out).
+# Version of the files that _prepare writes; it is a part of the data's fingerprint. Raise it with every change to the
+# reading, splitting or tokenising of documents, or to the choice of evaluated examples (corpus, tokenizer, held_out).
 _VERSION = 3
-_BATCH = 256  # documents that are cut into tokens at a time
-_MOST_UNKNOWN = 0.25  # of the tokens; beyond it, the tokenizer was made for other text
-_SAMPLE_EVERY = 16  # documents of a batch, one of which is decoded again
+_BATCH = 256  # documents that are tokenised at a time
+_MOST_UNKNOWN = 0.25  # share of the tokens; above it, the tokenizer does not fit the text
+_SAMPLE_EVERY = 16  # one of this many documents is decoded again
 
 
 def prepare_data(
@@ -45,15 +45,17 @@ def prepare_data(
     say: Callable[[str], None] = lambda text: None,
     check: Callable[[PreparedData], None] = lambda data: None,
 ) -> PreparedData:
-    """Read, split, and cut a corpus into ``root``/<key>, or reuse it where files and settings are the same.
+    """Prepare a corpus in ``root``/<key>, or reuse prepared data of the same files and settings.
 
     Args:
-        check: of new data; raises a UserError where it does not fit, and then it is not kept.
+        config: the corpus, its splits and its tokenizer.
+        root: directory of all prepared data.
+        say: is called with messages to the user.
+        check: is called with new data. If it raises a UserError, the data is removed.
 
     Raises:
-        UserError: the corpus or the tokenizer cannot be used, one side of the split is empty, or what is to be reused
-            is damaged.
-        DiskFull: nothing is left of the preparation.
+        UserError: the corpus or the tokenizer cannot be used, a split is empty, or prepared data is damaged.
+        DiskFull: there is no space; unfinished data is removed.
     """
     directory = root / _key(config)
     if is_prepared(config, root):
@@ -63,9 +65,9 @@ def prepare_data(
         say(f"Waiting for {by}, which prepares {config.corpus} (Ctrl-C stops waiting)")
 
     with exclusive_lock(directory, on_wait):
-        if not is_prepared(config, root):  # by whoever was waited for
-            say(f"Preparing {config.corpus}: splitting documents by hash and cutting them into tokens")
-            for left in root.glob(f".{directory.name}.[0-9]*"):  # by a process that was killed
+        if not is_prepared(config, root):  # the other process may have done it
+            say(f"Preparing {config.corpus}: splitting documents by hash and tokenising them")
+            for left in root.glob(f".{directory.name}.[0-9]*"):  # of a killed process
                 shutil.rmtree(left)
             with new_directory(directory) as tmp_dir:
                 facts = _prepare(config, tmp_dir)
@@ -78,20 +80,20 @@ def prepare_data(
 
 
 def _say_losses(data: PreparedData, say: Callable[[str], None]) -> None:
-    """What of the corpus is not in the data."""
+    """Report the rows that were skipped and the text that the tokenizer loses."""
     if data.skipped_rows:
-        say(f"Bad rows of {data.name} that were skipped: {data.skipped_rows:,}; the first: {data.first_skipped}")
+        say(f"Skipped {data.skipped_rows:,} bad rows of {data.name}; the first: {data.first_skipped}")
     if data.round_trip.restored_share < 1 or data.round_trip.unknown_share:
         say(f"The tokenizer loses text of {data.name}: {data.round_trip.summary}")
 
 
 def is_prepared(config: DataConfig, root: Path) -> bool:
-    """Whether ``prepare_data`` would reuse what it finds in ``root``."""
+    """Whether ``prepare_data`` would reuse data in ``root``."""
     return (root / _key(config) / "data.json").exists()
 
 
 def _prepare(config: DataConfig, directory: Path) -> dict[str, Any]:
-    """Write tokenizer/ and two files for each part; return the fields of PreparedData but the directory."""
+    """Write tokenizer/ and two files per split; return the fields of PreparedData except directory and sha256."""
     from distill.data.round_trip import RoundTripCounter
     from distill.data.tokenizer import find_special_tokens, load_tokenizer
 
@@ -117,7 +119,7 @@ def _prepare(config: DataConfig, directory: Path) -> dict[str, Any]:
     bad_rows.check(sum(part.documents for part in facts.values()))
     _check_parts(config, facts, round_trip.result())
     special_tokens = find_special_tokens(tokenizer)
-    # Both which texts are in a part and which of them are one document decide what is evaluated and resampled.
+    # Evaluation and resampling depend on the texts of a split and on their grouping into documents.
     split = {name: [part.digest.hexdigest(), file_digest(part.texts)] for name, part in parts.items()}
     identity = json.dumps([_VERSION, split, special_tokens, tokenizer.backend_tokenizer.to_str()], sort_keys=True)
     return {
@@ -134,7 +136,7 @@ def _prepare(config: DataConfig, directory: Path) -> dict[str, Any]:
 
 
 def _describe_parts(parts: dict[str, "_PartWriter"]) -> dict[str, Part]:
-    """What there is of each part, once its files are closed."""
+    """The facts of each split, after its files are closed."""
     held_out = [name for name in parts if name != "train"]
     found = overlaps(parts["train"].read(), [parts[name].read() for name in held_out])
     shared = dict(zip(held_out, found, strict=True))
@@ -145,7 +147,7 @@ def _describe_parts(parts: dict[str, "_PartWriter"]) -> dict[str, Part]:
 
 
 class _PartWriter:
-    """The files of one part while they are written: NAME.bin holds its tokens, NAME.documents where texts end."""
+    """Writes the files of one split: NAME.bin has the tokens, NAME.documents the end and the document of each text."""
 
     def __init__(self, directory: Path, name: str, vocabulary_size: int):
         self._tokens, self.texts = directory / f"{name}.bin", directory / f"{name}.documents"
@@ -165,16 +167,16 @@ class _PartWriter:
         self.tokens += len(ids)
         text = np.array((self.tokens, int.from_bytes(document.key[:8], "little")), TEXT)
         for file, values in zip(self._files, (np.asarray(ids, self._type), text), strict=True):
-            file.write(values.tobytes())  # tofile hides a full disk
+            file.write(values.tobytes())  # tofile does not report a full disk
 
     @property
     def documents(self) -> int:
-        """How many there are, once the files are closed."""
+        """Number of documents, after the files are closed."""
         known = np.sort(np.fromfile(self.texts, TEXT)["document"])
         return int((np.diff(known) != 0).sum()) + min(len(known), 1)
 
     def read(self) -> np.ndarray:
-        """The tokens, once the files are closed."""
+        """The tokens, after the files are closed."""
         return np.memmap(self._tokens, self._type, "r") if self.tokens else np.empty(0, self._type)
 
 
@@ -186,7 +188,7 @@ def _split_documents(config: DataConfig, revision: str | None, bad_rows: BadRows
 def _train_tokenizer(
     documents: Iterator[tuple[str, Document]], config: DataConfig
 ) -> tuple["PreTrainedTokenizerFast", Iterator[tuple[str, Document]]]:
-    """A tokenizer of the first training text, and all documents once more: what was read for it is kept until then."""
+    """Train a tokenizer on the first training texts; also returns an iterator over all documents from the first one."""
     from distill.data.tokenizer import TRAINING_CHARACTERS, train_tokenizer
 
     kept: deque[tuple[str, Document]] = deque()
@@ -195,10 +197,10 @@ def _train_tokenizer(
         kept.append((part, document))
         of_all += len(document.text)
         of_training += len(document.text) if part == "train" else 0
-        if of_training >= TRAINING_CHARACTERS or of_all >= 4 * TRAINING_CHARACTERS:  # which memory can hold
+        if of_training >= TRAINING_CHARACTERS or of_all >= 4 * TRAINING_CHARACTERS:  # bounds the memory
             break
     tokenizer = train_tokenizer((document.text for part, document in kept if part == "train"), config.vocabulary)
-    again = (kept.popleft() for _ in range(len(kept)))  # frees each as it goes
+    again = (kept.popleft() for _ in range(len(kept)))  # frees each document after its use
     return tokenizer, itertools.chain(again, documents)
 
 
@@ -208,7 +210,7 @@ def _write_tokens(
     parts: dict[str, _PartWriter],
     round_trip: "RoundTripCounter",
 ) -> None:
-    """Append a batch to its parts."""
+    """Tokenise a batch of documents and append them to their splits."""
     from distill.data.tokenizer import encode_texts
 
     for number, ids in enumerate(encode_texts(tokenizer, [document.text for _, document in batch])):
@@ -243,7 +245,7 @@ def _batches(items: Iterable[T], size: int) -> Iterator[list[T]]:
 
 
 def _revisions(config: DataConfig) -> dict[str, str | None]:
-    """Commits of what comes from the hub, as fields of PreparedData."""
+    """Commits of the corpus and the tokenizer if they are on the hub, as fields of PreparedData."""
     corpus, tokenizer = None, None
     if config.corpus.startswith("hf:"):
         source = config.corpus.removeprefix("hf:").partition(":")[0]
@@ -254,7 +256,7 @@ def _revisions(config: DataConfig) -> dict[str, str | None]:
 
 
 def _key(config: DataConfig) -> str:
-    """Changes with every setting that preparation reads, with revisions, and with size or time of every local file."""
+    """A hash of all settings of the preparation, of revisions, and of size and time of every local file."""
     fractions = {"test_fraction", "validation_fraction"}
     shaping = config.model_dump(
         include={"corpus", "text_column", "split_by", "bad_rows", "tokenizer", "vocabulary", "train_tokens", *fractions}

@@ -1,6 +1,6 @@
-"""A corpus that was split, cut into tokens and written to disk: what there is, and which examples it gives.
+"""A prepared corpus on disk: its facts, its tokens, and its evaluated examples.
 
-Needs no torch, and reads nothing before it is asked for.
+Files are read only when they are needed. Does not import torch.
 """
 
 from dataclasses import dataclass
@@ -22,60 +22,60 @@ if TYPE_CHECKING:  # transformers takes seconds to import, and prepared data is 
     from transformers import PreTrainedTokenizerFast
 
 _NAMES = {"\n": "line breaks", "\t": "tabs", "\r": "carriage returns", " ": "spaces"}
-LOST = ("skipped_rows", "unknown_share", "restored_share", "lost_share")  # the last three are those of RoundTrip
-# A text of a part: the token after its last one, and what is the same for all texts of one document.
+LOST = ("skipped_rows", "unknown_share", "restored_share", "lost_share")  # the last three are fields of RoundTrip
+# A text of a split: the position after its last token, and a number that is equal for all texts of its document.
 TEXT = np.dtype([("end", "<u8"), ("document", "<u8")])
 
 
 @dataclass(frozen=True)
 class Part:
-    """``train``, ``test`` or ``validation``."""
+    """The facts of one split: ``train``, ``test`` or ``validation``."""
 
     digest: str  # of its documents, in order
     documents: int
     tokens: int
-    overlap: float | None = None  # share of a held-out part that also stands in the training part
+    overlap: float | None = None  # share of a held-out split that the training split contains
 
 
 class RoundTrip(NamedTuple):
-    """How much of a text survives encoding and decoding; shares from 0 to 1."""
+    """The result of encoding and decoding texts; shares from 0 to 1."""
 
-    unknown_share: float  # of all tokens, those that stand for what the tokenizer does not know
-    restored_share: float  # of the sampled texts, those that decoding gives back exactly
-    lost_share: float  # of the characters of the sampled texts, those that decoding does not give back
+    unknown_share: float  # of all tokens: unknown tokens
+    restored_share: float  # of the sampled texts: those that decoding restores exactly
+    lost_share: float  # of the characters of the sampled texts: those that decoding does not restore
     most_lost: list[str]  # the characters that are lost most often, at most five
     sampled: int  # texts
 
     @property
     def summary(self) -> str:
-        """The figures in words."""
+        """The figures as a sentence."""
         most = f", most often {', '.join(_NAMES.get(one, repr(one)) for one in self.most_lost)}" * bool(self.most_lost)
         return (
-            f"{self.unknown_share:.1%} of the tokens are unknown words; decoding gives back {self.restored_share:.0%} "
+            f"{self.unknown_share:.1%} of the tokens are unknown words; decoding restores {self.restored_share:.0%} "
             f"of {self.sampled:,} sampled texts exactly and loses {self.lost_share:.1%} of their characters{most}"
         )
 
 
 @dataclass(frozen=True)
 class PreparedData:
-    """What ``distill.data.prepare.prepare_data`` left in ``directory``."""
+    """The data that ``distill.data.prepare.prepare_data`` has written to ``directory``."""
 
     directory: str
     name: str
     digest: str  # of every document, in order
-    fingerprint: str  # of everything that an example depends on: the documents, the split and the tokenizer
+    fingerprint: str  # of all inputs of an example: the documents, the split and the tokenizer
     parts: dict[str, Part]
     special_tokens: SpecialTokens
-    round_trip: RoundTrip  # what the tokenizer loses
-    skipped_rows: int  # bad ones, where data.bad_rows is skip
-    first_skipped: str  # where the first of them stands, and what is wrong with it
+    round_trip: RoundTrip  # the text that the tokenizer loses
+    skipped_rows: int  # bad rows, if data.bad_rows is skip
+    first_skipped: str  # place and problem of the first one
     revision: str | None  # commit of a data set on the hub
-    tokenizer_revision: str | None  # and of a tokenizer
-    sha256: dict[str, str]  # of the files
+    tokenizer_revision: str | None  # commit of a tokenizer on the hub
+    sha256: dict[str, str]  # by file name
 
     @cached_property
     def tokenizer(self) -> "PreTrainedTokenizerFast":
-        """Raises UserError where a file of it is not what was written."""
+        """The tokenizer; raises UserError if one of its files is damaged."""
         from distill.data.tokenizer import load_tokenizer
 
         self._check_tokenizer()
@@ -83,25 +83,25 @@ class PreparedData:
 
     @cached_property
     def vocabulary(self) -> Vocabulary:
-        """The tokenizer's tokens and their ids; raises as ``tokenizer`` does, and needs no transformers."""
+        """The tokenizer's tokens and their ids, read without transformers; raises UserError if a file is damaged."""
         self._check_tokenizer()
         return read_vocabulary(Path(self.directory) / "tokenizer", f"the tokenizer of {self.name}") or {}
 
     @property
     def lost(self) -> dict[str, float]:
-        """What of the corpus is not in the data, under the names of LOST: a number of rows, and shares from 0 to 1."""
+        """The losses of the preparation, by the names in LOST: a number of rows, and shares from 0 to 1."""
         return dict(zip(LOST, (self.skipped_rows, *self.round_trip[:3]), strict=True))
 
     @property
     def vocab_size(self) -> int:
-        """Of a model that is made for this data: the tokenizer's vocabulary size, rounded up as T5 does."""
+        """Vocabulary size of models for this data: that of the tokenizer, rounded up as in T5."""
         return embedding_rows(self.special_tokens.vocabulary_size)
 
     def tokens(self, part: str) -> np.ndarray:
-        """All token ids of ``train``, ``test`` or ``validation``, memory-mapped.
+        """All token ids of the split ``train``, ``test`` or ``validation``, [tokens], memory-mapped.
 
         Raises:
-            UserError: they are not those that were written.
+            UserError: the file is damaged.
         """
         self._check({f"{part}.bin"})
         return np.memmap(
@@ -109,10 +109,10 @@ class PreparedData:
         )
 
     def layout(self, config: DataConfig) -> Layout:
-        """The documents that evaluated examples are cut from (``distill.data.held_out``).
+        """The layout of the split that models are evaluated on (``distill.data.held_out``).
 
         Raises:
-            UserError: they are not those that were written, or are too few for ``config.test_examples``.
+            UserError: the file is damaged, or the split has fewer examples than ``config.test_examples``.
         """
         raw, _ = example_lengths(self, config)
         if (key := (config.eval_split, raw)) not in self._layouts:
@@ -123,12 +123,12 @@ class PreparedData:
         if (available := int(layout.available.sum())) < config.test_examples:
             raise UserError(
                 f"data.test_examples is {config.test_examples}, but the {config.eval_split} part of {self.name} "
-                f"gives {available} of {raw} tokens; ask for fewer, or raise data.{config.eval_split}_fraction"
+                f"has {available} of {raw} tokens; lower it, or raise data.{config.eval_split}_fraction"
             )
         return layout
 
     def evaluated(self, config: DataConfig) -> EvaluatedExamples:
-        """The raw examples that every model is evaluated on, and the document of each.
+        """The raw tokens of the evaluated examples, which are the same for every model, and the document of each.
 
         Raises:
             UserError: see ``layout``.
@@ -139,7 +139,7 @@ class PreparedData:
         self._check({name for name in self.sha256 if name.startswith("tokenizer/")})
 
     def _check(self, names: set[str]) -> None:
-        """Read files once, when they are first needed: a finished pipeline is answered without."""
+        """Verify each file once, when it is first needed. A finished run is reused without reading them."""
         directory = Path(self.directory)
         check_digests(directory, {name: self.sha256[name] for name in names - self._checked}, damage_hint(directory))
         self._checked.update(names)
@@ -154,10 +154,10 @@ class PreparedData:
 
 
 def read_prepared(directory: Path) -> PreparedData:
-    """What ``prepare_data`` left in ``directory``.
+    """Read the facts of prepared data in ``directory``.
 
     Raises:
-        UserError: its data.json is damaged.
+        UserError: data.json is damaged.
     """
     values = read_record(directory / "data.json", damage_hint(directory))
     try:
@@ -171,27 +171,27 @@ def read_prepared(directory: Path) -> PreparedData:
 
 
 def example_lengths(data: PreparedData, config: DataConfig) -> tuple[int, SpanLengths]:
-    """Raw tokens of an example, and what they are corrupted to.
+    """Raw tokens per example, and the lengths after corruption.
 
     Raises:
-        UserError: the data has too few training tokens, or its tokenizer too few sentinels, for such examples.
+        UserError: the data has too few training tokens, or the tokenizer too few sentinels.
     """
     shape = {"noise_density": config.noise_density, "mean_span_length": config.mean_span_length}
     raw = raw_length_for(config.input_length, **shape)
     lengths = span_lengths(raw, **shape)
     if data.parts["train"].tokens < raw:
         raise UserError(
-            f"the training part of {data.name} has {data.parts['train'].tokens} tokens, one example needs {raw}; "
+            f"the training part of {data.name} has {data.parts['train'].tokens} tokens, but one example needs {raw}; "
             "use more text or a shorter data.input_length"
         )
     if lengths.spans > data.special_tokens.sentinels:
         raise UserError(
             f"an example of data.input_length {config.input_length} has {lengths.spans} spans, but the tokenizer "
-            f"has {data.special_tokens.sentinels} sentinels; choose a shorter one"
+            f"has {data.special_tokens.sentinels} sentinels; choose a shorter data.input_length"
         )
     return raw, lengths
 
 
 def damage_hint(directory: Path) -> str:
-    """What to do about data in ``directory`` that is damaged."""
-    return f"delete {directory}, and the same command prepares the text again"
+    """The end of a message about damaged data in ``directory``: the remedy."""
+    return f"delete {directory} and run the same command again to prepare the text again"

@@ -1,4 +1,4 @@
-"""Counts what a tokenizer loses of a text: unknown words, and characters that decoding does not give back."""
+"""Counts of the text that a tokenizer loses: unknown words, and characters that decoding does not restore."""
 
 from collections import Counter
 
@@ -9,7 +9,7 @@ from distill.data.tokenizer import unknown_id
 
 
 class RoundTripCounter:
-    """Counts what is lost while a corpus is cut into tokens."""
+    """Counts lost text during the tokenisation of a corpus."""
 
     def __init__(self, tokenizer: PreTrainedTokenizerFast):
         self._tokenizer, self._unknown_id = tokenizer, unknown_id(tokenizer)
@@ -22,15 +22,15 @@ class RoundTripCounter:
         self._unknown += 0 if self._unknown_id is None else ids.count(self._unknown_id)
 
     def sample(self, text: str, ids: list[int]) -> None:
-        """Compare ``text`` with what its tokens are decoded to."""
+        """Compare ``text`` with the text that its tokens are decoded to."""
         decoded = self._tokenizer.backend_tokenizer.decode(ids)
         self._texts += 1
         self._restored += decoded == text
         self._characters += len(text)
-        self._lost += Counter(text) - Counter(decoded)  # which is 0 for each character that is there as often
+        self._lost += Counter(text) - Counter(decoded)  # 0 for characters that occur as often in both
 
     def result(self) -> RoundTrip:
-        """What was counted so far."""
+        """The counts so far, as shares."""
         return RoundTrip(
             unknown_share=self._unknown / max(self._tokens, 1),
             restored_share=self._restored / max(self._texts, 1),

@@ -1,7 +1,7 @@
-"""Rows of files, read one by one: JSON lines, Parquet, CSV, and lines of text, plain or compressed.
+"""Rows of files, read one at a time: JSON lines, Parquet, CSV, and lines of text, plain or compressed.
 
-Only the asked columns are read, and each value keeps the type that it has in its row: no other column, row or file
-decides whether a row can be read. datasets infers one schema for a whole corpus, which real files break.
+Only the required columns are checked, and each value keeps its own type. So whether a row can be read does not depend
+on other columns, rows or files. ``datasets`` infers one schema for a whole corpus, which real files often violate.
 """
 
 import bz2
@@ -20,31 +20,31 @@ from typing import Any, NamedTuple
 
 from distill.errors import UserError
 
-# First bytes of a compressed file, because such files have names of many kinds -> what opens it.
+# First bytes of a compressed file -> function that opens it. The names of such files vary too much.
 _COMPRESSED: dict[bytes, Callable[[Any], Any]] = {b"\x1f\x8b": gzip.open, b"BZh": bz2.open, b"\xfd7zXZ\x00": lzma.open}
 _ZSTD = b"\x28\xb5\x2f\xfd"
-_PARQUET_ROWS = 1000  # that are in memory at a time
+_PARQUET_ROWS = 1000  # rows in memory at a time
 _DAMAGED = (EOFError, zlib.error, gzip.BadGzipFile, lzma.LZMAError)
 
 
 class Row(NamedTuple):
-    """One row of a file: where it stands, and its values or what is wrong with it."""
+    """One row of a file: its place, and its values or its problem."""
 
     place: str  # "line 3 of FILE" or "row 3 of FILE"
-    values: dict[str, Any]  # of every column that was asked for, where there is no problem
-    problem: str = ""  # continues a sentence that begins with the place
+    values: dict[str, Any]  # has all required columns if there is no problem
+    problem: str = ""  # the rest of a sentence that begins with the place
 
 
 Reader = Callable[[io.BufferedReader, str, list[str]], Iterator[Row]]
 
 
 def read_rows(path: str, reader: Reader, columns: list[str]) -> Iterator[Row]:
-    """The rows of one file, in order.
+    """Yield the rows of one file, in order.
 
     Args:
         path: a local file, or a URL that datasets opens (``hf://...``).
         reader: ``json_rows``, ``parquet_rows``, ``csv_rows`` or ``text_rows``.
-        columns: those that every row must have; a reader may give more.
+        columns: required in every row; a reader may return more.
 
     Raises:
         UserError: the file cannot be opened, or is damaged.
@@ -57,13 +57,13 @@ def read_rows(path: str, reader: Reader, columns: list[str]) -> Iterator[Row]:
                 yield row
     except _DAMAGED as error:
         after = "" if last is None else f" after {last.partition(' of ')[0]}"
-        raise UserError(f"{path} is damaged{after} ({error}); copy it again, or leave it out") from error
+        raise UserError(f"{path} is damaged{after} ({error}); copy it again, or omit it") from error
     except OSError as error:
         raise UserError(f"{path} cannot be read: {error.strerror or error}") from error
 
 
 def json_rows(file: io.BufferedReader, path: str, columns: list[str]) -> Iterator[Row]:
-    """An object per line, or one array of objects."""
+    """Rows of JSON: one object per line, or one array of objects."""
     text = _decompressed(file, path)
     if text.peek(1)[:1] == b"[":
         yield from _array_rows(text, path, columns)
@@ -83,9 +83,7 @@ def _array_rows(text: io.BufferedReader, path: str, columns: list[str]) -> Itera
     try:
         values = json.loads(text.read().decode("utf-8"))
     except (ValueError, RecursionError) as error:
-        raise UserError(
-            f"{path} begins like a JSON array, but is not one ({error}); mend it, or copy it again"
-        ) from error
+        raise UserError(f"{path} begins with [ but is not a JSON array ({error}); fix it, or copy it again") from error
     for number, value in enumerate(values, 1):
         yield _json_row(f"row {number} of {path}", value, columns)
 
@@ -112,11 +110,11 @@ def parquet_rows(file: io.BufferedReader, path: str, columns: list[str]) -> Iter
         yield from (Row(f"row {number} of {path}", values) for number, values in enumerate(rows, 1))
     except (pa.ArrowException, OSError) as error:
         cause = str(error).splitlines()[0]
-        raise UserError(f"{path} cannot be read as Parquet ({cause}); copy it again, or leave it out") from error
+        raise UserError(f"{path} cannot be read as Parquet ({cause}); copy it again, or omit it") from error
 
 
 def csv_rows(file: io.BufferedReader, path: str, columns: list[str], delimiter: str = ",") -> Iterator[Row]:
-    """Rows below a line of names; every value is text. A row stands where its last line does."""
+    """Rows of CSV with a header line; all values are strings. The place of a row is its last line."""
     csv.field_size_limit(sys.maxsize)  # a text may be long
     reader = csv.reader(
         io.TextIOWrapper(_decompressed(file, path), "utf-8-sig", newline=""), delimiter=delimiter, strict=True
@@ -131,13 +129,13 @@ def csv_rows(file: io.BufferedReader, path: str, columns: list[str], delimiter: 
             else:
                 yield Row(place, dict(zip(names, values, strict=True)), problem)
     except UnicodeDecodeError as error:
-        raise UserError(f"{path} is not UTF-8 text ({error.reason}); convert it, or leave it out") from error
+        raise UserError(f"{path} is not UTF-8 text ({error.reason}); convert it, or omit it") from error
     except csv.Error as error:
-        raise UserError(f"line {reader.line_num} of {path} is not CSV ({error}); mend it, or leave it out") from error
+        raise UserError(f"line {reader.line_num} of {path} is not CSV ({error}); fix it, or omit it") from error
 
 
 def text_rows(file: io.BufferedReader, path: str, columns: list[str]) -> Iterator[Row]:
-    """A row per line, with the one column ``text``."""
+    """One row per line, with the column ``text``."""
     problem = _missing(columns, ["text"])
     for number, line in enumerate(_decompressed(file, path), 1):
         place = f"line {number} of {path}"
@@ -148,7 +146,7 @@ def text_rows(file: io.BufferedReader, path: str, columns: list[str]) -> Iterato
 
 
 def describe(value: Any) -> str:
-    """A value in a message: its kind, and its beginning."""
+    """A description of a value for messages: its kind, and its first characters."""
     if value is None:
         return "null"
     if isinstance(value, bool):
@@ -168,7 +166,7 @@ def _missing(columns: Iterable[str], present: Iterable[str]) -> str:
 def _open(path: str) -> io.BufferedReader:
     if "://" not in path:
         return open(path, "rb")
-    from datasets.utils.file_utils import xopen  # slow to import; it knows the hub, and tries again when it breaks off
+    from datasets.utils.file_utils import xopen  # slow to import; it opens hub URLs and retries broken connections
 
     file = xopen(path, "rb")
     return file if isinstance(file, io.BufferedReader) else io.BufferedReader(file)

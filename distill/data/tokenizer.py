@@ -1,4 +1,4 @@
-"""A trained or a loaded tokenizer, checked for what T5's objective needs."""
+"""Training and loading of tokenizers, with the checks that T5's objective needs."""
 
 import json
 from collections.abc import Iterable, Iterator
@@ -14,15 +14,15 @@ from distill.io.hub_files import TOKENIZER, local_files
 from distill.special_tokens import SpecialTokens
 
 SENTINELS = 100
-TRAINING_CHARACTERS = 200_000_000  # enough for any vocabulary here, and bounded on a corpus like C4
+TRAINING_CHARACTERS = 200_000_000  # enough for any vocabulary here; a bound for corpora like C4
 _NAMES_ITS_CLASS = {"tokenizer.json", "tokenizer_config.json", "config.json"}
-_HIDDEN = "\ufdd0"  # never a character of text, as Unicode has it
+_HIDDEN = "\ufdd0"  # a noncharacter of Unicode, which text should not contain
 
 
 def train_tokenizer(texts: Iterable[str], vocabulary_size: int) -> PreTrainedTokenizerFast:
-    """A byte-level BPE of ``vocabulary_size`` tokens, laid out like T5's: <pad> 0, </s> 1, <unk> 2, sentinels last.
+    """Train a byte-level BPE of ``vocabulary_size`` tokens with T5's layout: <pad> 0, </s> 1, <unk> 2, sentinels last.
 
-    Byte-level, so that decoding gives back every text exactly.
+    Decoding restores every text exactly, because the BPE is byte-level.
     """
     backend = Tokenizer(models.BPE())
     backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
@@ -48,18 +48,19 @@ def train_tokenizer(texts: Iterable[str], vocabulary_size: int) -> PreTrainedTok
 
 
 def load_tokenizer(source: str | Path) -> PreTrainedTokenizerFast:
-    """Any tokenizer that transformers loads from a directory, or from the hub as ``NAME`` or ``NAME@REVISION``.
+    """Load a fast tokenizer with transformers, from ``tokenizer.json`` or from SentencePiece's ``spiece.model``.
 
-    Of a ``tokenizer.json``, or of a ``spiece.model`` of SentencePiece, as many repositories of T5 have it.
+    Code in the source is never run.
 
-    Never runs code of the source.
+    Args:
+        source: a directory, or a name on the hub that may be pinned (``NAME@REVISION``).
 
     Raises:
-        UserError: it cannot be loaded, or lacks something that ``find_special_tokens`` needs.
+        UserError: it cannot be loaded, has no fast version, or ``find_special_tokens`` rejects it.
     """
     directory = local_files(str(source), "model", f"tokenizer {str(source)!r}", TOKENIZER)
     files = {path.name for path in directory.iterdir()}
-    # A directory with nothing beside SentencePiece's model does not say whose it is; only T5 calls it so.
+    # A directory with only a SentencePiece model does not name its class; only T5 uses this file name.
     kind = T5Tokenizer if "spiece.model" in files and not files & _NAMES_ITS_CLASS else AutoTokenizer
     try:
         tokenizer: Any = kind.from_pretrained(directory, trust_remote_code=False)
@@ -68,13 +69,13 @@ def load_tokenizer(source: str | Path) -> PreTrainedTokenizerFast:
         raise UserError(f"tokenizer {str(source)!r} cannot be loaded: {cause}") from error
     if not tokenizer.is_fast:
         raise UserError(f"tokenizer {str(source)!r} has no fast version (tokenizer.json); convert it first")
-    tokenizer.name_or_path = str(source)  # which messages name; of the hub it is a directory of the cache
+    tokenizer.name_or_path = str(source)  # for messages; otherwise a directory of the hub's cache
     find_special_tokens(tokenizer)
     return tokenizer
 
 
 def find_special_tokens(tokenizer: PreTrainedTokenizerFast) -> SpecialTokens:
-    """Find pad, eos and the sentinels <extra_id_0>, <extra_id_1>, ... that descend by one as in T5.
+    """Find pad, eos and the sentinels <extra_id_0>, <extra_id_1>, ..., whose ids descend by one as in T5.
 
     Raises:
         UserError: one of them is missing, or the sentinels do not descend by one.
@@ -93,20 +94,20 @@ def find_special_tokens(tokenizer: PreTrainedTokenizerFast) -> SpecialTokens:
             "use one made for T5, or data.tokenizer: train"
         )
     if ids != list(range(ids[0], ids[0] - len(ids), -1)):
-        raise UserError(f"the sentinels of tokenizer {name!r} do not descend by one from <extra_id_0> as T5's do")
+        raise UserError(f"the sentinels of tokenizer {name!r} do not descend by one from <extra_id_0>, as in T5")
     return SpecialTokens(len(tokenizer), tokenizer.pad_token_id, tokenizer.eos_token_id, ids[0], len(ids))
 
 
 def encode_texts(tokenizer: PreTrainedTokenizerFast, texts: list[str]) -> list[list[int]]:
-    """Token ids per text, without eos. No text gives the id of a special token: it is cut like any other text."""
+    """Token ids of each text, without eos. The text of a special token is tokenised like any other text."""
     backend, special, unknown = _text_backend(tokenizer)
     rows = [encoding.ids for encoding in backend.encode_batch_fast(texts, add_special_tokens=False)]
-    # A text that holds a hidden name (see _text_backend) would still give an id.
+    # A text that contains a hidden name (see _text_backend) would still give a special id.
     return [ids if special.isdisjoint(ids) else _without(ids, special, unknown) for ids in rows]
 
 
 def unknown_id(tokenizer: PreTrainedTokenizerFast) -> int | None:
-    """The id that stands for what the tokenizer does not know, or None where it knows every text."""
+    """The id of the unknown token, or None if the tokenizer can encode every text."""
     if tokenizer.unk_token_id is not None:
         return tokenizer.unk_token_id
     token = getattr(tokenizer.backend_tokenizer.model, "unk_token", None)
@@ -120,10 +121,10 @@ def _without(ids: list[int], special: frozenset[int], unknown: int | None) -> li
 
 @lru_cache(maxsize=8)  # a large vocabulary takes a tenth of a second
 def _text_backend(tokenizer: PreTrainedTokenizerFast) -> tuple[Tokenizer, frozenset[int], int | None]:
-    """A copy of the tokenizer in which no text spells a special token; the special ids; and the unknown token's.
+    """A copy of the tokenizer that never encodes text as a special token; the special ids; the unknown token's id.
 
-    ``encode_special_tokens`` alone does not do: it covers added tokens, but T5's special tokens also stand in the
-    vocabulary of the Unigram model, where they win over every other spelling. So the copy has other names for them.
+    ``encode_special_tokens`` is not sufficient. It covers added tokens, but T5's special tokens are also in the
+    vocabulary of the Unigram model, which prefers them to any other segmentation. So the copy renames them.
     """
     unknown = unknown_id(tokenizer)
     known = find_special_tokens(tokenizer)

@@ -1,4 +1,4 @@
-"""The tokens of a tokenizer and their ids, read without transformers, and whether two tokenizers have the same ones."""
+"""The tokens of a tokenizer and their ids, read without transformers, and the comparison of two tokenizers."""
 
 from pathlib import Path
 
@@ -13,18 +13,18 @@ _SHOWN = 3  # tokens that a message names
 
 
 def read_vocabulary(source: str | Path, description: str) -> Vocabulary | None:
-    """The tokens of the tokenizer in a directory or a repository, added ones included.
+    """The tokens of the tokenizer in a directory or a repository, including added tokens.
 
     Args:
         source: a directory, or a name on the hub that may be pinned (``NAME@REVISION``).
-        description: names it in messages.
+        description: names the source in messages.
 
     Returns:
-        None where it has neither ``tokenizer.json`` nor ``spiece.model``, or where the hub is not reached and its
-        cache has neither.
+        token -> id. None if the source has neither ``tokenizer.json`` nor ``spiece.model``, or if the hub cannot be
+        reached and the local cache has neither.
 
     Raises:
-        UserError: there is no such source, or its tokenizer is damaged.
+        UserError: the source does not exist, or its tokenizer is damaged.
     """
     try:
         directory = local_files(str(source), "model", description, TOKENIZER)
@@ -33,7 +33,7 @@ def read_vocabulary(source: str | Path, description: str) -> Vocabulary | None:
     if (path := directory / "tokenizer.json").is_file():
         try:
             return Tokenizer.from_file(str(path)).get_vocab()
-        except Exception as error:  # tokenizers raises no other kind
+        except Exception as error:  # tokenizers raises Exception itself
             cause = " ".join(str(error).split())[:200]
             raise UserError(
                 f"{description} has a tokenizer.json that cannot be read ({cause}); copy it again"
@@ -46,14 +46,15 @@ def read_vocabulary(source: str | Path, description: str) -> Vocabulary | None:
 
 
 def check_same_vocabulary(one: Vocabulary, other: Vocabulary, names: tuple[str, str], hint: str) -> None:
-    """Whether both tokenizers mean the same by every id that both have. One of them may have more.
+    """Check that each id that both tokenizers have is the same token in both. One may have more tokens.
 
     Args:
-        names: of the tokenizers' owners, for messages.
+        one, other: the vocabularies.
+        names: of the tokenizers' owners, for the message.
         hint: the end of the message.
 
     Raises:
-        UserError: they do not; the message names the first tokens that differ.
+        UserError: tokens differ; the message names the first ones.
     """
     tokens, others = _by_id(one), _by_id(other)
     moved = {id_ for token, id_ in one.items() if other.get(token, id_) != id_}

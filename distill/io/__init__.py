@@ -1,9 +1,9 @@
 """Files and the hub.
 
-files        files that appear whole or not at all, and their checksums
-disk         space that is asked for before it is used, and named when it has run out
-lock         one process at a time
-hub          names on the Hugging Face hub, pinned or not, and the commits that they stand for
-hub_files    their files, from the local cache where it has them
-hub_answers  how long the hub is waited for, and what its answers mean
+files        atomic writes, and checksums
+disk         disk space: checks before writing, and errors of a full disk
+lock         a lock between processes
+hub          names on the Hugging Face hub, optionally pinned, and their commits
+hub_files    files of models and data sets on the hub, from the local cache if it has them
+hub_answers  requests to the hub with a time limit, and messages about its answers
 """

@@ -1,4 +1,4 @@
-"""Space on disk: asked for before it is used, and named when it has run out."""
+"""Disk space: checks before writing, and errors of a full disk."""
 
 import contextlib
 import errno
@@ -6,36 +6,44 @@ import shutil
 from collections.abc import Iterator
 from pathlib import Path
 
+from rich.filesize import decimal
+
 from distill.errors import DiskFull
 
 _FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
-# What libraries that are not written in Python say instead of an errno: safetensors and tokenizers, SQLite.
+# Messages of libraries that do not set an errno: safetensors and tokenizers, SQLite.
 _FULL_MESSAGES = ("no space left on device", "disk quota exceeded", "database or disk is full")
 
 
 def require_space(
     path: Path, needed: int, description: str, hint: str = "free some, or choose another --workdir"
 ) -> None:
-    """Check that the file system of ``path``, which need not exist yet, has ``needed`` bytes left.
+    """Check that the file system of ``path`` has ``needed`` bytes left.
+
+    Args:
+        path: need not exist yet.
+        needed: bytes.
+        description: names the work that needs the space, for the message.
+        hint: the end of the message.
 
     Raises:
-        DiskFull: it has not; ``description`` says in the message what needs them.
+        DiskFull: it has fewer.
     """
     free = _free(path)
     if needed > free:
-        raise DiskFull(
-            f"{description} needs about {format_bytes(needed)} in {path}, where {format_bytes(free)} are left; {hint}"
-        )
+        raise DiskFull(f"{description} needs about {decimal(needed)} in {path}, which has {decimal(free)} left; {hint}")
 
 
 @contextlib.contextmanager
 def disk_full_errors(path: Path, needed: int | None = None) -> Iterator[None]:
-    """Say of whatever finds the disk full within the block that it was writing ``path``, of ``needed`` bytes.
+    """Convert errors of a full disk within the block to DiskFull.
 
-    An error that knows its file names that one instead.
+    Args:
+        path: named in the message, unless the error names its own file.
+        needed: size of ``path`` in bytes, if it is known.
 
     Raises:
-        DiskFull: in place of the exception.
+        DiskFull: the block raised an error that comes from a full disk or quota.
     """
     try:
         yield
@@ -46,24 +54,16 @@ def disk_full_errors(path: Path, needed: int | None = None) -> Iterator[None]:
         if full is None:
             raise
         file = getattr(full, "filename2", None) or getattr(full, "filename", None) or path
-        wants = f"it needs {format_bytes(needed)}, " if needed else ""
+        size = f"it needs {decimal(needed)}, " if needed else ""
         raise DiskFull(
-            f"{file} cannot be written, the disk is full: {wants}{format_bytes(_free(path))} are left; what was "
-            "finished before is kept, free some space and give the same command again"
+            f"{file} cannot be written, the disk is full: {size}{decimal(_free(path))} are left; "
+            "finished work is kept; free some space and run the same command again"
         ) from error
 
 
 def is_full(error: BaseException | None) -> bool:
-    """Whether ``error``, or one that it came from, says that a disk or a quota is full."""
+    """Whether ``error``, or one of its causes, reports a full disk or quota."""
     return _find_full(error) is not None
-
-
-def format_bytes(count: int) -> str:
-    """Bytes for people: ``3.1 MB``."""
-    for unit, factor in (("TB", 1e12), ("GB", 1e9), ("MB", 1e6)):
-        if count >= factor:
-            return f"{count / factor:.1f} {unit}"
-    return f"{count / 1e3:.1f} kB"
 
 
 def _find_full(error: BaseException | None) -> BaseException | None:

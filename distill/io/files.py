@@ -1,4 +1,4 @@
-"""Files appear whole or not at all, written beside, then renamed; and what was written can be told from other bytes."""
+"""Atomic writes (to a temporary file, which is then renamed), and checksums that detect damaged files."""
 
 import contextlib
 import hashlib
@@ -15,20 +15,24 @@ from distill.io.disk import disk_full_errors
 
 
 def write_json(path: Path, value: Any) -> None:
-    """Write ``value`` to ``path`` so that a reader, or a killed writer, never leaves half of it."""
+    """Write ``value`` to ``path`` as JSON, atomically.
+
+    Raises:
+        DiskFull: there is no space; ``path`` is unchanged.
+    """
     write_text(path, json.dumps(value, indent=2, allow_nan=False) + "\n")
 
 
 def write_text(path: Path, text: str) -> None:
-    """Like ``Path.write_text`` in UTF-8, whole or not at all."""
+    """Write ``text`` to ``path`` in UTF-8, atomically; raises as ``write_bytes``."""
     write_bytes(path, text.encode())
 
 
 def write_bytes(path: Path, content: bytes) -> None:
-    """Like ``Path.write_bytes``, whole or not at all.
+    """Write ``content`` to ``path`` atomically: a killed process never leaves a part of it.
 
     Raises:
-        DiskFull: ``path`` is what it was before.
+        DiskFull: there is no space; ``path`` is unchanged.
     """
     tmp_file = path.with_name(f".{path.name}.{os.getpid()}")
     with disk_full_errors(path, len(content)):
@@ -47,7 +51,7 @@ def read_json(path: Path, hint: str) -> Any:
     """The value in a JSON file.
 
     Raises:
-        UserError: it cannot be read or is no JSON; ``hint`` says what to do about it.
+        UserError: the file is missing, cannot be read, or is not JSON; ``hint`` is the end of the message.
     """
     try:
         return json.loads(path.read_text(encoding="utf-8"))
@@ -60,26 +64,26 @@ def read_json(path: Path, hint: str) -> Any:
 
 
 def write_record(path: Path, values: dict[str, Any]) -> None:
-    """``write_json``, with a SHA-256 of ``values`` as their last key ``checksum``."""
+    """Write ``values`` as JSON, atomically, with their SHA-256 under an additional last key ``checksum``."""
     write_json(path, {**values, "checksum": _checksum(values)})
 
 
 def read_record(path: Path, hint: str) -> dict[str, Any]:
-    """What ``write_record`` wrote.
+    """The values that ``write_record`` has written.
 
     Raises:
-        UserError: as ``read_json``, or it has other values than were written.
+        UserError: as for ``read_json``, or the values do not match their checksum.
     """
     values = read_json(path, hint)
     if not isinstance(values, dict):
-        raise UserError(f"{path} is damaged: it holds no keys and values; {hint}")
+        raise UserError(f"{path} is damaged: it is not a JSON object; {hint}")
     if values.pop("checksum", None) != _checksum(values):
-        raise UserError(f"{path} is damaged: its checksum is not that of its values; {hint}")
+        raise UserError(f"{path} is damaged: its values do not match its checksum; {hint}")
     return values
 
 
 def file_digest(path: Path) -> str:
-    """SHA-256 in hexadecimal; a process reads a file once for it, as long as size and time stay what they are."""
+    """SHA-256 in hexadecimal. A process reads a file again only if its size, time or inode has changed."""
     stat = path.stat()
     return _digest(path.absolute(), stat.st_size, stat.st_mtime_ns, stat.st_ino)
 
@@ -91,7 +95,7 @@ def _digest(path: Path, *_: int) -> str:
 
 
 def directory_digest(directory: Path) -> str:
-    """SHA-256 over names and bytes of the files of a directory, cut to 32 hexadecimal digits."""
+    """SHA-256 of the names and contents of all files of a directory, cut to 32 hexadecimal digits."""
     total = hashlib.sha256()
     for path in sorted(path for path in directory.rglob("*") if path.is_file()):
         total.update(path.relative_to(directory).as_posix().encode() + bytes.fromhex(file_digest(path)))
@@ -99,20 +103,20 @@ def directory_digest(directory: Path) -> str:
 
 
 def file_digests(directory: Path, paths: Iterable[Path]) -> dict[str, str]:
-    """SHA-256 of files by their name within ``directory``."""
+    """SHA-256 of each file, by its path relative to ``directory``. Paths that are not files are skipped."""
     return {path.relative_to(directory).as_posix(): file_digest(path) for path in sorted(paths) if path.is_file()}
 
 
 def check_digests(directory: Path, digests: dict[str, str], hint: str) -> None:
-    """Read the files of ``digests`` and compare.
+    """Compare the SHA-256 of files in ``directory`` with ``digests`` (relative path -> SHA-256).
 
     Raises:
-        UserError: one is missing, has other bytes than were written, or is named outside of ``directory``; ``hint``
-            ends the sentence.
+        UserError: a file is missing or damaged, or its path leads outside ``directory``; ``hint`` is the end of the
+            message.
     """
     for name, expected in digests.items():
         if Path(name).is_absolute() or ".." in Path(name).parts:
-            raise UserError(f"the record in {directory} names {name!r:.80}, which is outside; {hint}")
+            raise UserError(f"the record in {directory} names {name!r:.80}, which is outside this directory; {hint}")
         try:
             found = file_digest(directory / name)
         except OSError as error:
@@ -126,15 +130,18 @@ def check_digests(directory: Path, digests: dict[str, str], hint: str) -> None:
 
 @contextlib.contextmanager
 def new_directory(path: Path, needed: int | None = None) -> Iterator[Path]:
-    """A directory to fill, which becomes ``path`` when the block ends well and is removed when it does not.
+    """Yield a temporary directory, which becomes ``path`` if the block succeeds and is removed if it fails.
 
-    Where ``path`` exists, its files of the same names are replaced one by one and all others stay. Directories above
-    it that had to be made are removed with it. ``needed`` is the size of what will be in it in bytes, where that is
-    known.
+    If ``path`` exists, files of the same names are replaced one by one and all others remain. Missing parents are
+    created, and are removed again if the block fails.
+
+    Args:
+        path: the new directory.
+        needed: size of its content in bytes, if it is known.
 
     Raises:
-        UserError: it cannot be made there.
-        DiskFull: ``path`` is what it was before.
+        UserError: the directory cannot be created.
+        DiskFull: there is no space; ``path`` is unchanged.
     """
     if path.exists() and not path.is_dir():
         raise UserError(f"{path} is a file; name a directory")
@@ -147,7 +154,7 @@ def new_directory(path: Path, needed: int | None = None) -> Iterator[Path]:
             yield tmp_dir
             for file in tmp_dir.rglob("*"):
                 if file.is_file():
-                    file.chmod(0o644)  # safetensors writes 0600, which another user cannot serve
+                    file.chmod(0o644)  # safetensors writes 0600, which other users cannot read
                     with open(file, "rb") as handle:
                         os.fsync(handle.fileno())
             if not path.exists():
@@ -157,7 +164,7 @@ def new_directory(path: Path, needed: int | None = None) -> Iterator[Path]:
                 target = path / file.relative_to(tmp_dir)
                 target.parent.mkdir(parents=True, exist_ok=True)
                 file.replace(target)
-    except DiskFull as error:  # of a file that will be in ``path``
+    except DiskFull as error:  # name the file by its final path
         raise DiskFull(str(error).replace(str(tmp_dir), str(path))) from error
     finally:
         shutil.rmtree(tmp_dir, ignore_errors=True)
@@ -167,24 +174,24 @@ def new_directory(path: Path, needed: int | None = None) -> Iterator[Path]:
 
 
 def directory_uri(path: Path) -> str:
-    """The ``file://`` URI of a directory, in which no character of its name is one of the URI's syntax.
+    """The ``file://`` URI of a directory, with all special characters escaped.
 
-    It ends in a slash: MLflow takes what stands after the last one for the name of a file, and refuses ``#`` there.
+    It ends with a slash. MLflow takes the text after the last slash as a file name, and rejects ``#`` in it.
     """
     return f"{path.absolute().as_uri()}/"
 
 
 def make_directory(path: Path) -> None:
-    """``path`` and those above it, as far as they are missing.
+    """Create ``path`` and its missing parents.
 
     Raises:
-        UserError: a file is in the way, or it may not be written there.
+        UserError: a file has this path, or there is no permission to write.
     """
     try:
         path.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise UserError(
-            f"{path.parent} cannot be written to ({error.strerror}); choose another place, or make room for it"
+            f"{path.parent} cannot be written to ({error.strerror}); choose another directory, or make it writable"
         ) from error
 
 

@@ -1,7 +1,7 @@
-"""What is loaded from the Hugging Face hub: names that may be pinned, and the commit that each stands for now.
+"""Names on the Hugging Face hub, optionally pinned, and the commits that they refer to.
 
-A source is a local directory, or a name on the hub, pinned as ``NAME@REVISION`` to a branch, a tag or a commit. Needs
-no torch.
+A source is a local directory, or a name on the hub. A name may be pinned to a branch, a tag or a commit, as
+``NAME@REVISION``. Does not import torch.
 """
 
 import json
@@ -13,70 +13,73 @@ from distill.errors import UserError
 from distill.io.hub_answers import HubUnreachable, Kind, failure_reason, hub_api, say
 
 _DEFAULT = "main"
-_REVISION = re.compile(r"(?!.*\.\.)\w[\w.+/-]*")  # as git has them: none leads out of a directory of the cache
+_REVISION = re.compile(r"(?!.*\.\.)\w[\w.+/-]*")  # as in git; ".." could lead out of the cache
 _COMMIT = re.compile(r"[0-9a-f]{40}")
-_COMMITS = "SWITCH_DISTILL_COMMITS"  # variable of the environment, see commits_environment
+_COMMITS = "SWITCH_DISTILL_COMMITS"  # environment variable, see commits_environment
 
 _known: dict[str, str] | None = None  # "KIND NAME REVISION" -> commit, in this process
 
 
 class HubSource(NamedTuple):
-    """A name on the hub and its revision; a local directory has none."""
+    """A name on the hub and its revision, or a local directory and None."""
 
     name: str
     revision: str | None
 
 
 def split_revision(source: str) -> HubSource:
-    """``NAME@REVISION`` in its two parts. What is a local directory as it stands is never split."""
+    """Split ``NAME@REVISION``. The path of an existing local directory is not split."""
     if os.path.isdir(source):
         return HubSource(source, None)
-    name, at, revision = source.partition("@")  # no name on the hub holds one
+    name, at, revision = source.partition("@")  # names on the hub do not contain @
     return HubSource(name, revision if at else None)
 
 
 def resolve_revision(source: str, kind: Kind, description: str) -> str | None:
-    """The commit that ``source`` stands for now, in 40 hexadecimal digits; of a local directory, None.
+    """The commit that ``source`` refers to, in 40 hexadecimal digits; None for a local directory.
 
-    The hub is asked once per process, so that everything in it is of one commit. Where it does not answer, or must not
-    be asked (HF_HUB_OFFLINE=1), what the local cache knows of the revision holds. A whole commit is not asked for.
+    A process asks the hub once per name and revision, so all its files are of one commit. If the hub does not answer or
+    must not be asked (HF_HUB_OFFLINE=1), the commit comes from the local cache. A full commit needs no request.
 
     Args:
+        source: a directory, or a name on the hub that may be pinned (``NAME@REVISION``).
+        kind: of the repository.
         description: names the source in messages.
 
     Raises:
-        UserError: there is no such name or revision, or neither hub nor cache knows it; or a directory is pinned.
+        UserError: the name or revision does not exist or is not in the cache, or a local directory is pinned.
     """
     name, revision = split_revision(source)
     if os.path.isdir(name):
         if revision is not None:
-            raise UserError(f"{description} is a directory, which has no revisions; leave out @{revision}")
+            raise UserError(f"{description} is a directory, which has no revisions; omit @{revision}")
         return None
     if revision is not None and not _REVISION.fullmatch(revision):
         raise UserError(
-            f"{description} is pinned to {revision!r:.80}, no revision; name a branch, a tag or a commit after @"
+            f"{description} is pinned to {revision!r:.80}, which is not a revision; "
+            "name a branch, a tag or a commit after @"
         )
     revision = revision or _DEFAULT
     try:
         commit = _commit(name, revision, kind)
     except Exception as error:  # of many kinds: no such name, no such revision, no connection
-        raise UserError(f"{description} is no directory, and {failure_reason(error, revision, kind)}") from error
+        raise UserError(f"{description} is not a directory, and {failure_reason(error, revision, kind)}") from error
     if not _COMMIT.fullmatch(commit):
         raise UserError(f"{description} has a damaged entry for {revision!r} in the hub's cache; delete it, or connect")
     return commit
 
 
 def at_revision(source: str, kind: Kind, description: str) -> HubSource:
-    """The name to load, and the commit to load it at: see ``resolve_revision``.
+    """The name of ``source`` without its revision, and its commit from ``resolve_revision``.
 
     Raises:
-        UserError: as there.
+        UserError: as for ``resolve_revision``.
     """
     return HubSource(split_revision(source).name, resolve_revision(source, kind, description))
 
 
 def known_commits() -> dict[str, str]:
-    """The commits that names stand for in this process, for ``take_commits`` in another one."""
+    """The commits that this process has resolved, for ``take_commits`` in another process."""
     global _known
     if _known is None:
         _known = json.loads(os.environ.get(_COMMITS, "{}"))
@@ -84,12 +87,12 @@ def known_commits() -> dict[str, str]:
 
 
 def take_commits(commits: dict[str, str]) -> None:
-    """Let names stand for ``commits``, those of another process; the hub is not asked for them."""
+    """Use the ``commits`` of another process without asking the hub."""
     known_commits().update(commits)
 
 
 def commits_environment() -> dict[str, str]:
-    """Variables of the environment in which a new process takes the commits that names stand for in this one."""
+    """Environment variables that pass the resolved commits of this process to a new process."""
     return {_COMMITS: json.dumps(known_commits())}
 
 
@@ -103,7 +106,7 @@ def _commit(name: str, revision: str, kind: Kind) -> str:
         commit = hub_api().resolve_revision(name, repo_type=kind, revision=revision).resolved
     except HubUnreachable as unreachable:
         commit = HfApi().resolve_revision(name, repo_type=kind, revision=revision, local_files_only=True).resolved
-        if not is_offline_mode():  # then nobody expects it to answer
+        if not is_offline_mode():  # offline mode is intended, so it needs no message
             say(f"The hub does not answer ({unreachable}); using revision {revision!r} of {name} from the cache")
     known[key] = commit
     return commit

@@ -1,6 +1,6 @@
-"""Files of models and data sets on the Hugging Face hub: from the local cache where it has them, else downloaded there.
+"""Files of models and data sets on the Hugging Face hub, from the local cache, or downloaded to it.
 
-A commit never changes, so that the hub is not asked for what the cache has whole of it. Needs no torch.
+A commit never changes, so the hub is not asked for files that are complete in the cache. Does not import torch.
 """
 
 from pathlib import Path
@@ -17,7 +17,7 @@ from distill.io.hub_answers import (
     unreachable_reason,
 )
 
-# Names of files, as globs; messages name the first. Of a tokenizer, what the kinds that T5 can have are made of.
+# Globs of file names; messages name the first. TOKENIZER has the files of all tokenizer types that T5 can have.
 CONFIG = ("config.json",)
 WEIGHTS = ("model.safetensors", "model.safetensors.index.json", "model-*.safetensors", "generation_config.json")
 PICKLED_WEIGHTS = ("pytorch_model.bin", "pytorch_model.bin.index.json", "pytorch_model-*.bin")
@@ -28,51 +28,51 @@ TOKENIZER = (
 
 
 class HubFilesUnavailable(UserError):
-    """The hub must be asked for files, and does not answer."""
+    """Files are not in the local cache, and the hub does not answer."""
 
 
 def local_files(source: str, kind: Kind, description: str, files: tuple[str, ...]) -> Path:
-    """The directory of a source: itself, or of a name on the hub one in the cache, downloaded where it has to be.
+    """The directory of a source: the local one, or one in the hub's cache. Missing files are downloaded.
 
     Args:
         source: a directory, or a name on the hub that may be pinned (``NAME@REVISION``).
-        description: names it in messages.
-        files: those that are wanted of the hub. It is no error that there are none.
+        kind: of the repository.
+        description: names the source in messages.
+        files: globs of the files to fetch from the hub. A repository need not have any of them.
 
     Raises:
-        HubFilesUnavailable: the hub does not answer, and the cache has not all that is wanted.
-        UserError: there is no such source, or the hub does not give its files.
+        HubFilesUnavailable: the hub does not answer, and the cache does not have all files.
+        UserError: the source does not exist, or its files cannot be downloaded.
     """
     if (found := cached_files(source, kind, description, files)) is not None:
         return found
     from huggingface_hub import snapshot_download
 
     name, commit = at_revision(source, kind, description)
-    assert commit is not None  # a directory has been found
+    assert commit is not None  # cached_files has returned local directories
     try:
         _check_answer(name, commit, kind, description, files[0])
     except HubFilesUnavailable:
-        if (
-            found := cached_files(source, kind, description, files)
-        ) is not None:  # now that the hub is known to be away
+        # Now that the hub is known to be unreachable, an incomplete cache is accepted.
+        if (found := cached_files(source, kind, description, files)) is not None:
             return found
         raise
     try:
-        with announce_wait(f"Waiting for the hub to send {files[0]} of {name}, or the like (Ctrl-C stops waiting)"):
+        with announce_wait(f"Waiting for the hub to send {files[0]} or similar files of {name} (Ctrl-C stops waiting)"):
             found = Path(snapshot_download(name, repo_type=kind, revision=commit, allow_patterns=list(files)))
-        found.mkdir(parents=True, exist_ok=True)  # where the repository has none of them
+        found.mkdir(parents=True, exist_ok=True)  # if the repository has none of the files
         return found
     except Exception as error:  # of many kinds: no permission, a connection that breaks off
-        raise UserError(f"{description} is no directory, and {failure_reason(error, commit, kind)}") from error
+        raise UserError(f"{description} is not a directory, and {failure_reason(error, commit, kind)}") from error
 
 
 def cached_files(source: str, kind: Kind, description: str, files: tuple[str, ...]) -> Path | None:
-    """``local_files`` without the hub; None where the cache may lack some of them.
+    """``local_files`` without a download; None if the cache may lack some of the files.
 
-    Where the hub is away, whatever the cache has of the commit must do, if nothing says that some of it is missing.
+    If the hub is unreachable, the files of the commit in the cache are accepted unless some are known to be missing.
 
     Raises:
-        UserError: there is no such source.
+        UserError: the source does not exist.
     """
     name, commit = at_revision(source, kind, description)
     return (
@@ -83,11 +83,11 @@ def cached_files(source: str, kind: Kind, description: str, files: tuple[str, ..
 
 
 def dataset_place(source: str, description: str) -> HubSource:
-    """What ``datasets`` is to read: a directory, or a name on a hub that answers, at its commit.
+    """The source that ``datasets`` should read: a directory, or a name and commit on a hub that answers.
 
     Raises:
-        HubFilesUnavailable: the hub does not answer, and the cache has not the whole data set.
-        UserError: there is no such data set.
+        HubFilesUnavailable: the hub does not answer, and the cache does not have the full data set.
+        UserError: the data set does not exist.
     """
     name, commit = at_revision(source, "dataset", description)
     if commit is None:
@@ -99,12 +99,12 @@ def dataset_place(source: str, description: str) -> HubSource:
 
 
 def _in_cache(name: str, commit: str, kind: Kind, wanted: list[str] | None, *, require_complete: bool) -> Path | None:
-    """The directory of a commit in the cache; None where there is none, or where it is known to lack files.
+    """The directory of a commit in the cache; None if it is not there, or is known to lack files.
 
     Args:
-        wanted: globs of files; None for all.
-        require_complete: None too where nobody knows which files there are, as in a cache that another program has
-            filled.
+        wanted: globs of files; None for all files.
+        require_complete: also return None if the cache has no list of the commit's files, for example because another
+            program has filled it.
     """
     from huggingface_hub import errors, get_cached_repo_tree, snapshot_download
 
@@ -119,14 +119,14 @@ def _in_cache(name: str, commit: str, kind: Kind, wanted: list[str] | None, *, r
 
 
 def _check_answer(name: str, commit: str, kind: Kind, description: str, file: str) -> None:
-    """Ask the hub for a commit. Downloads from a hub that does not answer would try again for minutes."""
+    """Check that the hub answers. Without this, a download from a hub that does not answer retries for minutes."""
     try:
         hub_api().repo_info(name, repo_type=kind, revision=commit)
     except HubUnreachable as unreachable:
         raise HubFilesUnavailable(
-            f"{description} is no directory, and the hub does not give its {file} at {commit[:12]}: "
-            f"{unreachable_reason()}, and the local cache has not all of it; connect, or check the name and the "
+            f"{description} is not a directory, and the hub does not provide its {file} at {commit[:12]}: "
+            f"{unreachable_reason()}, and the local cache does not have all of it; connect, or check the name and the "
             "revision"
         ) from unreachable
     except Exception as error:  # of many kinds: no such commit, no permission
-        raise UserError(f"{description} is no directory, and {failure_reason(error, commit, kind)}") from error
+        raise UserError(f"{description} is not a directory, and {failure_reason(error, commit, kind)}") from error

@@ -1,4 +1,4 @@
-"""One process at a time. The lock is the operating system's, so that a killed process leaves none behind."""
+"""A lock between processes. It belongs to the operating system, which releases it when a process is killed."""
 
 import contextlib
 import os
@@ -13,13 +13,14 @@ from distill.io.files import make_directory
 
 @contextlib.contextmanager
 def exclusive_lock(path: Path, on_wait: Callable[[str], None]) -> Iterator[None]:
-    """Enter the block once no other process of this machine is in it for the same ``path``, which need not exist.
+    """Hold the lock of ``path`` within the block. Only one process of this machine holds it at a time.
 
     Args:
-        on_wait: is told who is in it ("process 1234") before the wait; it may raise instead of waiting.
+        path: need not exist; the lock file is beside it.
+        on_wait: is called before a wait with the name of the holder ("process 1234"). It may raise instead of waiting.
 
     Raises:
-        UserError: there is no place for the lock beside ``path``.
+        UserError: the lock file cannot be created.
     """
     made = [parent for parent in path.parents if not parent.exists()]
     make_directory(path.parent)
@@ -30,7 +31,7 @@ def exclusive_lock(path: Path, on_wait: Callable[[str], None]) -> Iterator[None]
         yield
     finally:
         if lock.is_locked:
-            file.unlink(missing_ok=True)  # before the release: whoever waits for it sees that and makes another
+            file.unlink(missing_ok=True)  # before the release: waiting processes detect this and create a new file
             lock.release()
         for parent in made:
             with contextlib.suppress(OSError):  # it is not empty
@@ -45,6 +46,6 @@ def _acquire(lock: FileLock, file: Path, on_wait: Callable[[str], None]) -> None
         on_wait(f"process {number}" if number else "another process")
         lock.acquire(poll_interval=0.5)
     except OSError as error:
-        raise UserError(f"{file.parent} cannot be written to ({error.strerror}); choose another place") from error
-    with contextlib.suppress(OSError):  # a full disk; the number is for people
+        raise UserError(f"{file.parent} cannot be written to ({error.strerror}); choose another directory") from error
+    with contextlib.suppress(OSError):  # of a full disk; the number only serves messages
         file.write_text(str(os.getpid()))

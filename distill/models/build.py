@@ -1,4 +1,4 @@
-"""A dense T5 from a shape, and what T5 and Switch models have in common."""
+"""A dense T5 from a shape, and functions for both T5 and Switch models."""
 
 from typing import Any, TypeVar
 
@@ -11,18 +11,24 @@ from distill.models.save import set_tie_word_embeddings
 
 Model = TypeVar("Model", bound=PreTrainedModel)
 
-# The weights that are the shared embedding, or weights of their own where the model is untied.
+# These are the shared embedding in a tied model, and may be separate weights in an untied one.
 EMBEDDINGS = ("encoder.embed_tokens.weight", "decoder.embed_tokens.weight", "lm_head.weight")
 
 
 def build_dense(model: ModelConfig, vocab_size: int, *, pad: int, eos: int, seed: int) -> T5ForConditionalGeneration:
-    """A randomly initialised T5 of this shape: the baseline. Weights are a function of ``seed``."""
+    """A randomly initialised T5 of this shape: the baseline. The weights are a function of ``seed``.
+
+    Args:
+        model: the shape.
+        vocab_size: rows of the embedding.
+        pad, eos: token ids.
+    """
     shared = common_config(model, vocab_size, pad=pad, eos=eos)
     return new_t5(T5Config(**shared, feed_forward_proj=model.feed_forward), seed=seed)
 
 
 def common_config(model: ModelConfig, vocab_size: int, *, pad: int, eos: int) -> dict[str, Any]:
-    """The values that the configs of a T5 and of a Switch model of this shape share, by transformers' names."""
+    """The values that the configs of a T5 and a Switch model of this shape share, with transformers' names."""
     return {
         **model.model_dump(include={"d_model", "d_ff", "d_kv", "num_heads", "num_layers", "tie_word_embeddings"}),
         "vocab_size": vocab_size,
@@ -35,24 +41,24 @@ def common_config(model: ModelConfig, vocab_size: int, *, pad: int, eos: int) ->
 
 
 def new_t5(config: T5Config, *, seed: int) -> T5ForConditionalGeneration:
-    """A randomly initialised T5, with a head of its own where ``config`` does not scale the decoder's output.
+    """A randomly initialised T5, untied if ``config`` does not scale the decoder's output.
 
-    transformers ties every T5 it builds and marks the untied ones by ``scale_decoder_outputs`` alone. The config of the
-    T5 says both, so that ``save_pretrained`` writes what every reader understands.
+    transformers 5 ties every T5 that it builds, and marks untied ones only by ``scale_decoder_outputs``. The config of
+    the returned model has ``tie_word_embeddings`` set too, so that all readers understand its config.json.
     """
     torch.manual_seed(seed)
     t5 = T5ForConditionalGeneration(config)
     if not config.scale_decoder_outputs:
         t5.lm_head.weight = nn.Parameter(torch.randn(config.vocab_size, config.d_model) * config.d_model**-0.5)
-    set_tie_word_embeddings(config)  # not before: transformers would share no embedding at all
+    set_tie_word_embeddings(config)  # after construction: before it, transformers would not share the embeddings
     return t5
 
 
 def place(model: Model, device: torch.device) -> Model:
-    """Move to ``device``, with the attention that is fastest there.
+    """Move ``model`` to ``device`` in place, with the attention implementation that is fastest there.
 
-    T5's position bias keeps transformers' sdpa attention off the fused CPU kernel, and what it falls back to is
-    slower than the plain products.
+    T5's position bias prevents transformers' sdpa attention from using the fused CPU kernel. Its fallback is slower
+    than eager attention.
     """
     if device.type == "cpu":
         model.set_attn_implementation("eager")
@@ -61,9 +67,10 @@ def place(model: Model, device: torch.device) -> Model:
 
 
 def freeze(model: Model, dtype: torch.dtype) -> Model:
-    """For inference alone: eval mode, no gradients, and the matrices of its products in ``dtype`` for good, in place.
+    """Prepare ``model`` for inference in place: eval mode, no gradients, and the matrices of its products in ``dtype``.
 
-    What is read in float32 whatever the precision keeps its weights: embeddings, routers, norms, position biases.
+    Embeddings, routers, norms and position biases keep their dtype, because the forward pass always reads them in
+    float32.
     """
     for name, parameter in model.named_parameters():
         parameter.requires_grad_(False)
@@ -73,5 +80,5 @@ def freeze(model: Model, dtype: torch.dtype) -> Model:
 
 
 def count_parameters(model: nn.Module) -> int:
-    """Parameters of a model, tied ones once."""
+    """Number of parameters of a model; tied parameters count once."""
     return sum(parameter.numel() for parameter in model.parameters())

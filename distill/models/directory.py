@@ -1,4 +1,4 @@
-"""A model's directory before it is loaded: its config, and what its safetensors hold. Needs no torch."""
+"""Checks of a model's directory before loading: its config and its safetensors. Does not import torch."""
 
 import json
 from collections.abc import Iterator
@@ -17,7 +17,7 @@ Shapes = dict[str, tuple[int, ...]]  # of tensors, by name
 
 _ALSO_CALLED = {"d_model": "hidden_size", "num_heads": "num_attention_heads", "num_layers": "num_hidden_layers"}
 _LARGEST = {"num_layers": 1024, "num_decoder_layers": 1024, "num_experts": 4096}
-# Names in safetensors -> types of numpy, which has no bfloat16: its bits are those of the upper half of a float32.
+# dtypes in safetensors -> dtypes of numpy. numpy has no bfloat16, whose bits are the upper half of a float32.
 _FLOATS = {"F64": "<f8", "F32": "<f4", "F16": "<f2", "BF16": "<u2"}
 _BYTES_AT_ONCE = 2**26
 
@@ -26,7 +26,7 @@ class FetchedModel(NamedTuple):
     """A directory with a model's config and weights."""
 
     directory: Path
-    is_pickled: bool  # as older models of the hub are, and no directory of the user's may be
+    is_pickled: bool  # true of some older models on the hub; never true of a local directory
 
 
 def read_model_config(source: str, description: str) -> dict[str, Any]:
@@ -37,22 +37,28 @@ def read_model_config(source: str, description: str) -> dict[str, Any]:
         description: names the model in messages.
 
     Raises:
-        UserError: there is none, or it is not one.
+        UserError: there is no config.json, or it is not a JSON object.
     """
     path = local_files(source, "model", description, CONFIG) / "config.json"
     if not path.is_file():
         raise UserError(f"{description} cannot be loaded: it has no config.json; name a directory of save_pretrained")
     config = read_json(path, "copy or save the model again")
     if not isinstance(config, dict):
-        raise UserError(f"{path} holds no keys and values; copy or save the model again")
+        raise UserError(f"{path} is not a JSON object; copy or save the model again")
     return config
 
 
 def dimension(config: dict[Any, Any], name: str, default: int, description: str) -> int:
     """A size in a model's config, at least 1.
 
+    Args:
+        config: the values in its config.json.
+        name: of the size; its alternative name in some configs is also accepted.
+        default: if the config does not have it.
+        description: names the model in messages.
+
     Raises:
-        UserError: it is no such number.
+        UserError: it is not a whole number in the valid range.
     """
     value, most = config.get(name, config.get(_ALSO_CALLED.get(name))), _LARGEST.get(name, 2**24)
     value = default if value is None else value
@@ -64,16 +70,19 @@ def dimension(config: dict[Any, Any], name: str, default: int, description: str)
 
 
 def check_weights(source: str, description: str, *, finite: bool = True) -> Shapes | None:
-    """Whether the safetensors of a model can be read, and are finite. It is not downloaded for it.
+    """Check that the safetensors of a model are readable and finite. Nothing is downloaded.
 
     Args:
-        finite: whether to read the values; else the headers alone are read.
+        source: a directory, or a name on the hub that may be pinned (``NAME@REVISION``).
+        description: names the model in messages.
+        finite: whether to read and check the values; otherwise only the headers are read.
 
     Returns:
-        All tensors; None for a model of the hub whose safetensors are not in the cache, or that has none.
+        The shapes of all tensors. None for a model on the hub that has no safetensors or none in the local cache.
 
     Raises:
-        UserError: a file is missing, damaged or a pickle, or a tensor holds what is no finite floating point number.
+        UserError: a file is missing, damaged or a pickle, or a tensor has values that are not finite floating-point
+            numbers.
     """
     directory = cached_files(source, "model", description, WEIGHTS)
     if directory is None or (not Path(source).is_dir() and not _has_safetensors(directory)):
@@ -86,10 +95,14 @@ def check_weights(source: str, description: str, *, finite: bool = True) -> Shap
 
 
 def fetch_weights(source: str, description: str) -> FetchedModel:
-    """Config and weights of a model: of one on the hub, in the cache, downloaded where they have to be.
+    """The config and weights of a local model, or of a model on the hub, downloaded if they are not in the cache.
+
+    Args:
+        source: a directory, or a name on the hub that may be pinned (``NAME@REVISION``).
+        description: names the model in messages.
 
     Raises:
-        UserError: the hub does not give its weights, or it has none.
+        UserError: the model has no weights on the hub, or they cannot be downloaded.
     """
     directory = local_files(source, "model", description, (*WEIGHTS, *CONFIG))
     if Path(source).is_dir() or _has_safetensors(directory):
@@ -103,12 +116,12 @@ def fetch_weights(source: str, description: str) -> FetchedModel:
 
 
 def _read_shapes(files: list[Path], description: str) -> Shapes:
-    """What the headers of safetensors say."""
+    """The shapes in the headers of safetensors."""
     shapes: Shapes = {}
     for path in files:
         try:
             with safe_open(path, framework="np") as file:
-                for name in file.keys():  # noqa: SIM118  it is no dict
+                for name in file.keys():  # noqa: SIM118  it is not a dict
                     tensor = file.get_slice(name)
                     shapes[name] = tuple(tensor.get_shape())
                     if (kind := tensor.get_dtype()) not in _FLOATS:
@@ -132,7 +145,7 @@ def _check_finite(files: list[Path], description: str) -> None:
 
 @lru_cache(maxsize=10_000)
 def _not_finite(path: Path, *_: int) -> str | None:
-    """The first tensor of a file that holds what is no number."""
+    """The name of the first tensor of a file with a value that is not finite."""
     with open(path, "rb") as file:
         length = int.from_bytes(file.read(8), "little")
         header = json.loads(file.read(length))
@@ -158,14 +171,16 @@ def _weight_files(directory: Path, description: str) -> list[Path]:
         names = set(parts.values()) if isinstance(parts, dict) and all(map(_is_text, parts.values())) else set()
         for name in sorted(names):
             if Path(name).name != name or not (directory / name).is_file():
-                raise UserError(f"{description} cannot be loaded: {index.name} names {name!r:.80}, no file beside it")
+                raise UserError(
+                    f"{description} cannot be loaded: {index.name} names {name!r:.80}, which is not a file beside it"
+                )
         if names:
             return [directory / name for name in sorted(names)]
         raise UserError(f"{description} cannot be loaded: {index.name} names no files; copy or save the model again")
     if pickles := sorted(directory.glob("*.bin")) + sorted(directory.glob("*.pt")) + sorted(directory.glob("*.pkl")):
         raise UserError(
-            f"{description} cannot be loaded: its weights are a pickle ({pickles[0].name}), which could hold a "
-            "program; save it as safetensors, with save_pretrained"
+            f"{description} cannot be loaded: its weights are a pickle ({pickles[0].name}), which can run "
+            "code; save it as safetensors, with save_pretrained"
         )
     raise UserError(f"{description} cannot be loaded: it has no model.safetensors; save it there with save_pretrained")
 

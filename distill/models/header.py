@@ -1,7 +1,6 @@
-"""What the config of a T5 or Switch model says of the dense model that it is or gives, known before either is built.
+"""The shape and token ids of a dense T5, or of the student of a Switch model, from the config alone.
 
-Two dense models are comparable where their shapes are equal: then their difference is that of their training. Needs no
-torch.
+Two dense models of equal shape differ only in their training, so they can be compared. Does not import torch.
 """
 
 from typing import Any, NamedTuple
@@ -12,14 +11,14 @@ from distill.models.directory import dimension
 
 Shape = dict[str, int | str | bool]  # by the names of transformers' T5Config
 
-# Of T5's relative positions, where a config says nothing; and the token ids without which nothing can be generated.
+# Defaults of T5's relative position bias, and of the token ids that generation needs.
 POSITIONS = {"relative_attention_num_buckets": 32, "relative_attention_max_distance": 128}
 _TOKEN_IDS = {"pad": 0, "eos": 1, "decoder_start": None}
 _SIZES = ("vocab_size", "d_model", "d_ff", "d_kv", "num_heads", "num_layers", *POSITIONS)
 
 
 class Header(NamedTuple):
-    """Of a dense T5, or of the student that a Switch model gives."""
+    """The shape and token ids of a dense T5, or of the student of a Switch model."""
 
     shape: Shape
     vocab_size: int
@@ -38,16 +37,19 @@ def read_header(
     scaled: bool,
     experts: int | None = None,
 ) -> Header:
-    """The header of a model whose config has these ``defaults`` for what it leaves out.
+    """The header of a model, from its config.
 
     Args:
+        config: the values in its config.json.
+        defaults: sizes that ``config`` may omit.
         description: names the model in messages.
-        feed_forward: activation of its FFNs, ``gated-`` before it where they are gated.
+        feed_forward: activation of its FFNs, with the prefix ``gated-`` if they are gated.
         tied: whether its head is the embedding.
         scaled: whether its last hidden states are scaled by d_model**-0.5.
+        experts: number of experts of a Switch model.
 
     Raises:
-        UserError: a size, an id or a rate in its config is none.
+        UserError: a size, a token id or a rate in the config is not valid.
     """
     sizes = {name: dimension(config, name, defaults[name], description) for name in _SIZES}
     sizes["num_decoder_layers"] = dimension(config, "num_decoder_layers", sizes["num_layers"], description)
@@ -55,7 +57,7 @@ def read_header(
     shape |= {"tie_word_embeddings": tied, "scale_decoder_outputs": scaled}
     for name in ("dropout_rate", "layer_norm_epsilon"):
         value = config.get(name, 0.0)
-        if type(value) not in (int, float) or not 0 <= value < 1:  # NaN is not
+        if type(value) not in (int, float) or not 0 <= value < 1:  # also false for NaN
             raise UserError(
                 f"{description} has {name} {value!r:.40} in its config.json; it must be a number from 0 to 1"
             )
@@ -64,7 +66,7 @@ def read_header(
 
 
 def shape_of(model: ModelConfig, vocab_size: int | None) -> Shape:
-    """The shape of a dense model that is built here; without its vocabulary size, where that is not known yet."""
+    """The shape of a dense model of this config; without the vocabulary size if ``vocab_size`` is None."""
     shape: Shape = model.model_dump(include={"d_model", "d_ff", "d_kv", "num_heads", "num_layers"})
     shape |= {"num_decoder_layers": model.num_layers, "feed_forward_proj": model.feed_forward, **POSITIONS}
     shape |= dict.fromkeys(("tie_word_embeddings", "scale_decoder_outputs"), model.tie_word_embeddings)
@@ -72,7 +74,7 @@ def shape_of(model: ModelConfig, vocab_size: int | None) -> Shape:
 
 
 def differences(one: Shape, other: Shape) -> list[str]:
-    """``d_ff 64 and 128`` for every entry that both have and that differs."""
+    """Texts such as ``d_ff 64 and 128``, one for each entry of both shapes that differs."""
     common = [name for name in one if name in other]
     return [f"{name} {one[name]} and {other[name]}" for name in common if one[name] != other[name]]
 

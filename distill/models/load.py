@@ -1,4 +1,4 @@
-"""Load a model with transformers, once every fault that can be known beforehand has been looked for."""
+"""Load a model with transformers, after all checks that are possible without loading it."""
 
 from collections.abc import Callable, Collection, Iterable
 from pathlib import Path
@@ -18,45 +18,48 @@ _HINT = "check that config.json belongs to these weights"
 
 
 def fetch_checked(source: str, description: str, check: Callable[[], object]) -> FetchedModel:
-    """The files of a model that ``check`` has accepted.
+    """Fetch the files of a model that passes ``check``.
 
     Args:
         source: a directory, or a name on the hub that may be pinned (``NAME@REVISION``).
         description: names the model in messages.
-        check: raises UserError where ``source`` cannot be loaded; the same function as the command line calls.
+        check: raises UserError if ``source`` cannot be loaded; the command line calls the same function.
 
     Raises:
-        UserError: ``check`` does, or the hub does not give the files.
+        UserError: ``check`` raises it, or the files cannot be downloaded.
     """
     check()  # before anything is downloaded
     fetched = fetch_weights(source, description)
     if str(fetched.directory) != source:
-        check()  # now of the weights too
+        check()  # now the weights too
     return fetched
 
 
 def read_config(cls: type[Config], source: str, description: str) -> Config:
-    """The config.json of a directory, or of a model on the hub, as transformers' ``cls`` reads it.
+    """The config.json of a directory, or of a model on the hub, read by transformers as a ``cls``.
 
     Raises:
-        UserError: there is none, or transformers cannot read it.
+        UserError: there is no config.json, or transformers cannot read it.
     """
     directory = local_files(source, "model", description, CONFIG)
     try:
         return cls.from_pretrained(directory)
-    except Exception as error:  # transformers raises many kinds; each means that there is no config to use
+    except Exception as error:  # transformers raises many kinds; each means that the config cannot be used
         raise UserError(f"{description} cannot be loaded: {' '.join(str(error).split())[:300]}") from error
 
 
 def load_fetched(cls: type[Model], fetched: FetchedModel, description: str, **settings: Any) -> tuple[Model, set[str]]:
-    """A model in float32, and which of the tensors that its files may leave out they do leave out.
+    """Load a model in float32 from files that ``fetch_checked`` has returned.
 
     Args:
         settings: of ``_load``.
 
+    Returns:
+        The model, and the names of the tensors that its files omit, all of them in ``may_lack``.
+
     Raises:
-        UserError: it cannot be loaded; a tensor is missing, too many or of another shape; or one of a pickle is not
-            finite: those of safetensors have been checked.
+        UserError: the model cannot be loaded, a tensor is missing, unexpected or of another shape, or a tensor of a
+            pickle is not finite. The values of safetensors have been checked before.
     """
     # Pickles are read with weights_only, which is the default.
     settings |= {"dtype": torch.float32, "use_safetensors": None if fetched.is_pickled else True}
@@ -69,13 +72,13 @@ def load_fetched(cls: type[Model], fetched: FetchedModel, description: str, **se
 
 
 def load_shapes(cls: type[Model], shapes: Shapes, description: str, **settings: Any) -> Model:
-    """The model of these tensors, without their values.
+    """Build a model with tensors of these shapes on the meta device, without values.
 
     Args:
         settings: of ``_load``, with the model's ``config``.
 
     Raises:
-        UserError: it cannot be loaded, or a tensor is missing, too many or of another shape.
+        UserError: the model cannot be built, or a tensor is missing, unexpected or of another shape.
     """
     tensors = {name: torch.empty(shape, device="meta") for name, shape in shapes.items()}
     return _load(cls, None, description, state_dict=tensors, device_map="meta", **settings)[0]
@@ -90,11 +93,11 @@ def _load(
     may_have_more: bool = False,
     **settings: Any,
 ) -> tuple[Model, set[str]]:
-    """Load a model whose tensors are those of its config, by transformers' own report of the loading.
+    """Load a model, and check transformers' loading report for missing, unexpected and mismatched tensors.
 
     Args:
         may_lack: tensors that may be missing.
-        may_have_more: whether there may be tensors that the model does not have.
+        may_have_more: whether the files may have tensors that the model does not have.
         settings: of ``from_pretrained``.
     """
     settings |= {"output_loading_info": True, "ignore_mismatched_sizes": True}
@@ -105,12 +108,13 @@ def _load(
         raise
     except Exception as error:  # transformers raises many kinds; each means that this model cannot be used
         raise UserError(f"{description} cannot be loaded: {' '.join(str(error).split())[:300]}") from error
-    _check_names(description, "missing", set(report["missing_keys"]) - set(may_lack))
+    missing = set(report["missing_keys"]) - model.all_tied_weights_keys.keys()  # the weight itself is named once
+    _check_names(description, "missing", missing - set(may_lack))
     if not may_have_more:
         _check_names(description, "unexpected", report["unexpected_keys"])
     for name, found, expected in sorted(report["mismatched_keys"]):
         raise UserError(f"{description} has {name} of shape {tuple(found)}, its config says {tuple(expected)}; {_HINT}")
-    return model, set(report["missing_keys"])
+    return model, missing
 
 
 def _check_names(description: str, problem: str, names: Iterable[str]) -> None:

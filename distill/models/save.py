@@ -1,7 +1,7 @@
-"""Write a T5 and a tokenizer so that readers other than transformers 5 take them for what they are.
+"""Save T5 models and tokenizers so that transformers 4 and 5 and other readers load them correctly.
 
-transformers 5 has names of its own for some things, which transformers 4, and what is built on it, does not know or
-takes for others.
+transformers 5 has new names for some config values. transformers 4 and libraries based on it do not know these names,
+or give them another meaning.
 """
 
 from pathlib import Path
@@ -15,19 +15,19 @@ if TYPE_CHECKING:
 
 
 def set_tie_word_embeddings(config: "T5Config") -> None:
-    """Set ``tie_word_embeddings`` to what it is documented to mean: head and embedding are one, the output is scaled.
+    """Set ``tie_word_embeddings`` to its documented meaning: the head is the embedding and the output is scaled.
 
-    transformers 5 sets it for every T5 that it reads, and has ``scale_decoder_outputs`` beside it, which no other
-    reader knows.
+    transformers 5 sets it to true for every T5 that it reads, and uses the additional key ``scale_decoder_outputs``,
+    which no other reader knows.
     """
     config.tie_word_embeddings = config.scale_decoder_outputs
 
 
 def save_t5(model: "T5ForConditionalGeneration", directory: Path) -> None:
-    """Write config.json, generation_config.json and the weights; ``lm_head.weight`` too where it is not tied."""
+    """Write config.json, generation_config.json and the weights; and ``lm_head.weight`` if the model is untied."""
     state = model.state_dict()
     if not model.config.scale_decoder_outputs:
-        # Without it, transformers 4 draws a head at random; save_pretrained leaves it out if it is the embedding.
+        # transformers 4 initialises a missing head at random; save_pretrained omits a head that is the embedding.
         state["lm_head.weight"] = model.lm_head.weight.detach().clone()
     set_tie_word_embeddings(model.config)
     model.save_pretrained(directory, state_dict=state)
@@ -40,19 +40,19 @@ def save_tokenizer(tokenizer: "PreTrainedTokenizerBase", directory: Path) -> Non
 
 
 def correct_tokenizer_config(path: Path) -> None:
-    """Give a ``tokenizer_config.json`` of transformers 5 the names that transformers 4 has too, in place.
+    """Rewrite a ``tokenizer_config.json`` of transformers 5 in place, with names that transformers 4 knows.
 
     Raises:
-        UserError: it is no such file.
+        UserError: the file cannot be read, or is not a JSON object.
     """
     hint = "save the tokenizer again with save_pretrained"
     values = read_json(path, hint)
     if not isinstance(values, dict):
-        raise UserError(f"{path} holds no keys and values; {hint}")
+        raise UserError(f"{path} is not a JSON object; {hint}")
     if values.get("tokenizer_class") == "TokenizersBackend":
         values["tokenizer_class"] = "PreTrainedTokenizerFast"
-    if isinstance(values.get("extra_special_tokens"), list):  # transformers 4 has a dictionary of this name
+    if isinstance(values.get("extra_special_tokens"), list):  # a dict in transformers 4
         values["additional_special_tokens"] = values.pop("extra_special_tokens")
-    # transformers 4 adds token_type_ids for a PreTrainedTokenizerFast, which a T5 does not take.
+    # transformers 4 adds token_type_ids for a PreTrainedTokenizerFast, which T5 does not accept.
     values.setdefault("model_input_names", ["input_ids", "attention_mask"])
     write_json(path, values)

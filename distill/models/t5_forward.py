@@ -1,8 +1,8 @@
-"""The forward pass of T5 and Switch models, on the weights of transformers' own modules, made for the step's speed.
+"""A fast forward pass of T5 and Switch models, on the weights of transformers' modules.
 
-What differs from transformers' forward pass is only the order of the work: under autocast each weight is cast once,
-query, key and value are one product, the position bias is added in place in the dtype of the scores, normalisation is
-one operation each way. Residuals and normalisation stay in float32. Inputs have no padding.
+It computes the same function as transformers, with operations merged: under autocast each weight is cast once; query,
+key and value are one product; the position bias is added in place in the dtype of the scores; normalisation is one
+operation forward and one backward. Residuals and normalisation are in float32. Inputs have no padding.
 
 B examples, S input tokens, T target tokens, D d_model, H heads, K d_kv.
 """
@@ -17,11 +17,11 @@ from transformers.models.t5.modeling_t5 import T5Attention
 
 
 class BlockStates(NamedTuple):
-    """What one block made of its S or T tokens."""
+    """The hidden states of one block."""
 
-    hidden: torch.Tensor  # [B, S or T, D] float32, what goes on to the next block or to the last normalisation
+    hidden: torch.Tensor  # [B, S or T, D] float32, input of the next block or of the final normalisation
     ffn: torch.Tensor  # [B, S or T, D], output of the block's FFN or Switch layer, before the residual connection
-    sparse: bool  # whether that is a Switch layer
+    sparse: bool  # whether ``ffn`` is the output of a Switch layer
     in_decoder: bool
 
 
@@ -31,32 +31,32 @@ def hidden_states(
     labels: torch.Tensor,
     states: list[BlockStates] | None = None,
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """Run encoder and decoder; stop before the head.
+    """Run encoder and decoder, without the product with the head.
 
     Args:
         model: a T5 or Switch model for conditional generation, in training or eval mode.
         input_ids: [B, S], without padding.
         labels: [B, T]; the decoder reads them shifted right. -100 at the end of a row is read as padding.
-        states: where a list is given, the states of every block are appended to it, encoder first.
+        states: if given, a list to which the states of every block are appended, encoder first.
 
     Returns:
-        hidden [B * T, D], already scaled by D**-0.5 where the model does that, and head [vocabulary, D], so that
-        ``hidden @ head.T`` are the logits. Hidden states have autocast's dtype where it is on, else the embedding's.
+        hidden [B * T, D] and head [vocabulary, D], so that ``hidden @ head.T`` are the logits: hidden includes the
+        factor D**-0.5 of models that have it. hidden has the dtype of autocast if it is on, else that of the head.
     """
     dtype = compute_dtype(model.lm_head.weight)
     with torch.autocast(input_ids.device.type, enabled=False):
         encoded = _stack(model.encoder, input_ids, None, dtype, states)
-        # PreTrainedModel does not declare the method of its subclasses.
+        # The method belongs to subclasses of PreTrainedModel.
         decoder_ids = model.prepare_decoder_input_ids_from_labels(labels)  # type: ignore[operator]
         hidden = _stack(model.decoder, decoder_ids, encoded, dtype, states)
-        # T5 says so in one key; Switch models scale exactly when the head is tied.
+        # T5 has a config key for it; Switch models scale if and only if the head is tied.
         if getattr(model.config, "scale_decoder_outputs", model.config.tie_word_embeddings):
             hidden = hidden * model.config.d_model**-0.5
     return hidden.flatten(0, 1), model.lm_head.weight
 
 
 def is_known(model: Any) -> bool:
-    """Whether ``hidden_states`` can run a model: a T5, or a Switch model whose sparse layers are SwitchLayers."""
+    """Whether ``hidden_states`` supports a model: a T5, or a Switch model whose sparse layers are SwitchLayers."""
     try:
         last = [block.layer[-1] for stack in (model.encoder, model.decoder) for block in stack.block]
         return all(hasattr(layer, "experts") or hasattr(_dense(layer), "act") for layer in last)
@@ -65,7 +65,7 @@ def is_known(model: Any) -> bool:
 
 
 def compute_dtype(tensor: torch.Tensor) -> torch.dtype:
-    """Autocast's dtype where it is on, else that of ``tensor``."""
+    """The dtype of autocast if it is on, else that of ``tensor``."""
     device = tensor.device.type
     return torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else tensor.dtype
 
@@ -76,13 +76,13 @@ def rms_norm(x: torch.Tensor, layer_norm: nn.Module, dtype: torch.dtype) -> torc
 
 
 def _stack(
-    stack: Any,  # transformers does not declare what its stacks and blocks consist of
+    stack: Any,  # transformers does not annotate the attributes of stacks and blocks
     ids_BS: torch.Tensor,
     encoded_BSD: torch.Tensor | None,
     dtype: torch.dtype,
     states: list[BlockStates] | None,
 ) -> torch.Tensor:
-    """Encoder, or decoder where ``encoded_BSD`` is given: ids -> normalised hidden states [B, S, D]."""
+    """Run the encoder, or the decoder if ``encoded_BSD`` is given: ids -> normalised hidden states [B, S, D]."""
     x = F.embedding(ids_BS, stack.embed_tokens.weight).float()
     drop = stack.config.dropout_rate if stack.training else 0.0
     x = F.dropout(x, drop, drop > 0)
@@ -108,10 +108,10 @@ def _stack(
 def _attention(
     layer: T5Attention, x_BSD: torch.Tensor, other: torch.Tensor | None, bias: torch.Tensor | None, drop: float
 ) -> torch.Tensor:
-    """Attention of ``x_BSD`` to itself, or to ``other``; T5 scales no scores.
+    """Attention of ``x_BSD`` to itself, or to ``other``. T5 does not scale the scores.
 
-    ``F.scaled_dot_product_attention`` has no fused kernel for a bias that is learned, and in bfloat16 takes 1.5 to 2.5
-    times as long on a CPU.
+    ``F.scaled_dot_product_attention`` has no fused kernel for a learned bias, and in bfloat16 takes 1.5 to 2.5 times
+    as long on a CPU.
     """
     batch, heads, kv = len(x_BSD), layer.n_heads, layer.key_value_proj_dim
 
@@ -134,7 +134,7 @@ def _attention(
 
 
 def _dense_ffn(layer: Any, x: torch.Tensor, drop: float) -> torch.Tensor:
-    """``wi_0`` is the gate of a gated one."""
+    """The FFN of a dense layer; in a gated FFN, ``wi_0`` is the gate."""
     ffn = _dense(layer)
     if hasattr(ffn, "wi_0"):
         gate, inner = F.linear(x, _Pack.apply(x.dtype, ffn.wi_0.weight, ffn.wi_1.weight)).chunk(2, -1)
@@ -145,14 +145,14 @@ def _dense_ffn(layer: Any, x: torch.Tensor, drop: float) -> torch.Tensor:
 
 
 def _dense(layer: Any) -> Any:
-    """T5 and Switch models name it differently."""
+    """The FFN module, which has different names in T5 and Switch models."""
     return layer.DenseReluDense if hasattr(layer, "DenseReluDense") else layer.mlp
 
 
 def _position_bias(attention: T5Attention, length: int, dtype: torch.dtype) -> torch.Tensor:
-    """Relative position bias [H, length, length], minus infinity at what a decoder may not see.
+    """Relative position bias [H, length, length]; minus infinity at later positions in a decoder.
 
-    It depends on the distance alone, so it is looked up once for each of the 2 * length - 1 distances.
+    The bias depends only on the distance, so each of the 2 * length - 1 distances is looked up once.
     """
     distance = torch.arange(1 - length, length, device=attention.relative_attention_bias.weight.device)
     bucket = attention._relative_position_bucket(
@@ -179,13 +179,13 @@ class _Diagonals(torch.autograd.Function):
     @torch.autograd.function.once_differentiable
     def backward(ctx: Any, dy: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
         length = ctx.length
-        # In rows of 2L, read as rows of 2L - 1, each row begins one place further: diagonals have become columns.
+        # Reading the padded rows of 2L as rows of 2L - 1 shifts each row by one place more: diagonals become columns.
         rows = F.pad(dy.float().flip(1), (0, length)).flatten(1)[:, : length * (2 * length - 1)]
         return rows.view(len(dy), length, 2 * length - 1).sum(1).to(dy.dtype), None
 
 
 class _RMSNorm(torch.autograd.Function):
-    """y = w * x * r with r = (mean(x**2) + eps)**-0.5, keeping x and r alone for the backward pass.
+    """y = w * x * r with r = (mean(x**2) + eps)**-0.5, saving only x, w and r for the backward pass.
 
     ``F.rms_norm`` takes 1.5 to 3 times as long on a CPU.
     """
@@ -203,13 +203,13 @@ class _RMSNorm(torch.autograd.Function):
         x, weight, r = ctx.saved_tensors
         dy, unit = dy.float(), x * r
         product = dy * unit
-        along = (product @ weight)[..., None].div_(x.shape[-1])  # the part of dy * weight along unit
+        along = (product @ weight)[..., None].div_(x.shape[-1])  # projection of dy * weight on unit
         d_weight = product.flatten(0, -2).sum(0) if ctx.needs_input_grad[1] else None
         return torch.mul(dy, weight, out=product).addcmul_(unit, along, value=-1).mul_(r), d_weight, None, None
 
 
 class _Pack(torch.autograd.Function):
-    """Weights [n_i, D] cast to ``dtype`` and laid out as one [sum n_i, D], in one pass."""
+    """Cast weights [n_i, D] to ``dtype`` and concatenate them to [sum n_i, D], in one pass."""
 
     @staticmethod
     def forward(ctx: Any, dtype: torch.dtype, *weights: torch.Tensor) -> torch.Tensor:

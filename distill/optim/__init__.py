@@ -1,6 +1,6 @@
-"""Optimizers: Adafactor and Muon as torch has them in other forms or not at all, and AdamW.
+"""Optimizers: AdamW from torch, and faster implementations of torch's Adafactor and Muon.
 
-build      the optimizer that a config names
+build      the optimizer of a config
 adafactor  Adafactor, for many small tensors
-muon       Muon for the matrices inside the blocks
+muon       Muon for the matrices inside the blocks, Adafactor for all other parameters
 """

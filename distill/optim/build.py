@@ -1,4 +1,4 @@
-"""The optimizer that a config names, and which parameters it treats how."""
+"""The optimizer of a config, and its parameter groups."""
 
 import torch
 from torch import nn
@@ -9,7 +9,15 @@ from distill.optim.muon import Muon
 
 
 def make_optimizer(objective: nn.Module, config: TrainingConfig, precision: str = "no") -> torch.optim.Optimizer:
-    """AdamW, Adafactor, or Muon for the blocks' matrices and Adafactor else; norms and position biases do not decay."""
+    """Make AdamW, Adafactor, or Muon. Muon updates the matrices inside the blocks, and Adafactor all other parameters.
+
+    Norms and position biases have no weight decay.
+
+    Args:
+        objective: the module to train.
+        config: names the optimizer, the learning rate and the weight decay.
+        precision: accelerate's name of the mixed precision; with "bf16", Muon computes its products in bfloat16.
+    """
     decayed, plain, in_blocks = [], [], []
     for name, parameter in objective.named_parameters():
         if parameter.ndim < 2 or "relative_attention_bias" in name:

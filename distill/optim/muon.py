@@ -1,9 +1,10 @@
-"""Muon for the matrices inside the blocks, and Adafactor for everything else.
+"""Muon for the matrices inside the blocks, and Adafactor for all other parameters.
 
-Muon (Jordan et al. 2024, kellerjordan.github.io/posts/muon) moves a matrix by the nearest orthogonal one to its
-momentum, so that all directions move at one rate. Here as ``torch.optim.Muon`` computes it, with the step sizes of
-Liu et al. 2025 (arXiv:2502.16982). torch's own takes 3 to 10 times as long on small models, because it works matrix by
-matrix, and takes no tensor of several: here matrices of one shape, such as a layer's experts, are updated together.
+Muon (Jordan et al. 2024, kellerjordan.github.io/posts/muon) moves a matrix by the orthogonal matrix nearest to
+its momentum, so that all directions move at the same rate. The computation is that of ``torch.optim.Muon``, with the
+step sizes of Liu et al. 2025 (arXiv:2502.16982). On small models torch's implementation takes 3 to 10 times as long,
+because it updates one matrix at a time, and it does not accept a tensor of several matrices. This one updates matrices
+of equal shape together, such as the experts of a layer.
 """
 
 from collections.abc import Callable, Iterable
@@ -17,19 +18,20 @@ from distill.optim.adafactor import Adafactor, stack
 
 _MOMENTUM = 0.95
 _ITERATIONS = 5
-# A polynomial whose powers bring all but the smallest singular values to between 0.7 and 1.2.
+# Coefficients of a polynomial whose iteration moves all but the smallest singular values to between 0.7 and 1.2.
 _A, _B, _C = 3.4445, -4.7750, 2.0315
 
 
 class Muon(Adafactor):
-    """Groups with ``orthogonal`` true are of matrices, [..., M, N], that Muon updates; others are Adafactor's.
+    """Muon for groups with ``orthogonal`` true, whose parameters are [..., M, N]; Adafactor for all other groups.
 
     Args:
-        params: groups of parameters.
-        lr: at least 0; a step of Muon has a root mean square of about 0.2 times it, one of Adafactor ``lr`` times the
-            tensor's own.
-        weight_decay: times ``lr``, decoupled.
-        dtype: of the products; bfloat16 is precise enough, but what is rounded depends on how gradients were summed.
+        params: parameter groups.
+        lr: learning rate, at least 0. The root mean square of a Muon update is about 0.2 * ``lr``; that of an Adafactor
+            update is ``lr`` times the root mean square of the tensor.
+        weight_decay: decoupled; multiplied by ``lr``.
+        dtype: of the matrix products. bfloat16 is precise enough, but its rounding depends on the order in which
+            gradients were summed.
     """
 
     def __init__(
@@ -56,7 +58,7 @@ class Muon(Adafactor):
 
 
 def orthogonal(matrices: torch.Tensor, dtype: torch.dtype = torch.bfloat16) -> torch.Tensor:
-    """[..., M, N] -> the same in ``dtype``: of each matrix ``U S V^T`` about ``U V^T``, by Newton-Schulz iterations."""
+    """Approximate ``U V^T`` of each matrix ``U S V^T`` by Newton-Schulz iterations; [..., M, N], in ``dtype``."""
     wide = matrices.shape[-2] <= matrices.shape[-1]
     x = (matrices if wide else matrices.mT).to(dtype)
     folded, x = x.shape, x.reshape(-1, *x.shape[-2:])
@@ -69,7 +71,7 @@ def orthogonal(matrices: torch.Tensor, dtype: torch.dtype = torch.bfloat16) -> t
 
 
 def _on_full_tensor(function: Callable[[torch.Tensor], torch.Tensor], value: torch.Tensor) -> torch.Tensor:
-    """``function`` of a tensor of which each process may have a part; every one computes all of it."""
+    """Apply ``function`` to the full tensor, in every process; a DTensor's result is sharded like the argument."""
     if not isinstance(value, DTensor):
         return function(value)
     result = function(value.full_tensor())

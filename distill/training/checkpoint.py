@@ -1,6 +1,7 @@
-"""Everything that a killed run needs to go on: weights and optimizer in safetensors, the rest in JSON.
+"""Checkpoints, from which a killed run resumes: weights and optimizer state in safetensors, the rest in JSON.
 
-A checkpoint carries the SHA-256 of its files. Two are kept, so that a damaged one has one before it.
+A checkpoint stores the SHA-256 of its files. Two checkpoints are kept. If the last one is damaged, the run resumes from
+the one before it.
 """
 
 import shutil
@@ -22,23 +23,27 @@ _TENSORS = ("model.safetensors", "optimizer.safetensors")
 
 
 class Progress(NamedTuple):
-    """Where a run is, besides its weights: state.json."""
+    """The progress of a run: the content of state.json."""
 
-    step: int = 0  # that the weights have taken
-    restarts: int = 0  # each of which halved the learning rate
-    restarted_here: bool = False  # whether the last of them went back to this step
-    norms: tuple[float, ...] = ()  # of the last gradients, which say what an explosion is
+    step: int = 0  # optimizer steps so far
+    restarts: int = 0  # restarts so far; each halved the learning rate
+    restarted_here: bool = False  # whether the last restart went back to this step
+    norms: tuple[float, ...] = ()  # recent gradient norms, for the detection of an explosion
 
 
 def save_checkpoint(directory: Path, progress: Progress, model: nn.Module, states: States) -> Path:
-    """Write ``directory``/step-<step>, then remove all others but the one before. A kill in between loses nothing.
+    """Write ``directory``/step-<step>, then remove all checkpoints except it and the previous one.
+
+    A process that is killed at any point leaves the previous checkpoint usable.
 
     Args:
-        model: with all of its weights.
-        states: of the optimizer, from ``distill.training.sharding.gathered_states``.
+        directory: of the run's checkpoints.
+        progress: becomes state.json.
+        model: with its full weights.
+        states: the optimizer's states, from ``distill.training.sharding.gathered_states``.
 
     Raises:
-        DiskFull: the checkpoints are what they were before.
+        DiskFull: there is no space; the existing checkpoints are unchanged.
     """
     path = directory / f"step-{progress.step:08d}"
     tensors = {f"{index}.{name}": value for index, values in states.items() for name, value in values.items()}
@@ -47,21 +52,19 @@ def save_checkpoint(directory: Path, progress: Progress, model: nn.Module, state
         save_file({name: value.contiguous() for name, value in tensors.items()}, tmp_dir / "optimizer.safetensors")
         _write_state(tmp_dir, progress)
     before = [other for other in checkpoints(directory) if other < path]
-    for other in set(checkpoints(directory)) - {
-        path,
-        *before[1 - MAX_CHECKPOINTS :],
-    }:  # a later one is of an attempt that was given up
+    # Later checkpoints belong to an attempt that diverged.
+    for other in set(checkpoints(directory)) - {path, *before[1 - MAX_CHECKPOINTS :]}:
         shutil.rmtree(other)
     return path
 
 
 def load_checkpoint(path: Path, model: nn.Module, optimizer: torch.optim.Optimizer) -> Progress:
-    """Restore weights and optimizer in place from a checkpoint that ``newest_checkpoint`` found whole.
+    """Restore weights and optimizer in place from a checkpoint that ``newest_checkpoint`` has verified.
 
-    However many processes wrote it, and however many there are: each takes its own part.
+    The number of processes may differ from the one that wrote the checkpoint. Each process loads its own shard.
 
     Raises:
-        ValueError, KeyError: it is that of another model.
+        ValueError, KeyError: the checkpoint is of another model.
     """
     parameters, missing = dict(model.named_parameters(remove_duplicate=False)), set(model.parameters())
     for name, values in load_file(path / "model.safetensors").items():
@@ -81,9 +84,12 @@ def load_checkpoint(path: Path, model: nn.Module, optimizer: torch.optim.Optimiz
 def newest_checkpoint(
     directory: Path, say: Callable[[str], None] = lambda text: None, before: Path | None = None
 ) -> Path | None:
-    """The newest checkpoint in ``directory``, or the newest ``before`` one, whose files are those that were written.
+    """The newest undamaged checkpoint in ``directory``, or None.
 
-    ``say`` hears of damaged ones.
+    Args:
+        directory: of the run's checkpoints.
+        say: is called with a message for each damaged checkpoint.
+        before: if given, only checkpoints older than this one are considered.
     """
     for path in reversed(checkpoints(directory)):
         if before and path >= before:
@@ -98,7 +104,10 @@ def newest_checkpoint(
 
 
 def restart_point(directory: Path) -> Path | None:
-    """The last good checkpoint; the one before it, where there is one, if training has gone back to it in vain."""
+    """The checkpoint to restart from: the newest one, or the previous one if training has diverged again after it.
+
+    If there is no previous one, the newest is used again.
+    """
     newest = newest_checkpoint(directory)
     if newest and _read_state(newest)[0].restarted_here:
         return newest_checkpoint(directory, before=newest) or newest
@@ -106,7 +115,7 @@ def restart_point(directory: Path) -> Path | None:
 
 
 def mark_restart(path: Path, restarts: int) -> None:
-    """Note in a checkpoint that training goes on from it for the ``restarts``-th time; later ones are removed."""
+    """Record in a checkpoint that the run's ``restarts``-th restart begins there; remove later checkpoints."""
     _write_state(path, _read_state(path)[0]._replace(restarts=restarts, restarted_here=True))
     for later in checkpoints(path.parent):
         if later > path:
@@ -114,13 +123,13 @@ def mark_restart(path: Path, restarts: int) -> None:
 
 
 def remove_unfinished(directory: Path) -> None:
-    """Remove what a killed process had begun to write."""
+    """Remove unfinished checkpoints of killed processes."""
     for begun in directory.glob(".step-*"):
         shutil.rmtree(begun, ignore_errors=True)
 
 
 def checkpoints(directory: Path) -> list[Path]:
-    """Checkpoints in ``directory``, oldest first."""
+    """The checkpoints in ``directory``, oldest first."""
     return sorted(directory.glob("step-*"))
 
 
@@ -134,7 +143,7 @@ def _write_state(directory: Path, progress: Progress) -> None:
 
 
 def _read_state(path: Path) -> tuple[Progress, dict[str, str]]:
-    """And the digests of the other files."""
+    """The progress, and the SHA-256 of the other files by name."""
     state = read_record(path / "state.json", _HINT)
     digests = state.pop("sha256")
     return Progress(**{**state, "norms": tuple(state["norms"])}), digests

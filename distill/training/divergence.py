@@ -1,4 +1,4 @@
-"""How a training run goes wrong in its numbers, and how that is noticed."""
+"""Detection of divergence: values that are not finite, and gradients that explode."""
 
 import math
 from collections import deque
@@ -7,21 +7,21 @@ from statistics import median
 
 from distill.errors import ExpectedError
 
-EXPLOSION_FACTOR = 1000  # times the median of the last gradients' norms
-MAX_NORMS = 100  # norms
-MIN_NORMS = 10  # norms that a median is taken of
-MAX_RESTARTS = 3  # of a run; each halves the learning rate
+EXPLOSION_FACTOR = 1000  # times the median of the recent gradient norms
+MAX_NORMS = 100  # recent norms that are kept
+MIN_NORMS = 10  # norms that the median needs
+MAX_RESTARTS = 3  # per run; each halves the learning rate
 
 
 class TrainingDiverged(ExpectedError, RuntimeError):
-    """Loss, gradient, quality or routing is not what training can go on from. The message says where and what to do."""
+    """Training cannot continue from this loss, gradient, quality or routing. The message names the cause and remedy."""
 
 
 def check_figures(values: dict[str, float]) -> dict[str, float]:
-    """``values`` as they are.
+    """Return ``values`` unchanged if all are finite.
 
     Raises:
-        TrainingDiverged: one is not finite.
+        TrainingDiverged: a value is not finite.
     """
     if unknown := [name for name, value in values.items() if not math.isfinite(value)]:
         raise TrainingDiverged(f"{unknown[0]} is {values[unknown[0]]}")
@@ -29,27 +29,31 @@ def check_figures(values: dict[str, float]) -> dict[str, float]:
 
 
 def check_losses(losses: list[float], title: str) -> None:
-    """Of the test examples, in nats per target token, which the stage ``title`` has measured.
+    """Check the losses of the evaluated examples.
+
+    Args:
+        losses: [examples], nats per target token.
+        title: of the stage that measured them, for the message.
 
     Raises:
-        TrainingDiverged: one is not finite, so that the model has no quality.
+        TrainingDiverged: a loss is not finite, so the model has no quality.
     """
     if wrong := sum(not math.isfinite(loss) for loss in losses):
         raise TrainingDiverged(
-            f"{title} cannot be measured: {wrong} of {len(losses)} test examples have a loss that is no number; "
+            f"{title} cannot be measured: {wrong} of {len(losses)} test examples have a loss that is not finite; "
             "train it with a lower learning_rate, or load another checkpoint"
         )
 
 
 class NormWatch:
-    """The norms of the last gradients, and whether the next one is out of all proportion."""
+    """Recent gradient norms, and a check of each new norm against their median."""
 
     def __init__(self, norms: Iterable[float], clip: float):
-        """``clip``: the largest norm that is not clipped; none up to it is an explosion."""
+        """``norms``: recent norms, oldest first. ``clip``: norms up to it never count as explosions."""
         self.norms, self.clip = deque(norms, maxlen=MAX_NORMS), clip
 
     def check(self, loss: float, norm: float) -> None:
-        """Of one step, before its update: ``loss`` in nats per target token and the norm before clipping.
+        """Check a step before its update: ``loss`` in nats per target token, ``norm`` before clipping.
 
         Raises:
             TrainingDiverged: one of them is not finite, or the gradient has exploded.
@@ -58,5 +62,5 @@ class NormWatch:
             raise TrainingDiverged(f"loss {loss:.3g}, gradient norm {norm:.3g}")
         usual = median(self.norms) if len(self.norms) >= MIN_NORMS else 0
         if usual and norm > max(EXPLOSION_FACTOR * usual, self.clip):
-            raise TrainingDiverged(f"gradient norm {norm:.3g}, where {usual:.3g} was usual")
+            raise TrainingDiverged(f"gradient norm {norm:.3g} (recent median {usual:.3g})")
         self.norms.append(norm)

@@ -1,7 +1,8 @@
-"""The one training loop, for teacher, baseline and student.
+"""The training loop of teacher, baseline and student.
 
-Every random number of a forward pass is a function of (seed, step, number of the pass in its step), and so is the data:
-a run that is killed and resumed takes the same steps as one that is not, and so do any processes that share the passes.
+The random numbers and the data of a forward pass are functions of (seed, step, number of the pass in its step). So a
+run that was killed and resumed takes the same steps as an uninterrupted run, and so do several processes that share
+the passes.
 """
 
 import os
@@ -45,10 +46,12 @@ from distill.training.train_modules import TrainModule
 
 @dataclass(frozen=True)
 class Hooks:
-    """What the caller wants to hear: each step (for a progress bar), the metrics of every few steps, and sentences.
+    """Callbacks of the training loop.
 
-    ``evaluate`` may raise ``TrainingDiverged``. ``on_attempt`` hears how often training has gone back and begun another
-    attempt, at its start and each time that it does: the metrics of earlier ones no longer hold from here on.
+    ``on_step`` gets the step, the number of steps and the metrics (for a progress bar). ``on_metrics`` gets the step
+    and the metrics every ``log_every`` steps. ``evaluate`` gets the step and may raise ``TrainingDiverged``.
+    ``on_attempt`` gets the number of restarts, at the start and after each restart; metrics that earlier attempts have
+    logged for later steps are then void. ``say`` gets messages to the user.
     """
 
     on_step: Callable[[int, int, dict[str, float]], None] = lambda step, total, metrics: None
@@ -59,17 +62,17 @@ class Hooks:
 
 
 def make_accelerator(precision: Literal["auto", "bfloat16", "float32"]) -> Accelerator:
-    """Devices and processes, with bfloat16 autocast or without.
+    """The accelerator of this process, with or without bfloat16 autocast.
 
-    Gradient accumulation stays 1 whatever the environment says: the loop divides by its own count of tokens.
+    Gradient accumulation is 1 regardless of the environment, because the loop itself divides by the number of tokens.
     """
     os.environ.pop("ACCELERATE_GRADIENT_ACCUMULATION_STEPS", None)
-    os.environ["FSDP_CPU_RAM_EFFICIENT_LOADING"] = "false"  # transformers would load weights in one process alone
+    os.environ["FSDP_CPU_RAM_EFFICIENT_LOADING"] = "false"  # else transformers loads weights in one process only
     keep_freed_memory()
-    # Without a GPU, each of several processes would believe that it is alone.
+    # Without a GPU, accelerate joins several processes into a group only if cpu is true.
     cpu = num_processes() > 1 and not torch.accelerator.is_available()
     mixed_precision = "bf16" if resolve_precision(precision) == "bfloat16" else "no"
-    with patch_environment(accelerate_use_fsdp="false"):  # which it does on GPUs alone; we do it ourselves
+    with patch_environment(accelerate_use_fsdp="false"):  # accelerate shards on GPUs only; we shard ourselves
         return Accelerator(mixed_precision=mixed_precision, gradient_accumulation_steps=1, cpu=cpu)
 
 
@@ -86,19 +89,23 @@ def train(
     start: Path | None = None,
     hooks: Hooks | None = None,
 ) -> None:
-    """Train ``objective.model`` in place, from the newest whole checkpoint in ``directory`` if there is one.
+    """Train ``objective.model`` in place, from the newest undamaged checkpoint in ``directory`` if there is one.
 
     Args:
-        objective: gives the loss summed over target tokens, see ``distill.training.train_modules``.
-        steps: length that the schedule is for; ``config.steps`` unless told otherwise.
-        stop: the step to stop at, where the caller goes on later with another length; ``steps`` otherwise.
-        start: a checkpoint to begin from where ``directory`` has none.
+        objective: returns the loss summed over target tokens, see ``distill.training.train_modules``.
+        examples: training examples, with cached soft labels if ``objective`` reads them.
+        directory: of the checkpoints.
+        seed: of dropout and jitter.
+        steps: length of the schedule; by default ``config.steps``.
+        stop: the step to stop at, if the caller continues later with another length; by default ``steps``.
+        start: a checkpoint to begin from if ``directory`` has none.
+        hooks: callbacks.
 
     Raises:
-        TrainingDiverged: loss or gradient is not what training can go on from, and ``config.on_divergence`` says to
-            stop or has restarted often enough; the last checkpoint is untouched.
-        DiskFull: there is no space for the checkpoints; those that there are are whole.
-        UserError: the batch cannot be shared among the processes.
+        TrainingDiverged: training cannot continue from the loss or gradient, and ``config.on_divergence`` is "stop" or
+            the run has used all its restarts. The last checkpoint is unchanged.
+        DiskFull: there is no space for the checkpoints; the existing ones are complete.
+        UserError: the processes cannot share a batch equally.
     """
     hooks = hooks or Hooks()
     steps = steps or config.steps
@@ -114,7 +121,7 @@ def train(
         if progress.step < stop:
             _check_space(directory, objective, config)
     if not found and (config.on_divergence == "restart" or progress.step == stop):
-        loop.save(progress)  # what the first restart goes back to; or a trunk of no steps, where branches begin
+        loop.save(progress)  # for the first restart; or for branches that begin at step 0
     while progress.step < stop:
         hooks.on_attempt(progress.restarts)
         batches = prefetch(examples, micro_batches, range(progress.step, stop))
@@ -129,7 +136,7 @@ def train(
 
 
 class TrainingLoop:
-    """What a run's steps have in common, and where it is."""
+    """The objects that all steps of a run share, and the current step."""
 
     def __init__(
         self, objective: TrainModule, config: TrainingConfig, accelerator: Accelerator, directory: Path, hooks: Hooks
@@ -140,12 +147,12 @@ class TrainingLoop:
         if sharded:
             shard(objective, accelerator.device)
         self.optimizer = make_optimizer(objective, config, accelerator.mixed_precision)
-        if not sharded:  # accelerate may wrap them
+        if not sharded:
             self.objective, self.optimizer = accelerator.prepare(objective, self.optimizer)
         self.step, self.restarts = 0, 0
 
     def save(self, progress: Progress) -> None:
-        """A checkpoint, by the main process; all others must call it too."""
+        """Save a checkpoint in the main process. Every process must call this method."""
         main = self.accelerator.is_main_process
         states = gathered_states(self.optimizer, keep=main)
         with gathered_parameters(self.unwrapped):
@@ -160,7 +167,7 @@ class TrainingLoop:
         steps: int,
         stop: int,
     ) -> Progress:
-        """From where ``progress`` is to ``stop``, with checkpoints on the way; returns where that is."""
+        """Train from ``progress.step`` to ``stop`` and save checkpoints; returns the progress of the last one."""
         config, accelerator, hooks = self.config, self.accelerator, self.hooks
         self.restarts, window = progress.restarts, MetricWindow()
         watch = NormWatch(progress.norms, config.gradient_clip)
@@ -181,7 +188,7 @@ class TrainingLoop:
                 restarts = {"restarts": self.restarts} if self.restarts else {}
                 hooks.on_metrics(done, {**metrics, **restarts, "learning_rate": self.optimizer.param_groups[0]["lr"]})
                 window = MetricWindow()
-            # What the caller would find after the last step, it could not go back from.
+            # After the last step, the caller's own evaluation could no longer restart training.
             last = done == stop and config.on_divergence == "restart"
             if last or (config.evaluate_every and done % config.evaluate_every == 0):
                 with gathered_parameters(self.unwrapped):
@@ -192,10 +199,10 @@ class TrainingLoop:
         return progress
 
     def go_back(self, error: TrainingDiverged) -> Progress:
-        """Load the last good checkpoint, to go on from it with half the learning rate; or stop, as the config says.
+        """Load the checkpoint to restart from, with half the learning rate, or stop as the config says.
 
         Raises:
-            TrainingDiverged: the run stops, and the message says why.
+            TrainingDiverged: the run stops; the message names the cause.
         """
         path = restart_point(self.directory) if self.config.on_divergence == "restart" else None
         if path is None or self.restarts == MAX_RESTARTS:
@@ -212,7 +219,7 @@ class TrainingLoop:
         self.optimizer.zero_grad()
         progress = load_checkpoint(path, self.unwrapped.model, self.optimizer)
         self.hooks.say(
-            f"Diverged at step {self.step}: {error}; going on from step {progress.step} with 1/{2**progress.restarts} "
+            f"Diverged at step {self.step}: {error}; resuming from step {progress.step} with 1/{2**progress.restarts} "
             "of the learning rate"
         )
         return progress
@@ -227,13 +234,20 @@ def optimizer_step(
     watch: NormWatch,
     reseed: Callable[[int], None] = lambda number: None,
 ) -> tuple[dict[str, torch.Tensor], torch.Tensor]:
-    """One update from all micro-batches of all processes, with one denominator: the target tokens of the step.
+    """Update the weights once from all micro-batches of all processes.
+
+    The sum of the losses is divided by the number of target tokens of the step, in all processes.
 
     Args:
-        reseed: is called before each forward pass with its number, counted over all processes.
+        batches: the micro-batches of this process.
+        watch: checks loss and gradient norm before the update.
+        reseed: is called before each forward pass with the number of the pass, counted over all processes.
+
+    Returns:
+        The metrics, summed over target tokens, and the number of target tokens; of all processes.
 
     Raises:
-        TrainingDiverged: ``watch`` finds loss or gradient at fault; there was no update.
+        TrainingDiverged: ``watch`` rejects the loss or the gradient. The weights are unchanged.
     """
     tokens = torch.stack([(batch.labels != IGNORE_INDEX).sum() for batch in batches]).sum()
     tokens = accelerator.reduce(tokens, "sum")
@@ -241,9 +255,9 @@ def optimizer_step(
     for number, batch in enumerate(batches):
         reseed(number * accelerator.num_processes + accelerator.process_index)
         with accelerator.no_sync(objective) if number + 1 < len(batches) else nullcontext():
-            with accelerator.autocast():  # which a sharded objective does not bring with it
+            with accelerator.autocast():  # accelerate has not prepared a sharded objective
                 loss, metrics = objective(*batch)
-            # Processes average their gradients; times their number, that is the sum that we divide.
+            # Gradients are averaged over processes, so the factor makes them a sum before the division by tokens.
             accelerator.backward(loss * (accelerator.num_processes / tokens))
         for name, value in metrics.items():
             sums[name] = sums.get(name, 0) + value.float()
@@ -256,7 +270,7 @@ def optimizer_step(
 
 
 def _check_space(directory: Path, objective: nn.Module, config: TrainingConfig) -> None:
-    """One checkpoint is written while those before it are still there."""
+    """Require space for one more checkpoint than are kept: old ones are removed after the new one is written."""
     parameters = sum(parameter.numel() for parameter in objective.parameters())
     there = sum(file.stat().st_size for file in directory.rglob("*") if file.is_file())
     needed = (MAX_CHECKPOINTS + 1) * config.checkpoint_bytes(parameters) - there

@@ -1,4 +1,4 @@
-"""What of a machine a result depends on besides its config, and what makes a CPU fast."""
+"""Properties of a machine that results depend on, and a memory setting that makes training on a CPU faster."""
 
 import contextlib
 import ctypes
@@ -10,12 +10,12 @@ from accelerate import Accelerator
 
 from distill.training.sharding import fsdp_requested
 
-# Numbers of glibc's malloc.h.
+# Constants from glibc's malloc.h.
 _M_TRIM_THRESHOLD, _M_TOP_PAD, _M_MMAP_MAX, _M_ARENA_MAX = -1, -2, -4, -8
 
 
 def machine_facts(accelerator: Accelerator) -> dict[str, str]:
-    """By the names of their tags. Each decides on the order or the precision of additions, and so on bits."""
+    """The machine's properties by tag name. Each affects the order or precision of additions, and so exact results."""
     processes = accelerator.num_processes
     facts = {
         "precision": accelerator.mixed_precision.replace("no", "float32"),
@@ -34,7 +34,7 @@ def machine_facts(accelerator: Accelerator) -> dict[str, str]:
 
 
 def keep_freed_memory() -> None:
-    """Let glibc reuse large blocks instead of returning them: on a CPU, each step would pay for the page faults."""
+    """Make glibc keep large freed blocks. Returning them to the system costs page faults in each step on a CPU."""
     if platform.libc_ver()[0] != "glibc" or torch.cuda.is_available():
         return
     mallopt = ctypes.CDLL(None).mallopt

@@ -1,6 +1,6 @@
-"""What a student matches of its teacher besides the logits: states inside the two models, layer by layer.
+"""The loss between hidden states of student and teacher, layer by layer, in addition to the loss on logits.
 
-Both have the same blocks and the same d_model, so that no projection has to stand between their states.
+Student and teacher have the same number of blocks and the same d_model, so no projection is needed.
 
 B examples, L input or target tokens, T target tokens, D d_model.
 """
@@ -15,25 +15,26 @@ from distill.models.t5_forward import BlockStates
 
 
 class Matching(NamedTuple):
-    """Which states are matched, and how much they count.
+    """The states to match, and the weight of their loss.
 
-    ``kinds`` names ``hidden``, the hidden states after every block of encoder and decoder; ``ffn``, the output of each
-    FFN that replaces a Switch layer against that layer's own; or both, whose losses are added.
+    ``kinds`` contains ``hidden`` (the hidden states after every block of encoder and decoder), ``ffn`` (the output of
+    each FFN that replaces a Switch layer, compared with the output of that layer), or both. The losses are added.
     """
 
     kinds: Collection[str]
-    weight: float  # of the states, where the loss of one target token has 1
-    steps: int | None = None  # in which the weight falls linearly to zero; None: it is constant
+    weight: float  # of the matching loss; the loss of one target token has weight 1
+    steps: int | None = None  # steps in which the weight falls linearly to zero; None: it is constant
 
     def weight_at(self, step: int) -> float:
-        """The weight at optimizer step ``step``, from 0."""
+        """The weight at optimizer step ``step``, counted from 0."""
         return self.weight * (1 if self.steps is None else max(1 - step / self.steps, 0))
 
     def loss(self, student: list[BlockStates], teacher: list[BlockStates], labels: torch.Tensor) -> torch.Tensor:
-        """Relative squared error, a float32 scalar: 0 where states are equal, 1 where the student's are zero.
+        """Relative squared error, a float32 scalar: 0 if the states are equal, 1 if the student's states are zero.
 
-        For each layer it is the mean squared error over the tokens that count, divided by the mean square of the
-        teacher's states; then the mean over layers. Decoder positions whose label [B, T] is -100 do not count.
+        The error of a layer is the mean squared error over the counted tokens, divided by the mean square of the
+        teacher's states. The loss is the mean over layers. Decoder positions with label -100 in ``labels`` [B, T] do
+        not count.
         """
         counted_BT = labels != IGNORE_INDEX
         losses: dict[str, list[torch.Tensor]] = {kind: [] for kind in self.kinds}

@@ -1,4 +1,7 @@
-"""Which precision "auto" is on this machine. Needs no torch where there is no GPU, because a plan depends on it."""
+"""The precision that "auto" selects on this machine.
+
+A run's plan depends on it, so machines without a GPU determine it without importing torch.
+"""
 
 from functools import cache
 from pathlib import Path
@@ -6,13 +9,13 @@ from typing import Literal
 
 Precision = Literal["bfloat16", "float32"]
 
-_BFLOAT16_FLAGS = {"avx512_bf16", "amx_bf16"}  # what Linux calls the instructions that multiply bfloat16
-# There wherever CUDA or ROCm may find a GPU: Linux, Windows' Linux, Jetson, AMD.
+_BFLOAT16_FLAGS = {"avx512_bf16", "amx_bf16"}  # Linux's names of the instructions that multiply bfloat16
+# One of these exists on every machine where CUDA or ROCm may find a GPU: Linux, WSL, Jetson, AMD.
 _GPUS = tuple(map(Path, ("/dev/nvidiactl", "/dev/dxg", "/dev/nvmap", "/dev/kfd")))
 
 
 def resolve_precision(asked: Literal["auto", "bfloat16", "float32"]) -> Precision:
-    """``asked``, or for ``auto`` bfloat16 where the device has instructions for it, and float32 elsewhere."""
+    """``asked``; for "auto", bfloat16 if the device has instructions for it, otherwise float32."""
     if asked != "auto":
         return asked
     return "bfloat16" if multiplies_bfloat16() else "float32"
@@ -20,7 +23,7 @@ def resolve_precision(asked: Literal["auto", "bfloat16", "float32"]) -> Precisio
 
 @cache
 def multiplies_bfloat16() -> bool:
-    """Whether the device that computes has instructions for it."""
+    """Whether the GPU, or without one the CPU, has instructions that multiply bfloat16."""
     flags = _processor_flags(Path("/proc/cpuinfo"))
     if flags is not None and not any(path.exists() for path in _GPUS):
         return bool(_BFLOAT16_FLAGS & flags)
@@ -32,7 +35,7 @@ def multiplies_bfloat16() -> bool:
 
 
 def _processor_flags(path: Path) -> set[str] | None:
-    """None where the system does not list them."""
+    """The flags of the CPU; None if the system does not list them."""
     if not path.is_file():
         return None
     for line in path.read_text().splitlines():

@@ -1,4 +1,4 @@
-"""The learning rate of each optimizer step. Needs no torch."""
+"""The learning rate of each optimizer step. Does not import torch."""
 
 import math
 
@@ -6,10 +6,10 @@ from distill.config import TrainingConfig
 
 
 def learning_rate(config: TrainingConfig, step: int, steps: int) -> float:
-    """The rate of optimizer step ``step`` (from 0) in a run of ``steps``.
+    """The learning rate of optimizer step ``step`` (counted from 0) in a run of ``steps`` steps.
 
-    Linear warm-up, then ``inverse_sqrt``: lr * sqrt(warmup / step), as T5 was trained, with a last part
-    (``cooldown``) that falls linearly to zero; or ``cosine``: half a period down to zero.
+    A linear warm-up comes first. ``inverse_sqrt`` continues with lr * sqrt(warmup / step), as in T5's training, and
+    falls linearly to zero in the last part of the run (``cooldown``). ``cosine`` continues with half a period to zero.
     """
     warmup = config.warmup_steps
     if step < warmup:
@@ -22,7 +22,7 @@ def learning_rate(config: TrainingConfig, step: int, steps: int) -> float:
 
 
 def trunk_steps(config: TrainingConfig, steps: int) -> int:
-    """How many of the first steps do not depend on ``steps``: runs of any longer length share them."""
+    """The number of first steps whose learning rate does not depend on ``steps``. Longer runs share these steps."""
     if config.schedule == "cosine":
         return min(config.warmup_steps, steps)
     return max(steps - round(config.cooldown * steps), min(config.warmup_steps, steps))

@@ -1,8 +1,8 @@
-"""FSDP2 (torch's ``fully_shard``): every process keeps its part of the weights, gradients and optimizer states.
+"""FSDP2 (torch's ``fully_shard``): each process holds a shard of the weights, gradients and optimizer states.
 
-A model is one group. Between steps a process holds 1/N of everything; during a step it holds all weights and gradients,
-and still 1/N of the optimizer's states. Groups of single blocks would need less, but their weights are gathered when
-transformers calls the block, and our forward pass reads the weights without calling it.
+The model is one FSDP group. Between steps each of N processes holds 1/N of everything. During a step it holds all
+weights and gradients, and 1/N of the optimizer states. One group per block would need less memory, but FSDP gathers the
+weights of a block when the block is called, and ``distill.models.t5_forward`` reads the weights without that call.
 """
 
 import time
@@ -17,7 +17,7 @@ from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import FSDPModule, fully_shard
 from torch.distributed.tensor import DTensor, Replicate, distribute_tensor
 
-States = dict[int, dict[str, torch.Tensor]]  # of an optimizer, by the number of the parameter and the name
+States = dict[int, dict[str, torch.Tensor]]  # of an optimizer: parameter index -> name -> value
 
 
 def fsdp_requested() -> bool:
@@ -26,18 +26,18 @@ def fsdp_requested() -> bool:
 
 
 def shard(objective: nn.Module, device: torch.device) -> None:
-    """Replace the parameters of ``objective``, equal in all processes, by this process's parts; in place."""
+    """Shard the parameters of ``objective`` in place. They must be equal in all processes."""
     mesh = init_device_mesh(device.type, (torch.distributed.get_world_size(),))
-    fully_shard(objective, mesh=mesh).set_force_sum_reduction_for_comms(True)  # gloo knows no mean
+    fully_shard(objective, mesh=mesh).set_force_sum_reduction_for_comms(True)  # gloo cannot average
 
 
 @contextmanager
 def gathered_parameters(objective: nn.Module) -> Iterator[None]:
-    """Within the block the parameters of ``objective`` are plain and whole, to be read; every process must enter it."""
+    """Gather the full parameters of ``objective`` for reading within the block. Every process must enter the block."""
     if not isinstance(objective, FSDPModule):
         yield
         return
-    plain = _gather(objective)  # torch's own unshard is undone by state_dict()
+    plain = _gather(objective)  # state_dict() would undo torch's own unshard
     _replace(objective, plain)
     try:
         yield
@@ -46,28 +46,36 @@ def gathered_parameters(objective: nn.Module) -> Iterator[None]:
 
 
 def unshard(objective: nn.Module) -> None:
-    """Give ``objective`` plain parameters for good. Hooks of torch stay on its model: do not call load_state_dict."""
+    """Give ``objective`` full, plain parameters permanently.
+
+    FSDP's hooks remain on the module, so do not call its load_state_dict.
+    """
     if isinstance(objective, FSDPModule):
         _replace(objective, _gather(objective))
 
 
 def leave_process_group() -> None:
-    """Leave the group of processes, if this is one of several; at the end of the program.
+    """Leave the process group, if there is one. Call this at the end of the program.
 
-    gloo's threads keep the tensors of the last messages until they are given Python's lock. A thread that asks for it
-    while Python ends aborts the process, and where a device mesh still knows the group, destroying it joins no thread.
+    gloo's threads hold the tensors of the last messages until they acquire the GIL. A thread that requests it while
+    Python shuts down aborts the process. If a device mesh still refers to the group, destroying the group does not join
+    the threads, so this function also waits.
     """
     if torch.distributed.is_initialized():
         torch.distributed.destroy_process_group()
-        time.sleep(0.5)  # without Python's lock
+        time.sleep(0.5)  # releases the GIL
 
 
 @torch.no_grad()
 def copy_into(target: torch.Tensor, values: torch.Tensor) -> None:
-    """``values``, whole and equal in all processes, into a tensor of that shape, of which this process may have a part.
+    """Copy ``values`` into ``target``, of which this process may hold a shard.
+
+    Args:
+        target: a plain tensor or a DTensor.
+        values: the full tensor, equal in all processes.
 
     Raises:
-        ValueError: it has another shape.
+        ValueError: the shapes differ.
     """
     if target.shape != values.shape:
         raise ValueError(f"{tuple(values.shape)} does not fit into {tuple(target.shape)}")
@@ -75,7 +83,10 @@ def copy_into(target: torch.Tensor, values: torch.Tensor) -> None:
 
 
 def gathered_states(optimizer: torch.optim.Optimizer, keep: bool) -> States:
-    """The states of ``optimizer``, one after the other in full; every process must call it, and some ``keep`` them."""
+    """The full states of ``optimizer``, gathered one at a time.
+
+    Every process must call this function. Those with ``keep`` false return an empty dict.
+    """
     found: States = {}
     for index, states in optimizer.state_dict()["state"].items():
         for name, value in states.items():
@@ -86,7 +97,7 @@ def gathered_states(optimizer: torch.optim.Optimizer, keep: bool) -> States:
 
 
 def local_states(states: States, optimizer: torch.optim.Optimizer) -> States:
-    """What this process keeps of ``states``, which are whole: a state of a part's shape is shared like the part."""
+    """This process's shards of the full ``states``. A state of its parameter's shape is sharded like it."""
     parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
     return {
         index: {name: _part(value, parameters[index]) for name, value in values.items()}
@@ -103,11 +114,11 @@ def _part(value: torch.Tensor, parameter: Any) -> torch.Tensor:
 
 
 def _gather(objective: nn.Module) -> dict[nn.Parameter, nn.Parameter]:
-    """Each part, and the parameter that it is a part of, in a storage of its own size, as safetensors wants it."""
+    """Each sharded parameter, and its full parameter in separate storage, which safetensors requires."""
     whole = {}
     for part in objective.parameters():
         values = part.detach()
-        assert isinstance(values, DTensor)  # as all parameters of a sharded module
+        assert isinstance(values, DTensor)  # all parameters of a sharded module are
         whole[part] = nn.Parameter(values.full_tensor().clone())
     return whole
 

@@ -1,4 +1,4 @@
-"""What a training step is given, and the means of what it gives: batches by process, its seed, a window of metrics."""
+"""The batches of each process, the seed of each forward pass, and a window of metrics."""
 
 import time
 from collections.abc import Callable, Iterator
@@ -14,9 +14,13 @@ from distill.data.examples import Batch, Examples
 
 
 def micro_batch_indices(config: TrainingConfig, accelerator: Accelerator) -> Callable[[int], list[range]]:
-    """Which examples this process takes at a step, per micro-batch; over all processes, each exactly once.
+    """A function from a step to this process's example indices, one range per micro-batch.
 
-    The processes take turns, so that with micro-batches of one size any number of them make the same forward passes.
+    Over all processes, each example of a batch occurs exactly once. The processes take micro-batches in turn. So for a
+    given micro-batch size, any number of processes runs the same forward passes.
+
+    Raises:
+        UserError: the processes cannot share a batch equally.
     """
     processes, rank = accelerator.num_processes, accelerator.process_index
     micro = config.examples_per_pass(processes)
@@ -31,7 +35,7 @@ def micro_batch_indices(config: TrainingConfig, accelerator: Accelerator) -> Cal
 def prefetch(
     examples: Examples | LabelledExamples, micro_batches: Callable[[int], list[range]], steps: range
 ) -> Iterator[list[Batch | LabelledBatch]]:
-    """The micro-batches of each step, made in a thread while the step before runs."""
+    """Yield the micro-batches of each step. A thread makes them during the previous step."""
 
     def make(step: int) -> list[Batch | LabelledBatch]:
         return [examples.batch(indices) for indices in micro_batches(step)]
@@ -45,25 +49,32 @@ def prefetch(
 
 
 def seed_pass(seed: int, step: int, number: int) -> None:
-    """Dropout and jitter of a step's forward pass ``number``, whichever process makes it, interrupted before or not."""
+    """Seed dropout and jitter of forward pass ``number`` of a step, independently of process and restarts."""
     torch.manual_seed(int(np.random.SeedSequence((seed, step, number)).generate_state(1, np.uint64)[0]))
 
 
 class MetricWindow:
-    """Sums since the last logged step."""
+    """Metrics summed since the last logged step."""
 
     def __init__(self) -> None:
-        self.sums: dict[str, tuple[torch.Tensor, torch.Tensor]] = {}  # and the tokens of the steps that had a value
+        self.sums: dict[str, tuple[torch.Tensor, torch.Tensor]] = {}  # sum, and tokens of the steps that had a value
         self.processed, self.seconds = 0, 0.0
 
     def add(
         self, sums: dict[str, torch.Tensor], tokens: torch.Tensor, processed: int, began: float
     ) -> dict[str, float]:
-        """Means per target token, and the tokens (inputs and targets of this process) per second of the steps alone."""
+        """Add a step and return the window's means per target token, and ``tokens_per_second``.
+
+        Args:
+            sums: metrics summed over target tokens.
+            tokens: number of target tokens in all processes.
+            processed: number of input and target tokens of this process.
+            began: ``time.perf_counter()`` at the start of the step; time between steps does not count.
+        """
         for name, value in sums.items():
             total, count = self.sums.get(name, (0, 0))
             self.sums[name] = total + value, count + tokens
         self.processed += processed
         means = {name: float(total / count) for name, (total, count) in self.sums.items()}
-        self.seconds += time.perf_counter() - began  # after float(), which waits for the device
+        self.seconds += time.perf_counter() - began  # after float(), which synchronises with the device
         return {**means, "tokens_per_second": self.processed / self.seconds}

@@ -1,8 +1,8 @@
-"""A model and its loss as one module, so that the training loop need not know which of them it trains.
+"""A model and its loss as one module, so that the training loop is independent of both.
 
-``forward(input_ids [B, S], labels [B, T], ...)``, with all that a batch holds, returns the loss summed over the target
-tokens, and what to log, each value summed over the target tokens too: divided by their count, both become means.
-The loop sets the attribute ``step`` (from 0) before each optimizer step; what has a schedule reads it.
+``forward(input_ids [B, S], labels [B, T], ...)`` takes the fields of a batch. It returns the loss and the metrics to
+log, all summed over target tokens; the loop divides them by the number of target tokens. The loop sets the attribute
+``step`` (counted from 0) before each optimizer step, for losses with a schedule.
 """
 
 import torch
@@ -18,7 +18,7 @@ LossAndMetrics = tuple[torch.Tensor, dict[str, torch.Tensor]]
 
 
 class TrainModule(nn.Module):
-    """What the training loop trains: ``model``, by a loss that subclasses compute in ``forward``."""
+    """Base class: ``model``, and a loss that subclasses compute in ``forward``."""
 
     def __init__(self, model: PreTrainedModel):
         super().__init__()
@@ -27,7 +27,7 @@ class TrainModule(nn.Module):
 
 
 class HardLabels(TrainModule):
-    """Cross-entropy with the text: the baseline, and a student without soft labels."""
+    """Cross-entropy with hard labels: for the baseline, and for a student without soft labels."""
 
     def forward(self, input_ids: torch.Tensor, labels: torch.Tensor) -> LossAndMetrics:
         hidden, head = hidden_states(self.model, input_ids, labels)
@@ -36,9 +36,9 @@ class HardLabels(TrainModule):
 
 
 class _MixedLabels(TrainModule):
-    """The mixed loss of section 4.2, whatever its soft labels come from.
+    """The mixed loss of section 4.2, independent of the source of the soft labels.
 
-    Before step ``soft_start`` the loss is that of the hard labels alone, as in the reference code.
+    Before step ``soft_start`` the loss uses hard labels only, as in the reference code.
     """
 
     def __init__(self, model: PreTrainedModel, *, hard_fraction: float, temperature: float, soft_start: int = 0):
@@ -47,7 +47,7 @@ class _MixedLabels(TrainModule):
 
     @property
     def reads_soft_labels(self) -> bool:
-        """Whether soft labels are a part of the loss at this step."""
+        """Whether the loss uses soft labels at this step."""
         return self.hard_fraction < 1 and self.step >= self.soft_start
 
     def mixed_loss(
@@ -57,7 +57,7 @@ class _MixedLabels(TrainModule):
         soft_labels: SoftLabels | None,
         states: list[BlockStates] | None = None,
     ) -> LossAndMetrics:
-        """``states``, where a list is given, is filled as by ``distill.models.t5_forward.hidden_states``."""
+        """Loss and metrics; if ``states`` is a list, the states of the student's blocks are appended to it."""
         hidden, head = hidden_states(self.model, input_ids, labels, states)
         mixed = self.reads_soft_labels
         sums = sum_of_losses(
@@ -75,17 +75,17 @@ class _MixedLabels(TrainModule):
 
 
 class HardAndCachedLabels(_MixedLabels):
-    """The mixed loss, with soft labels that come with the batch."""
+    """The mixed loss, with soft labels from the batch."""
 
     def forward(self, input_ids: torch.Tensor, labels: torch.Tensor, soft_labels: SoftLabels) -> LossAndMetrics:
         return self.mixed_loss(input_ids, labels, soft_labels)
 
 
 class HardAndSoftLabels(_MixedLabels):
-    """The same loss, with the soft labels that a teacher (``distill.models.build.freeze``) gives at each step.
+    """The mixed loss, with soft labels that a frozen teacher (``distill.models.build.freeze``) computes at each step.
 
-    With ``matching``, also the error of the student's states, with a weight and a schedule of their own: they do not
-    wait for ``soft_start``. At a step that needs neither soft labels nor states, the teacher does not run.
+    ``matching`` adds the error of the student's states, with its own weight and schedule, independent of
+    ``soft_start``. At steps that need neither soft labels nor states, the teacher does not run.
     """
 
     def __init__(
@@ -100,7 +100,7 @@ class HardAndSoftLabels(_MixedLabels):
     ):
         super().__init__(model, hard_fraction=hard_fraction, temperature=temperature, soft_start=soft_start)
         self.matching = matching
-        self._teacher = [teacher.eval().requires_grad_(False)]  # in a list: not a part of what is trained
+        self._teacher = [teacher.eval().requires_grad_(False)]  # in a list, so that it is not a submodule
 
     def forward(self, input_ids: torch.Tensor, labels: torch.Tensor) -> LossAndMetrics:
         weight = self.matching.weight_at(self.step) if self.matching else 0
@@ -112,7 +112,7 @@ class HardAndSoftLabels(_MixedLabels):
                 soft_labels = hidden_states(self._teacher[0], input_ids, labels, teacher_states if weight else None)
         loss, metrics = self.mixed_loss(input_ids, labels, soft_labels, student_states if weight else None)
         if self.matching and weight:
-            # Its mean counts once for every target token, so that the weight does not depend on the batch.
+            # The loop divides by the number of target tokens, so the mean is multiplied by it.
             match = self.matching.loss(student_states, teacher_states, labels) * (labels != IGNORE_INDEX).sum()
             loss = loss + weight * match
             metrics |= {"loss": loss.detach(), "match_loss": match.detach()}

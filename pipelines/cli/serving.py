@@ -31,9 +31,6 @@ def export(
     json_: Json = False,
 ) -> None:
     """Write a student in the format of a runtime, and verify that the export gives the student's answers."""
-    from students.export import check_format
-
-    check_format(format, precision)  # before the slow imports
     from rich.console import Console
 
     from pipelines.deploy.export import export_student

@@ -74,7 +74,7 @@ def export_student(
     weights = sum(file.stat().st_size for file in source.directory.rglob("*") if file.is_file())
     # An onnx export has two graphs, each with its own embeddings, and temporarily the float32 source of int8.
     needed = weights * (3 if format == "onnx" else 1)
-    require_space(output, needed, "the export", "free some, or choose another --output")
+    require_space(output, needed, "the export", "free some space, or choose another --output")
     title = f"export {format}" + ("" if precision == "float32" else f" {precision}")
     settings = {"format": format, "precision": precision}
     with _run(source, title, settings) as tracked, new_directory(output, needed) as tmp_dir:

@@ -128,10 +128,10 @@ def gain(
     return value, _interval(value + stretch * deviations, confidence)
 
 
-def difference(first: np.ndarray, second: np.ndarray, *, confidence: float = 0.95) -> tuple[float, Interval]:
-    """The mean of ``first - second``, [S] each, S at least 2, with Student's t interval for paired values."""
+def difference(first: np.ndarray, second: np.ndarray) -> tuple[float, Interval]:
+    """The mean of ``first - second``, [S] each, S at least 2, with Student's 95 % t interval for paired values."""
     values = np.asarray(first) - np.asarray(second)
-    reach = stdtrit(len(values) - 1, (1 + confidence) / 2) * values.std(ddof=1) / np.sqrt(len(values))
+    reach = stdtrit(len(values) - 1, 0.975) * values.std(ddof=1) / np.sqrt(len(values))
     return float(values.mean()), (float(values.mean() - reach), float(values.mean() + reach))
 
 

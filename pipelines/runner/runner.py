@@ -29,7 +29,7 @@ STORE_WAIT = 120.0  # seconds to wait at the end for an unreachable store
 
 
 class StageRunner:
-    """Executes the stages of a workspace."""
+    """Runs the stages of a workspace."""
 
     def __init__(
         self,

@@ -40,9 +40,11 @@ def run_side_by_side(runner: StageRunner, arguments: list[str]) -> bool:
         return False
     check_space(runner.workspace, runner.workspace.stages)
     threads = str(max((os.cpu_count() or 1) // runner.workspace.config.jobs, 1))
+    # Copied before the store opens, because mlflow then sets MLFLOW_TRACKING_URI, which the chains would read.
+    environment = {"OMP_NUM_THREADS": threads, **os.environ}
     experiment = runner.publisher.store.experiment  # creates the MLflow store, before several processes use it
     assert experiment is not None  # a publisher's store has one
-    environment = {"OMP_NUM_THREADS": threads, **os.environ, EXPERIMENT: experiment, **commits_environment()}
+    environment |= {EXPERIMENT: experiment, **commits_environment()}
     with _children() as running:
         while waiting or running:
             while waiting and len(running) < runner.workspace.config.jobs:

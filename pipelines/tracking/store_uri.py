@@ -53,7 +53,7 @@ def check_store(workdir: Path) -> None:
     scheme, found, _ = (ASKED_FOR or "").partition("://")
     if found and scheme.partition("+")[0] not in _SCHEMES | entry_points(group="mlflow.tracking_store").names:
         raise UserError(
-            f"the MLflow store {label()} cannot be used: MLflow knows no {scheme}://; check MLFLOW_TRACKING_URI"
+            f"the MLflow store {label()} cannot be used: MLflow does not support {scheme}://; check MLFLOW_TRACKING_URI"
         )
     length = len(os.fsencode(os.path.realpath(workdir)))
     if length > _LONGEST and not ASKED_FOR:
@@ -82,7 +82,7 @@ def check_path(path: Path, option: str) -> None:
         f"{path}{os.path.realpath(path)}".encode()
     except UnicodeEncodeError as error:
         raise UserError(
-            f"{option} {path} has a name that is not UTF-8, which MLflow cannot keep; choose another"
+            f"{option} {path} has a name that is not UTF-8, which MLflow cannot store; choose another"
         ) from error
 
 

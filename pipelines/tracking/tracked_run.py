@@ -81,15 +81,10 @@ class TrackedRun:
         return ""
 
     def log_params(self, params: dict[str, Any]) -> None:
-        """Log params. Nested keys are joined with dots. Values that are too long are cut, with ``…`` at the end."""
+        """Log params. Nested keys are joined with dots. MLflow cuts values that are too long."""
         from mlflow.entities import Param
-        from mlflow.utils.validation import MAX_PARAM_VAL_LENGTH
 
-        flat = {key: str(value) for key, value in _flatten(params)}
-        for key, text in flat.items():
-            if len(text) > MAX_PARAM_VAL_LENGTH:
-                flat[key] = f"{text[: MAX_PARAM_VAL_LENGTH - 1]}…"
-        self.client.log_batch(self.run_id, params=[Param(key, text) for key, text in flat.items()])
+        self.client.log_batch(self.run_id, params=[Param(key, str(value)) for key, value in _flatten(params)])
 
     def log_data(self, name: str, digest: str, context: str, source: tuple[str, str], profile: dict[str, Any]) -> None:
         """Log a data set as an input of the run.

@@ -2,9 +2,11 @@
 
 from pathlib import Path
 
+from rich.filesize import decimal
+
 from distill.config import TrainingConfig
 from distill.data.prepared_data import example_lengths
-from distill.io.disk import format_bytes, require_space
+from distill.io.disk import require_space
 from distill.model_size import num_parameters
 from pipelines.workdir.plan import baseline_training
 from pipelines.workdir.stage import Stage
@@ -26,7 +28,7 @@ def check_space(workspace: Workspace, stages: list[Stage]) -> None:
     checkpoints = sorted(_checkpoint_bytes(workspace, stage) for stage in todo)[-workspace.config.jobs :]
     outputs = sum(_output_bytes(workspace, stage) for stage in todo)
     written = sum(_written_bytes(workspace, stage) for stage in todo)
-    sizes = f"{format_bytes(outputs)} of models and labels, {format_bytes(sum(checkpoints))} of checkpoints"
+    sizes = f"{decimal(outputs)} of models and labels, {decimal(sum(checkpoints))} of checkpoints"
     if todo:
         needed = outputs + sum(checkpoints) - written
         require_space(workspace.directory, needed, f"the rest of this run ({sizes})")

@@ -9,6 +9,7 @@ from typing import NamedTuple
 from distill.data.prepared_data import PreparedData
 from distill.data.vocabulary import Vocabulary, check_same_vocabulary, read_vocabulary
 from distill.errors import UserError
+from distill.models.directory import check_weights
 from distill.models.header import Header, differences, shape_of
 from distill.special_tokens import embedding_rows
 from pipelines.config.run_config import RunConfig
@@ -91,12 +92,15 @@ def check_tokenizers(config: RunConfig, data: PreparedData, models: list[LoadedM
 
 
 def _check_tensors(model: LoadedModel) -> None:
-    """Check that the tensors of a model on this disk have the names and shapes that its config gives."""
+    """Check that the tensors of a model on this disk are those of its config."""
+    shapes = check_weights(model.source, model.description, finite=False)
+    if shapes is None:
+        return
     if model.ratio:
         from teachers.load import check_tensors
     else:
         from students.load import check_tensors
-    check_tensors(model.source, model.description)
+    check_tensors(model.source, shapes, model.description)
 
 
 def _check_among_themselves(models: list[LoadedModel]) -> None:

@@ -71,7 +71,8 @@ class Workspace:
             ratio = ("--ratio", stage.ratio) if stage.ratio else ()
             command = suggest(stage.kind, self.source, *ratio, workdir=self.directory)
             raise UserError(
-                f"{stage.title} is missing in {self.directory}; make it with: {command} (and the same --set and --seed)"
+                f"{stage.title} is missing in {self.directory}; compute it with: {command} "
+                "(and the same --set and --seed)"
             )
         return found
 

@@ -17,7 +17,7 @@ def test_expected_errors_have_one_base_and_are_what_they_were_before():
 def test_what_gloo_and_nccl_say_of_a_lost_process_is_named_among_several_processes(monkeypatch, said):
     monkeypatch.setenv("WORLD_SIZE", "2")
     error = RuntimeError(said)
-    sentence = "another process of this run has ended; the same command"
+    sentence = "another process of this run has ended; run the same command again to resume"
     with pytest.raises(LostProcess, match=sentence) as caught, lost_process_errors():
         raise error
     assert caught.value.__cause__ is error

@@ -21,7 +21,7 @@ def test_equals_the_mean_cross_entropy_of_transformers_logits(model, data, data_
     examples = Examples(data, data_config, seed=None)
     batches = [examples.batch(rows) for rows in (range(5), range(5, 10), range(10, 12))]
     quality, losses = negative_log_perplexity(model, batches)
-    assert model.training  # as it was, though measured without dropout
+    assert model.training  # the mode is restored, although evaluation has no dropout
     model.eval()
     expected = []
     for batch in batches:
@@ -58,7 +58,7 @@ def test_evaluate_measures_all_test_examples(model, data, data_config):
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_losses_come_chunk_by_chunk(dtype, monkeypatch):
-    """Of 13 tokens and 50 words no more than 4 x 50 logits exist at a time; the losses are those of the definition."""
+    """With 13 tokens and 50 ids, at most 4 x 50 logits are in memory at a time; the losses equal the definition."""
     generator = torch.Generator().manual_seed(0)
     hidden = torch.randn(13, 8, generator=generator).to(dtype)
     head, labels = torch.randn(50, 8, generator=generator), torch.randint(0, 50, (13,), generator=generator)
@@ -71,7 +71,7 @@ def test_losses_come_chunk_by_chunk(dtype, monkeypatch):
     monkeypatch.setattr(evaluation.F, "linear", lambda x, weight: rows.append(len(x)) or linear(x, weight))
     losses = cross_entropies(hidden, head, labels)
     np.testing.assert_allclose(losses, expected, rtol=1e-5 if dtype == torch.float32 else 2e-2, atol=1e-6)
-    if dtype == torch.float32:  # in bfloat16 torch's own losses are bfloat16 too
+    if dtype == torch.float32:  # torch's losses of bfloat16 logits are bfloat16
         options = torch.nn.LinearCrossEntropyOptions(batch_chunk_size=4)
         torchs_own = F.linear_cross_entropy(hidden, head, labels, reduction="none", options=options)
         torch.testing.assert_close(losses, torchs_own, rtol=1e-5, atol=1e-6)

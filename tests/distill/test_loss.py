@@ -55,7 +55,7 @@ def test_gradient_by_finite_differences(case):
     hidden, head, labels, teacher_hidden, teacher_head = (t.double() if t.is_floating_point() else t for t in case)
 
     def loss(hidden, head):
-        # mixed_cross_entropy works in float32, so take its double counterpart from the reference formula.
+        # mixed_cross_entropy computes in float32, so the finite differences use the float64 reference formula.
         value, _ = mixed_cross_entropy(hidden, head, labels, (teacher_hidden, teacher_head), temperature=2.0)
         return value
 
@@ -98,7 +98,7 @@ def test_kl_is_zero_for_a_student_that_equals_its_teacher(case):
 @pytest.mark.parametrize("reduction", ["mean", "sum"])
 @pytest.mark.parametrize("chunk,tile", [(2**25, 2**19), (40, 30)])
 def test_hard_labels_alone_need_no_teacher_and_equal_torchs_own(monkeypatch, case, reduction, chunk, tile):
-    """Value and gradients of ``F.linear_cross_entropy``, in chunks too."""
+    """Value and gradients equal those of ``F.linear_cross_entropy``, also with several chunks."""
     monkeypatch.setattr("distill.loss._CHUNK", chunk)
     monkeypatch.setattr("distill.loss._CPU_TILE", tile)
     hidden, head, labels, _, _ = case
@@ -117,7 +117,7 @@ def test_soft_labels_alone_equal_torchs_own_with_probabilities(case):
     hidden, head, labels, teacher_hidden, teacher_head = case
     ours, theirs = ([tensor.clone().requires_grad_() for tensor in (hidden, head)] for _ in range(2))
     loss, _ = mixed_cross_entropy(*ours, labels, (teacher_hidden, teacher_head), hard_fraction=0.0, reduction="sum")
-    counted = labels != -100  # which it knows of hard labels alone
+    counted = labels != -100  # linear_cross_entropy accepts only hard labels
     probs = (teacher_hidden @ teacher_head.T).softmax(-1)
     expected = F.linear_cross_entropy(theirs[0][counted], theirs[1], probs[counted], reduction="sum")
     torch.testing.assert_close(loss, expected, rtol=1e-5, atol=0)
@@ -159,7 +159,7 @@ def test_wrong_arguments_are_named(case, change, message):
 
 
 def unfused(hidden, head, labels, teacher_logits, fraction, temperature):
-    """The formula as a user would write it, in float32, differentiated by autograd."""
+    """The formula in plain float32 operations, differentiated by autograd."""
     logits = hidden.float() @ head.float().T
     counted = labels != -100
     hard = F.cross_entropy(logits[counted], labels[counted], reduction="sum")
@@ -175,7 +175,7 @@ def test_gradients_equal_the_unfused_ones_in_any_chunks(monkeypatch, dtype, tole
     monkeypatch.setattr("distill.loss._CHUNK", chunk)
     monkeypatch.setattr("distill.loss._CPU_TILE", tile)
     torch.manual_seed(0)
-    tokens, size = 100, 64  # the last 14 ids are padding of the vocabulary: no label is one of them
+    tokens, size = 100, 64  # the last 14 ids are padding of the vocabulary and never labels
     hidden, teacher_hidden = torch.randn(tokens, 16).to(dtype), torch.randn(tokens, 24).to(dtype)
     head, teacher_head = torch.randn(size, 16), torch.randn(size, 24).to(dtype)
     labels = torch.randint(0, size - 14, (tokens,))
@@ -222,7 +222,7 @@ def test_sparse_labels_of_the_whole_vocabulary_are_the_dense_ones(case, temperat
 
 
 def test_the_mass_of_other_tokens_is_one_class_more(case):
-    """Against a cross-entropy over K + 1 classes, differentiated by autograd."""
+    """Compared with a cross-entropy over K + 1 classes, differentiated by autograd."""
     hidden, head, labels, teacher_hidden, teacher_head = case
     probs, token_ids = (teacher_hidden @ teacher_head.T).softmax(-1).topk(3)
     sparse = SparseSoftLabels(token_ids, probs, torch.zeros(N))

@@ -1,4 +1,4 @@
-"""Modules of the project in processes of their own, started from directories whose files have the same names."""
+"""Modules of the project in new processes, started from directories with files of the same names."""
 
 import subprocess
 import sys
@@ -10,7 +10,7 @@ from distill.module_command import module_command
 
 @pytest.fixture
 def user_directory(tmp_path):
-    """A directory whose modules must not be imported: they raise."""
+    """A directory with modules that raise when they are imported."""
     (tmp_path / "user" / "pipelines").mkdir(parents=True)
     for name in ("pipelines/__init__", "distill", "students", "random", "typer"):
         (tmp_path / "user" / f"{name}.py").write_text("raise ImportError('a file of the user')\n")
@@ -25,7 +25,7 @@ def test_the_current_directory_is_not_imported_from(user_directory):
 
 
 def test_the_module_comes_from_where_this_process_finds_it_and_gets_its_arguments(tmp_path, monkeypatch):
-    """Also where a new Python would find another version, and the directory has a name that no PYTHONPATH can hold."""
+    """This also holds if a new Python would find another version, or PYTHONPATH cannot hold the directory's name."""
     for name, code in [("first: é'\"", "sys.exit(int(sys.argv[1]) + len(sys.argv[2]))"), ("second", "sys.exit(0)")]:
         (tmp_path / name).mkdir()
         (tmp_path / name / "module_of_the_test.py").write_text(f"import sys\nif __name__ == '__main__': {code}\n")

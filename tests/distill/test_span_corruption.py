@@ -8,7 +8,7 @@ SENTINEL, EOS = 1999, 1
 
 
 def rebuild(inputs: np.ndarray, targets: np.ndarray) -> list[int]:
-    """Put each span of the targets back where its sentinel stands in the inputs."""
+    """Replace each sentinel of the inputs with its span from the targets."""
     assert inputs[-1] == EOS and targets[-1] == EOS
     spans: dict[int, list[int]] = {}
     for token in targets[:-1]:

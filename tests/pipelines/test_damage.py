@@ -119,7 +119,7 @@ def test_a_run_continues_when_a_full_disk_has_space_again(smoke, cli, small_disk
     done = filled(left, disk, *arguments, at=at)
     last = done.stderr.splitlines()[-1]
     assert done.returncode == 1 and "Traceback" not in done.stderr, done.stderr
-    assert f"{path} cannot be written, the disk is full" in last and "free some space and give the same command" in last
+    assert f"{path} cannot be written, the disk is full" in last and "free some space and run the same command" in last
     assert sorted(found.name for found in work.glob("stages/*/checkpoints/*")) == checkpoints
     (disk / "filler").unlink()
     done = cli(*arguments)
@@ -132,7 +132,7 @@ def test_space_for_the_whole_run_is_checked_at_its_start(smoke, cli, small_disk)
     disk = small_disk(6_000_000)
     shutil.copytree(smoke[0] / "data", disk / "work" / "data")
     done = cli("run", "smoke", "--workdir", str(disk / "work"))
-    assert done.returncode == 1 and "of models and labels" in done.stderr and "are left; free some" in done.stderr
+    assert done.returncode == 1 and "of models and labels" in done.stderr and "left; free some" in done.stderr
     assert len(done.stderr.splitlines()) == 1 and [path.name for path in (disk / "work").iterdir()] == ["data"]
 
 

@@ -168,7 +168,7 @@ def test_cached_labels_with_objects_are_refused(mark, tmp_path):
     for name in ("words.npy", "entropy.npy"):
         np.save(tmp_path / name, np.array([Hostile(mark)], dtype=object), allow_pickle=True)
     labels(tmp_path, ("words.npy", "entropy.npy"))
-    with pytest.raises(UserError, match="are no soft labels"):
+    with pytest.raises(UserError, match="are not soft labels"):
         CachedLabels(tmp_path)
 
 
@@ -176,13 +176,13 @@ def test_names_in_records_do_not_lead_outside(tmp_path):
     (tmp_path / "secret").write_text("text")
     (tmp_path / "export").mkdir()
     labels(tmp_path / "export", ("../secret",))
-    with pytest.raises(UserError, match="names '../secret', which is outside"):
+    with pytest.raises(UserError, match="names '../secret', which is outside this directory"):
         CachedLabels(tmp_path / "export")
     (tmp_path / "export" / "lineage.json").write_text("{}")
     for name in ("../secret", str(tmp_path / "secret")):
         manifest = {"format": "hf", "files": {name: file_digest(tmp_path / "secret")}}
         (tmp_path / "export" / "manifest.json").write_text(json.dumps(manifest))
-        with pytest.raises(UserError, match="which is outside"):
+        with pytest.raises(UserError, match="which is outside this directory"):
             read_export_lineage(str(tmp_path / "export"))
 
 

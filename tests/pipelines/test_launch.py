@@ -72,4 +72,4 @@ def test_a_lost_process_is_a_sentence(smoke, monkeypatch, capsys, processes, cod
     signal.signal(signal.SIGTERM, terminate)
     said = capsys.readouterr().err
     assert ("Traceback" in said) == (code == "traceback")
-    assert ("another process of this run has ended; the same command goes on" in said) == (code == "sentence")
+    assert ("another process of this run has ended; run the same command again" in said) == (code == "sentence")

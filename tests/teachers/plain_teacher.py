@@ -1,4 +1,4 @@
-"""A teacher of transformers' own, to compare ours with."""
+"""A plain teacher of transformers, as a reference for ours."""
 
 from pathlib import Path
 
@@ -11,7 +11,7 @@ NO_DROPPING = TeacherConfig(experts=[4], capacity_factor_eval=4.0)
 
 
 def save_plain_teacher(directory: Path, **changes) -> SwitchTransformersForConditionalGeneration:
-    """A Switch model that transformers alone makes and saves, with random weights that make every part matter."""
+    """A Switch model that only transformers makes and saves, with random weights such that every part has an effect."""
     config = SwitchTransformersConfig(
         vocab_size=64,
         d_model=16,

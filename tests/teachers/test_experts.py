@@ -1,4 +1,4 @@
-"""The three ways to run the experts, against a plain loop over them that autograd differentiates."""
+"""The three implementations of the experts, compared with a plain loop that autograd differentiates."""
 
 import pytest
 import torch
@@ -12,7 +12,7 @@ CAPACITY = 20
 
 
 def plain(tokens, expert, inner, wi, wi_gate, wo):
-    """Expert by expert over its first CAPACITY tokens."""
+    """A loop over the experts, each on its first CAPACITY tokens."""
     output = torch.zeros(N, D)
     for e in range(E):
         rows = (expert == e).nonzero()[:CAPACITY, 0]
@@ -23,9 +23,9 @@ def plain(tokens, expert, inner, wi, wi_gate, wo):
 
 def case(gated: bool, dtype=torch.float32):
     torch.manual_seed(0)
-    expert = torch.randint(0, E - 1, (N,))  # the last expert has no token
+    expert = torch.randint(0, E - 1, (N,))  # the last expert has no tokens
     expert[10:45] = 2  # more than its capacity
-    expert[::9] = E  # of no expert
+    expert[::9] = E  # without an expert
     weights = [torch.randn(E, H, D) * 0.2, torch.randn(E, H, D) * 0.2 if gated else None, torch.randn(E, D, H) * 0.2]
     tensors = [None if t is None else t.to(dtype).requires_grad_() for t in (torch.randn(N, D), *weights)]
     return expert, tensors

@@ -1,4 +1,4 @@
-"""Loaded teachers against transformers' own Switch model."""
+"""Loaded teachers compared with transformers' Switch model."""
 
 import json
 

@@ -1,4 +1,4 @@
-"""Saved teachers: read back by us, and by plain transformers where it can."""
+"""Saved teachers: loaded by load_teacher, and by plain transformers if it supports them."""
 
 import contextlib
 import json
@@ -25,7 +25,7 @@ def test_a_built_teacher_survives_saving(tmp_path, shape, batch, feed_forward, t
 
 @pytest.mark.parametrize("feed_forward,named", [("gelu", "gelu"), ("gated-gelu", "gated-gelu")])
 def test_plain_transformers_refuses_a_gated_teacher(tmp_path, shape, feed_forward, named):
-    """It has no gates, and would draw at random the FFNs that it does not find."""
+    """It has no gated FFNs, and would initialise missing FFNs randomly."""
     shape = shape.model_copy(update={"feed_forward": feed_forward})
     save_teacher(build_teacher(shape, NO_DROPPING, 64, 4, pad=0, eos=1, seed=0), tmp_path)
     assert json.loads((tmp_path / "config.json").read_text())["dense_act_fn"] == named

@@ -16,7 +16,7 @@ def softmax(x: np.ndarray) -> np.ndarray:
 
 
 def reference(layer: SwitchLayer, hidden: torch.Tensor, mask: torch.Tensor | None, factor: float):
-    """Equations 1 to 6 of the paper, one token after the other."""
+    """Equations 1 to 6 of the paper, in a loop over tokens."""
     x = hidden.double().reshape(-1, D).numpy()
     real = np.ones(len(x), bool) if mask is None else mask.flatten().numpy().astype(bool)
     weights = {name: value.detach().double().numpy() for name, value in layer.named_parameters()}
@@ -68,7 +68,7 @@ def test_equals_the_equations(monkeypatch, experts, activation, training, padded
 def test_the_first_tokens_of_an_expert_are_kept():
     layer = SwitchLayer(D, F, 2, capacity_factor_eval=0.5).eval()
     layer.router.weight.data = torch.stack([torch.ones(D), -torch.ones(D)])
-    hidden = torch.rand(1, 32, D)  # all of them choose expert 0
+    hidden = torch.rand(1, 32, D)  # all tokens choose expert 0
     output, statistics = layer(hidden)
     used = output.abs().sum(-1)[0] > 0
     assert used.tolist() == [True] * 8 + [False] * 24
@@ -139,7 +139,7 @@ def test_jitter_reaches_the_router_alone_and_in_training_alone():
     assert not torch.equal(noisy, again)
     layer.eval()
     assert torch.equal(layer(hidden)[0], layer(hidden)[0])
-    # Where the experts are the same, jitter changes an output only through the gate, a factor per token.
+    # With equal experts, jitter changes an output only through the gate, which is a factor per token.
     layer.train()
     layer.wi.data[1], layer.wo.data[1] = layer.wi.data[0], layer.wo.data[0]
     ratio = layer(hidden)[0] / layer(hidden)[0]
@@ -209,7 +209,7 @@ def test_a_mixture_in_bfloat16_is_close_to_the_one_in_float32():
 
 
 def one_token_many_times(count: int) -> tuple[SwitchLayer, torch.Tensor, np.ndarray, np.ndarray]:
-    """A layer with room for all, one token ``count`` times, its probabilities [E], and each expert's share [E, D]."""
+    """A layer without dropped tokens, one token ``count`` times, its probabilities [E], each expert's share [E, D]."""
     torch.manual_seed(2)
     layer = SwitchLayer(D, F, 4, capacity_factor_eval=4.0).eval()
     layer.router.weight.data *= 4
@@ -225,7 +225,7 @@ def test_sampled_experts_come_as_often_as_the_router_says_and_none_twice(count):
     layer, hidden, p, shares = one_token_many_times(tokens)
     layer.num_sampled_experts = count
     expected = dict.fromkeys(itertools.combinations(range(4), count), 0.0)
-    for order in itertools.permutations(range(4), count):  # one after the other, without replacement
+    for order in itertools.permutations(range(4), count):  # in sequence, without replacement
         left, chance = 1.0, 1.0
         for expert in order:
             chance, left = chance * p[expert] / left, left - p[expert]

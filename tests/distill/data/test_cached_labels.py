@@ -33,7 +33,7 @@ def examples(data, data_config):
 
 @pytest.fixture
 def label(teacher, examples, accelerator, tmp_path):
-    """Make labels in a directory of this name; further arguments are those of make_labels and LabelsConfig."""
+    """Make labels in a directory with this name; other arguments go to make_labels and LabelsConfig."""
 
     def make(name="labels", *, form="top_k", num_tokens=4, count=11, model=teacher, temperature=1.0, **arguments):
         make_labels(
@@ -60,7 +60,7 @@ def bytes_of(directory):
 def test_top_k_labels_are_those_of_the_teachers_logits_example_by_example(label, teacher, examples):
     labels = CachedLabels(label(temperature=2.0))
     assert len(labels) == 11
-    for index in (10, 0, 13):  # the last one goes round: it is example 2
+    for index in (10, 0, 13):  # the last index is taken modulo the number of labels: it is example 2
         batch = examples.batch([index % 11])
         with torch.no_grad():
             logits = teacher.eval()(**batch._asdict()).logits[0]
@@ -75,14 +75,14 @@ def test_top_k_labels_are_those_of_the_teachers_logits_example_by_example(label,
 
 
 def test_sampled_labels_are_draws_from_the_teacher(label, teacher, examples):
-    """Any form of one teacher: a token of probability 1/K or more is among the draws, in other places each time."""
+    """Both forms, from one teacher: a token of probability 1/K or more is always drawn, at varying positions."""
     labels = CachedLabels(label(form="sampled", num_tokens=64))
     with torch.no_grad():
         probs = teacher.eval()(**examples.batch(range(11))._asdict()).logits.flatten(0, 1).softmax(-1)
     read = labels.batch(range(11))
     drawn = torch.stack([torch.bincount(row, minlength=probs.shape[-1]) for row in read.token_ids])
     assert ((drawn - 64 * probs).abs() < 1 + 1e-3).all()
-    error = (drawn / 64 - probs).sum(0)  # of all tokens together; it would grow with a common offset
+    error = (drawn / 64 - probs).sum(0)  # over all tokens; a common offset would increase it
     assert error.abs().max() < 4 * (len(probs) / 4) ** 0.5 / 64
     torch.testing.assert_close(read.entropy, -(probs * probs.log()).sum(-1), rtol=2e-3, atol=2e-3)
 
@@ -112,7 +112,7 @@ def test_a_large_vocabulary_gets_wider_ids(label, shape):
 
 @pytest.mark.parametrize("form", FILES)
 @pytest.mark.parametrize("kill_at", [4, 24, 44])
-def test_killed_labelling_goes_on_and_leaves_the_same_bytes(label, monkeypatch, form, kill_at):
+def test_killed_labelling_resumes_and_writes_the_same_bytes(label, monkeypatch, form, kill_at):
     monkeypatch.setattr("distill.data.cached_labels._BATCHES_PER_SAVE", 2)
     straight = bytes_of(label("straight", form=form, count=47))
 
@@ -132,7 +132,7 @@ def test_killed_labelling_goes_on_and_leaves_the_same_bytes(label, monkeypatch, 
     assert seen == [*range(saved + 4, 47, 4), 47]
 
 
-def test_other_labels_are_not_gone_on_with(label):
+def test_labels_of_other_settings_are_not_resumed(label):
     first = bytes_of(label(origin={"teacher": "t"}))
     again = []
     second = label(origin={"teacher": "another"}, on_batch=lambda *facts: again.append(facts))
@@ -170,7 +170,7 @@ def test_labels_that_do_not_fit_the_disk_are_refused(label, monkeypatch, tmp_pat
 
 def test_a_disk_that_fills_up_beside_the_labels_is_found_before_the_first_one(label, monkeypatch, small_disk):
     disk = small_disk(40_000)
-    monkeypatch.setattr("shutil.disk_usage", lambda path: SimpleNamespace(free=10**9))  # as it was a moment ago
+    monkeypatch.setattr("shutil.disk_usage", lambda path: SimpleNamespace(free=10**9))  # as in an outdated check
     seen = []
     with pytest.raises(DiskFull, match=r"labels cannot be written, the disk is full: it needs \d+"):
         label(disk / "labels", count=2000, on_batch=lambda *facts: seen.append(facts))
@@ -194,7 +194,7 @@ def test_half_made_labels_that_are_damaged_are_made_again(label, monkeypatch, tm
     assert bytes_of(label("killed", count=47)) == straight
 
 
-def test_labelled_examples_are_the_examples_and_go_round(label, examples):
+def test_labelled_examples_are_the_examples_and_repeat(label, examples):
     labels = CachedLabels(label())
     batch = LabelledExamples(examples, labels).batch([9, 10, 11, 12]).to(torch.device("cpu"))
     plain = examples.batch([9, 10, 0, 1])
@@ -205,7 +205,7 @@ def test_labelled_examples_are_the_examples_and_go_round(label, examples):
 def test_a_student_learns_from_the_disk_what_it_learns_from_the_teacher(
     label, teacher, shape, data, examples, accelerator, tmp_path
 ):
-    """With the whole vocabulary kept, cached labels are the online ones but for float16."""
+    """With K = the vocabulary size, cached labels equal the online ones except for float16."""
     config = TrainingConfig(steps=3, batch_size=4, learning_rate=1e-2, warmup_steps=1, log_every=1)
     mix = {"hard_fraction": 0.5, "temperature": 1.5}
     labelled = LabelledExamples(examples, CachedLabels(label(num_tokens=data.vocab_size, count=12, temperature=1.5)))

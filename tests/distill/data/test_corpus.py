@@ -8,7 +8,7 @@ from distill.data.corpus import Digest, Document, corpus_files, read_documents, 
 from distill.errors import UserError
 
 TEXTS = ["first text", "second\ntext", "  ", "dritter Text mit ü"]
-KEPT = [TEXTS[0], TEXTS[1], TEXTS[3]]  # a blank document says nothing
+KEPT = [TEXTS[0], TEXTS[1], TEXTS[3]]  # blank documents are skipped
 
 
 def texts(*arguments) -> list[str]:
@@ -41,7 +41,7 @@ def test_text_files_are_documents_in_a_fixed_order(tmp_path):
 
 @pytest.mark.parametrize("open_file,suffix", [(open, "json"), (gzip.open, "json.gz")])
 def test_jsonl_rows_are_documents(tmp_path, rows, open_file, suffix):
-    """Gzipped JSON lines with text and url are what C4's files are."""
+    """C4's files have this format: gzipped JSON lines with text and url."""
     with open_file(tmp_path / f"c4-train.00000-of-00001.{suffix}", "wt", encoding="utf-8") as file:
         file.writelines(json.dumps(row) + "\n" for row in rows)
     assert texts(f"jsonl:{tmp_path}/c4-train.*.{suffix}") == KEPT
@@ -54,7 +54,7 @@ def test_parquet_and_another_column(tmp_path, rows):
 
 
 def test_a_data_set_in_the_hubs_format_with_a_config(tmp_path, rows):
-    """A directory laid out as a hub repository: a card that names configs, and files for each."""
+    """A directory with the layout of a hub repository: a card with configs, and files for each config."""
     for config, part in (("en", rows), ("de", rows[3:])):
         (tmp_path / config).mkdir()
         datasets.Dataset.from_list(part).to_parquet(tmp_path / config / "train.parquet")
@@ -76,7 +76,7 @@ def test_a_data_set_in_the_hubs_format_with_a_config(tmp_path, rows):
         ("text:{tmp}/latin.txt", "{tmp}/latin.txt is not UTF-8 text"),
         ("jsonl:{tmp}/other.jsonl", "line 1 of {tmp}/other.jsonl has no column 'text' .columns: body."),
         ("parquet:{tmp}/bad.jsonl", "{tmp}/bad.jsonl cannot be read as Parquet"),
-        ("hf:{tmp}/nothing", "no name on the hub either"),
+        ("hf:{tmp}/nothing", "not a name on the hub either"),
     ],
 )
 def test_a_corpus_that_cannot_be_used_is_named(tmp_path, corpus, message):

@@ -58,7 +58,7 @@ def test_models_can_be_evaluated_on_a_validation_part_of_its_own(data_config, tm
 
 @pytest.fixture
 def rows(tmp_path) -> str:
-    """600 rows in twelve languages, one after the other."""
+    """600 rows, with twelve languages in turn."""
     words = ["alpha", "beta", "gamma", "delta", "epsilon", "zeta", "eta", "theta"]
     with open(tmp_path / "rows.jsonl", "w") as file:
         for number in range(600):
@@ -84,7 +84,7 @@ def test_rows_with_one_value_of_split_by_are_one_document_on_one_side(rows, colu
 
 
 def test_other_groups_of_the_same_rows_are_other_data(rows, tmp_path):
-    """The tokenizer is the same, and so are texts and tokens; only what is held out together differs."""
+    """Tokenizer, texts and tokens are equal; only the grouping of the split differs."""
     config = DataConfig(corpus=rows, split_by="language", vocabulary=400, input_length=32, test_fraction=0.3)
     config = config.model_copy(update={"test_examples": 12})
     first = prepare_data(config, tmp_path / "data")
@@ -108,13 +108,13 @@ def test_files_of_one_directory_are_one_document(tmp_path, monkeypatch):
     assert data.parts["train"].documents + data.parts["test"].documents == 10
     monkeypatch.chdir(tmp_path)
     relative = prepare_data(DataConfig(corpus="text:texts/*/*.txt", split_by="directory", **options), tmp_path / "data")
-    assert relative.fingerprint == data.fingerprint  # the split does not depend on where the files are
+    assert relative.fingerprint == data.fingerprint  # the split does not depend on the place of the files
     with pytest.raises(UserError, match="data.split_by is 'language', but .* has files; use directory"):
         prepare_data(DataConfig(corpus=corpus, split_by="language", **options), tmp_path / "data")
 
 
 def test_the_overlap_of_held_out_text_is_in_the_facts(tmp_path):
-    """Every document begins with a line of its own and ends with one of three licences."""
+    """Every document begins with a unique line and ends with one of three licences."""
     rng = np.random.default_rng(0)
     words = [f"word{number}" for number in range(300)]
     licences = [" ".join(rng.choice(words, 60)) for _ in range(3)]
@@ -225,8 +225,8 @@ def broken(path, how):
 @pytest.mark.parametrize("name", ["train.bin", "test.bin", "test.documents", "tokenizer/tokenizer.json"])
 def test_damaged_prepared_data_is_named_with_the_cure(prepared, data_config, tmp_path, name, how):
     broken(Path(prepared.directory, name), how)
-    again = prepare_data(data_config, tmp_path / "data")  # what is not read is not checked
-    with pytest.raises(UserError, match=f"{name} is (damaged|missing).*; delete .*/data/.* prepares the text again"):
+    again = prepare_data(data_config, tmp_path / "data")  # only files that are read are checked
+    with pytest.raises(UserError, match=f"{name} is (damaged|missing).*; delete .*/data/.* to prepare the text again"):
         if name.startswith("tokenizer"):
             _ = again.tokenizer
         else:
@@ -236,7 +236,7 @@ def test_damaged_prepared_data_is_named_with_the_cure(prepared, data_config, tmp
 def test_damaged_facts_of_prepared_data_are_named_with_the_cure(prepared, data_config, tmp_path):
     path = Path(prepared.directory, "data.json")
     path.write_text(path.read_text().replace('"tokens": ', '"tokens": 1'))
-    with pytest.raises(UserError, match="data.json is damaged: its checksum .*; delete"):
+    with pytest.raises(UserError, match="data.json is damaged: its values do not match .*; delete"):
         prepare_data(data_config, tmp_path / "data")
 
 

@@ -1,4 +1,4 @@
-"""The share of held-out text that stands in the training text, against sets of windows in plain Python."""
+"""The share of held-out text that the training text contains, compared with sets of windows in plain Python."""
 
 import numpy as np
 import pytest
@@ -22,7 +22,7 @@ def reference(train: list[int], held_out: list[int]) -> float:
 
 @pytest.mark.parametrize("seed", range(5))
 def test_the_share_is_that_of_the_definition(seed, monkeypatch):
-    """Texts of few words, put together from the same lines; the training text in blocks that cut through them."""
+    """Texts with few distinct words, made of the same lines; block borders of the training text cut lines."""
     monkeypatch.setattr(module, "_BLOCK", 100)
     rng = np.random.default_rng(seed)
     lines = [rng.integers(0, 50, rng.integers(3, 60)) for _ in range(40)]

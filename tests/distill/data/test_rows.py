@@ -1,4 +1,4 @@
-"""Rows of real files: columns that nobody asked for do not matter, and what is wrong is said with file and row."""
+"""Rows of real files: other columns do not matter, and errors name the file and the row."""
 
 import bz2
 import csv
@@ -16,7 +16,7 @@ import pytest
 from distill.data.corpus import BadRows, read_documents
 from distill.errors import UserError
 
-# A column that is not read, in 3 rows each: what breaks a schema that is inferred for all of them.
+# Values of a column that is not read, in 3 rows each. They break a schema that is inferred for all rows.
 CHANGING = {
     "missing, then text": [{}, {}, {"x": "y"}],
     "null, then text": [{"x": None}, {"x": None}, {"x": "y"}],
@@ -79,7 +79,7 @@ def test_bytes_that_editors_leave_do_not_matter(tmp_path):
     lines = b'\xef\xbb\xbf{"text": "one"}\r\n\r\n{"text": "two\\u2028lines"}\n{"text": "three"}'
     (tmp_path / "a.jsonl").write_bytes(lines)
     (tmp_path / "b.jsonl").write_text(json.dumps([{"text": "four"}, {"text": "five"}], indent=1))
-    with gzip.open(tmp_path / "c.jsonl", "wb") as file:  # without the suffix of gzip
+    with gzip.open(tmp_path / "c.jsonl", "wb") as file:  # without gzip's suffix
         file.write(b'{"text": "six"}\n')
     assert texts(f"jsonl:{tmp_path}/*.jsonl") == ["one", "two\u2028lines", "three", "four", "five", "six"]
 
@@ -92,7 +92,7 @@ BAD = [
     ('{"text": 5}', "has the number 5 in column 'text', where text is needed"),
     ('{"text": ["a"]}', "has a list ['a'] in column 'text', where text is needed"),
     ('{"text": true}', "has true in column 'text', where text is needed"),
-    ('{"text": "\\ud800"}', "has half of a character ('\\ud800' at 0) in column 'text'"),
+    ('{"text": "\\ud800"}', "has an unpaired surrogate ('\\ud800' at 0) in column 'text'"),
     ('{"text": ', "is not JSON (Expecting value: line 2 column 1 (char 10))"),
     ("[1]", "is a list [1], where an object with columns is needed"),
     ("null", "is null, where an object with columns is needed"),
@@ -109,7 +109,7 @@ def test_a_bad_row_among_good_ones_is_named_or_skipped_and_counted(tmp_path, kin
     sentence = f"line 42 of {tmp_path}/b.jsonl {problem}"
     with pytest.raises(UserError) as caught:
         texts(corpus)
-    assert str(caught.value).startswith(f"{sentence}; mend the row") and "data.bad_rows: skip" in str(caught.value)
+    assert str(caught.value).startswith(f"{sentence}; fix the row") and "data.bad_rows: skip" in str(caught.value)
     bad_rows = BadRows("skip")
     assert texts(corpus, bad_rows=bad_rows) == [row["text"] for row in GOOD] * 2
     assert (bad_rows.skipped, bad_rows.first) == (1, sentence)
@@ -144,7 +144,7 @@ def test_a_row_without_the_value_that_it_is_split_by_is_a_bad_row(tmp_path):
 
 @pytest.mark.parametrize("kind", ["jsonl", "hf"])
 def test_the_one_damaged_file_of_many_is_named(tmp_path, kind):
-    """Also with ``skip``: nobody knows how many rows a file has lost."""
+    """This also holds for ``skip``, because the number of lost rows is unknown."""
     content = gzip.compress("".join(json.dumps({"text": f"{n:x}" * 50}) + "\n" for n in range(2000)).encode())
     for number in range(3):
         (tmp_path / f"c4.{number}.json.gz").write_bytes(content[: len(content) // 2] if number == 1 else content)

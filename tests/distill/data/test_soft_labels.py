@@ -26,7 +26,7 @@ def entropy(probs):
 
 
 def counts(token_ids):
-    """How often each token id is among a target token's draws [N, V]."""
+    """The count of each token id among the draws of each target token, [N, V]."""
     return np.stack([np.bincount(row, minlength=V) for row in token_ids.numpy()])
 
 
@@ -37,7 +37,7 @@ def offsets(value=None):
 @pytest.mark.parametrize("num_tokens", [1, 4, 10])
 @pytest.mark.parametrize("temperature", [1.0, 2.5])
 def test_the_mean_of_sampled_labels_is_the_teachers_distribution(case, num_tokens, temperature):
-    """Over a grid of offsets: the draws are then a grid of the unit interval, exact to one of its cells."""
+    """With a grid of offsets the draws form a grid of the unit interval, so the mean is exact to one cell."""
     grid = (np.arange(500) + 0.5) / 500
     means = np.zeros((N, V))
     for offset in grid:
@@ -56,7 +56,7 @@ def test_every_token_is_drawn_as_often_as_it_should_be_to_the_next_integer(case)
 
 
 def test_the_loss_takes_sampled_labels_as_a_whole_distribution(case):
-    """Where the student agrees on them, the least mass left for others by rounding would change the gradient."""
+    """If the student agrees, even a tiny mass that rounding leaves for other tokens would change the gradient."""
     head = case[1]
     for num_tokens in (16, 41, 100):
         sampled = sparse_labels(*case, num_tokens=num_tokens, offsets=offsets())
@@ -113,7 +113,7 @@ def test_chunks_do_not_matter(case, monkeypatch, sampled):
 
 def test_the_ends_of_the_unit_interval_draw_no_impossible_token():
     head = torch.zeros(V, 1)
-    head[[0, 1, V - 2, V - 1]] = -1e4  # their probability is 0 in any float
+    head[[0, 1, V - 2, V - 1]] = -1e4  # their probability is 0 in every floating-point type
     for offset in (0.0, np.nextafter(1.0, 0.0)):
         drawn = sparse_labels(torch.ones(N, 1), head, num_tokens=V, offsets=offsets(offset))
         assert drawn.token_ids.min() >= 2 and drawn.token_ids.max() <= V - 3

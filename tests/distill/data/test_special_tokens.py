@@ -1,4 +1,4 @@
-"""No text gives the id of a special word, whatever tokenizer cuts it."""
+"""No text is encoded to the id of a special token, by any type of tokenizer."""
 
 import io
 import json
@@ -17,7 +17,7 @@ from tests.conftest import ROOT
 
 SENTINELS = [f"<extra_id_{k}>" for k in range(100)]
 SPECIAL = ["<pad>", "</s>", "<unk>", *SENTINELS]
-# Texts that spell special tokens: whole, in part, after normalization, and by the names that encode gives them inside.
+# Texts that spell special tokens: fully, partly, after normalization, and with the internal names of encode_texts.
 TRAPS = [*SPECIAL[:6], "<extra_id_99>", "<extra_id_", ">", "＜pad＞", "\ufdd0</s>", "\ufdd0<extra_id_0>", "\ufdd0"]
 MIXED = st.lists(st.sampled_from(TRAPS) | st.text(max_size=8) | st.sampled_from([" ", "a", "\n"]), max_size=12).map(
     "".join
@@ -25,7 +25,7 @@ MIXED = st.lists(st.sampled_from(TRAPS) | st.text(max_size=8) | st.sampled_from(
 
 
 def sentencepiece_model(directory, kind: str) -> None:
-    """spiece.model as T5's repositories have it: pad 0, eos 1, unk 2, and no sentinels."""
+    """A spiece.model as in T5's repositories: pad 0, eos 1, unk 2, and no sentinels."""
     lines = [*(ROOT / "LICENSE").read_text().splitlines(), "x < y / z > s </a>"]
     model = io.BytesIO()
     ids = {"pad_id": 0, "eos_id": 1, "unk_id": 2, "bos_id": -1}
@@ -42,7 +42,7 @@ def sentencepiece_model(directory, kind: str) -> None:
 
 
 def merging_tokenizer() -> PreTrainedTokenizerFast:
-    """A BPE whose merges spell special tokens, as one has that was trained on text with many of them."""
+    """A BPE with merges that spell special tokens, as after training on text with many of them."""
     letters = sorted(set("".join(SPECIAL)) | set("abc "))
     vocabulary, merges = {word: n for n, word in enumerate(["<pad>", "</s>", "<unk>", *letters])}, []
     for word in ("<pad>", "</s>", "<extra_id_0>"):
@@ -93,7 +93,7 @@ def test_no_text_gives_a_special_id(tokenizer, text):
 
 
 def test_the_tokenizer_itself_would_give_special_ids(tokenizer):
-    """Else the test above could not fail."""
+    """Otherwise the test above could not fail."""
     ids = tokenizer.backend_tokenizer.encode("a <extra_id_0> b </s> <pad> c", add_special_tokens=False).ids
     assert len(special_ids(tokenizer) & set(ids)) == 3
 

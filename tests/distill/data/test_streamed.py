@@ -1,4 +1,4 @@
-"""Corpora that are read row by row: no document is lost or doubled, and a kill in between does not show in the data."""
+"""Corpora that are read row by row: no document is lost or repeated, and a kill does not change the data."""
 
 import gzip
 import json
@@ -33,7 +33,7 @@ prepare.prepare_data(DataConfig.model_validate_json(sys.argv[1]), Path(sys.argv[
 
 @pytest.fixture(params=["jsonl", "hf"])
 def corpus(request, tmp_path) -> DataConfig:
-    """1,200 documents in two files, one of them compressed; some are empty, and some are equal to others."""
+    """1,200 documents in two files, one of them compressed; some are empty, and some are duplicates."""
     words = (ROOT / "LICENSE").read_text().split()
     texts = [f"{number % 1000} " + " ".join(words[number : number + 20]) for number in range(1200)]
     texts[100] = texts[700] = " "

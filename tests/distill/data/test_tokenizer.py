@@ -73,5 +73,5 @@ def test_a_tokenizer_that_cannot_be_used_is_refused(tokenizer, message, tmp_path
 
 
 def test_a_missing_tokenizer_is_named(tmp_path):
-    with pytest.raises(UserError, match="is no directory, and no name on the hub either"):
+    with pytest.raises(UserError, match="is not a directory, and not a name on the hub either"):
         load_tokenizer(tmp_path / "nothing")

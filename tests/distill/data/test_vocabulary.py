@@ -1,4 +1,4 @@
-"""The vocabulary of a tokenizer against transformers' own reading of it, and two tokenizers against each other."""
+"""The vocabulary of a tokenizer, compared with transformers', and the comparison of two tokenizers."""
 
 import random
 

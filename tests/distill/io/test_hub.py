@@ -1,4 +1,4 @@
-"""Names on the hub, pinned or not: the commit that they stand for, and that what is loaded is of that commit."""
+"""Names on the hub, pinned or not: the commits that they refer to, and loading at these commits."""
 
 import json
 import shutil
@@ -62,7 +62,7 @@ print(transformers.AutoTokenizer.from_pretrained(name, revision=commit).tokenize
 
 
 def ask(hub: Hub, *sources: str, **environment: str) -> list[str]:
-    """The commit of each, or what a user is told, in one process."""
+    """The commit of each source, or the message to the user, from one process."""
     return python(_ASK, *sources, **{**hub.environment, **environment}).splitlines()
 
 
@@ -78,13 +78,13 @@ def test_a_name_is_split_at_its_revision_and_a_directory_never(tmp_path, monkeyp
 
 def test_a_directory_has_no_revision_and_cannot_be_pinned(tmp_path):
     assert resolve_revision(str(tmp_path), "model", "the teacher") is None
-    with pytest.raises(UserError, match="the teacher is a directory, which has no revisions; leave out @main"):
+    with pytest.raises(UserError, match="the teacher is a directory, which has no revisions; omit @main"):
         resolve_revision(f"{tmp_path}@main", "model", "the teacher")
 
 
 @pytest.mark.parametrize("revision", ["", "../../other/refs/main", "/etc/passwd", "a b", "a\nb", "x" * 5 + ":y"])
 def test_what_can_be_no_revision_is_refused(revision):
-    with pytest.raises(UserError, match="is pinned to .*, no revision; name a branch, a tag or a commit after @"):
+    with pytest.raises(UserError, match="is pinned to .*, which is not a revision; name a branch, a tag or a commit"):
         resolve_revision(f"some/model@{revision}", "model", "the teacher")
 
 
@@ -92,7 +92,7 @@ def test_what_can_be_no_revision_is_refused(revision):
     "source", ["/no/such/place", "a/b/c", "../../x", "a/b/c@main", "a:b", "a..b", "x" * 5000, "@v1"]
 )
 def test_what_can_be_no_name_is_refused(source):
-    with pytest.raises(UserError, match="the teacher is no directory, and no name on the hub either; check the path"):
+    with pytest.raises(UserError, match="the teacher is not a directory, and not a name on the hub either; check the"):
         resolve_revision(source, "model", "the teacher")
 
 
@@ -120,14 +120,14 @@ def test_the_hub_is_asked_once_per_process(hub):
 def test_a_name_or_a_revision_that_is_not_there_is_named(hub):
     hub.model("some/model").commit({"config.json": "{}"})
     name, data, revision = ask(hub, "nobody/nothing", "dataset some/model", "some/model@v9")
-    assert name.startswith("teacher 'nobody/nothing' is no directory, and the hub has no model of that name; check it")
+    assert name.startswith("teacher 'nobody/nothing' is not a directory, and the hub has no model of that name; ")
     assert "the hub has no data set of that name" in data
-    assert revision.endswith("the hub has no revision 'v9' of it; pin one that is there, or leave it out")
+    assert revision.endswith("the hub has no revision 'v9' of it; pin one that exists, or omit it")
 
 
 @pytest.mark.parametrize("how", ["offline", "away"])
 def test_without_the_hub_the_cache_says_which_commit(hub, how):
-    """Also of a revision that has moved on since."""
+    """This also holds for a revision that has moved since."""
     model = hub.model("some/model")
     first = model.commit({"config.json": "{}"}, "main", "v1")
     assert ask(hub, "some/model") == [first]
@@ -138,17 +138,17 @@ def test_without_the_hub_the_cache_says_which_commit(hub, how):
     known, tag, unknown = ask(hub, "some/model", "some/model@v1", "a/b", HF_HUB_OFFLINE=environment)
     assert known == first
     for message, revision in ((tag, "v1"), (unknown, "main")):
-        assert f"the hub does not give it: {state}, and the local cache has no revision '{revision}'" in message
+        assert f"the hub does not provide it: {state}, and the local cache has no revision '{revision}'" in message
         assert message.endswith("connect, or check the name and pin a revision that was loaded here before")
 
 
 def test_a_hub_that_never_answers_is_not_waited_for(hub):
-    """A connection that leads nowhere, such as a firewall makes."""
+    """The connection is dead, as behind some firewalls."""
     with socket.create_server(("127.0.0.1", 0)) as silent:
         environment = {**hub.environment, "HF_ENDPOINT": f"http://127.0.0.1:{silent.getsockname()[1]}"}
         code = f"import distill.io.hub_answers\ndistill.io.hub_answers._SECONDS = 0.2\n{_ASK}"
         message = python(code, "some/model", **environment)
-    assert "the hub does not give it: it does not answer, and the local cache has no revision 'main'" in message
+    assert "the hub does not provide it: it does not answer, and the local cache has no revision 'main'" in message
 
 
 def test_a_damaged_cache_is_named(hub, tmp_path):
@@ -161,7 +161,7 @@ def test_a_damaged_cache_is_named(hub, tmp_path):
 
 @pytest.fixture
 def teachers(shape, tmp_path):
-    """Two directories of small teachers that differ in their weights, and in a note in their config."""
+    """Two directories of small teachers with different weights and a different note in the config."""
     for seed in range(2):
         directory = tmp_path / f"teacher{seed}"
         save_teacher(build_teacher(shape, TeacherConfig(experts=[2]), 64, 2, pad=0, eos=1, seed=seed), directory)
@@ -171,7 +171,7 @@ def teachers(shape, tmp_path):
 
 
 def test_a_teacher_is_loaded_at_its_revision(hub, teachers, tmp_path):
-    """Weights and config alike, of a name that is pinned and of one that is not; and again without the hub."""
+    """Both weights and config, for a pinned and an unpinned name; then again without the hub."""
     model = hub.model("some/switch")
     first, second = (model.commit(directory, "main", f"v{n}") for n, directory in enumerate(teachers))
     sources = ["some/switch", "some/switch@v0", f"some/switch@{first}", f"some/switch@{second}"]
@@ -187,7 +187,7 @@ def test_a_teacher_is_loaded_at_its_revision(hub, teachers, tmp_path):
         shutil.rmtree(out)
 
 
-@pytest.mark.slow  # as the teacher above, by the same functions
+@pytest.mark.slow  # by the same functions as the teacher above
 def test_a_baseline_is_loaded_at_its_revision(hub, shape, tmp_path):
     repository, expected = hub.model("some/t5"), []
     for seed in range(2):
@@ -201,7 +201,7 @@ def test_a_baseline_is_loaded_at_its_revision(hub, shape, tmp_path):
 
 
 def test_a_data_set_is_streamed_at_its_revision(hub):
-    """With the configs that its card names, in files of two kinds."""
+    """With the configs of its card, and files of two formats."""
     card = (
         "---\nconfigs:\n- config_name: en\n  data_files: en/*.jsonl\n- config_name: de\n  data_files: de/*.jsonl\n---\n"
     )

@@ -1,4 +1,4 @@
-"""Files of the hub: read from the cache where it has them, and what is said and waited for where nobody answers."""
+"""Files of the hub: reading from the cache, and messages and waits if the hub does not answer."""
 
 import json
 import socket
@@ -17,7 +17,7 @@ from teachers.build import build_teacher
 from teachers.config import SwitchConfig
 from tests.hub import Hub, process
 
-# Every file of "KIND NAME" by its content, or what a user is told; then the seconds that all of it took.
+# The content of every file of "KIND NAME", or the message to the user; then the total seconds.
 _READ = """
 import sys, time
 from distill.io import hub_answers
@@ -60,7 +60,7 @@ WORDS = "model some/words tokenizer.json config.json"
 
 
 def read(hub: Hub, *arguments: str, **environment: str) -> tuple[list[str], float, list[str]]:
-    """What is printed for each, the seconds, and the lines on stderr."""
+    """The output for each, the seconds, and the lines on stderr."""
     done = process(_READ, *arguments, **{**hub.environment, **environment})
     *printed, seconds = done.stdout.splitlines()
     return printed, float(seconds), done.stderr.splitlines()
@@ -68,7 +68,7 @@ def read(hub: Hub, *arguments: str, **environment: str) -> tuple[list[str], floa
 
 @pytest.fixture
 def words(hub):
-    """A repository whose other files nobody wants."""
+    """A repository with other files that are not needed."""
     repository = hub.model("some/words")
     repository.commit({"tokenizer.json": "1", "README.md": "long", "evil.py": "x"}, "main", "v1")
     return repository
@@ -78,7 +78,7 @@ def test_only_what_is_wanted_is_downloaded_and_that_once(hub, words):
     assert read(hub, WORDS)[0] == ["tokenizer.json=1"]
     hub.requests.clear()
     assert read(hub, WORDS)[0] == ["tokenizer.json=1"]
-    assert len(hub.requests) == 1  # at which commit the name is
+    assert len(hub.requests) == 1  # the request for the commit of the name
     hub.requests.clear()
     assert read(hub, f"model some/words@{next(iter(words.commits))} tokenizer.json")[0] == ["tokenizer.json=1"]
     assert not hub.requests
@@ -98,7 +98,7 @@ def test_a_hub_that_is_away_is_one_sentence_and_the_cache_is_used(hub, words):
     assert len(said) == 2 and said[0].startswith("The hub does not answer (")
     assert said[0].endswith("); using revision 'main' of some/words from the cache")
     assert said[1].endswith("; using revision 'v1' of some/words from the cache")
-    assert read(hub, WORDS, HF_HUB_OFFLINE="1")[2] == []  # nobody expects an answer
+    assert read(hub, WORDS, HF_HUB_OFFLINE="1")[2] == []  # offline mode is intended, so there is no message
 
 
 def test_without_hub_and_cache_it_is_said_at_once(hub, words):
@@ -107,33 +107,34 @@ def test_without_hub_and_cache_it_is_said_at_once(hub, words):
     printed, seconds, said = read(hub, WORDS, f"model some/words@{commit} model.safetensors")
     assert seconds < 15 and said == []
     assert "it does not answer, and the local cache has no revision 'main' of such a model; connect" in printed[0]
-    assert "does not give its model.safetensors at 012345678901: it does not answer, and the local cache" in printed[1]
+    assert "does not provide its model.safetensors at 012345678901: it does not answer, and the local" in printed[1]
 
 
 def test_what_the_cache_lacks_is_fetched_when_the_hub_answers_and_named_when_not(hub):
     hub.model("some/model").commit({"config.json": "{}", "model.safetensors": "w", "large.bin": "x"})
     assert read(hub, "model some/model config.json")[0] == ["config.json={}"]
     wanted = "model some/model model.safetensors config.json"
-    assert "HF_HUB_OFFLINE is set, and the local cache has not all of it" in read(hub, wanted, HF_HUB_OFFLINE="1")[0][0]
+    said = read(hub, wanted, HF_HUB_OFFLINE="1")[0][0]
+    assert "HF_HUB_OFFLINE is set, and the local cache does not have all of it" in said
     assert read(hub, wanted)[0] == ["config.json={} model.safetensors=w"]
     assert read(hub, wanted, HF_HUB_OFFLINE="1")[0] == ["config.json={} model.safetensors=w"]
 
 
 def test_a_cache_that_another_program_filled_is_used_where_the_hub_is_away(hub, words):
-    """It has no list of the repository's files, so that a hub that answers is asked for it."""
+    """The cache has no list of the repository's files, so a hub that answers is asked for it."""
     load = "import huggingface_hub\nhuggingface_hub.hf_hub_download('some/words', 'tokenizer.json')"
     process(load, **hub.environment)
     hub.close()
-    [commit] = words.commits  # for which nobody has been asked, so that nobody is known to be away
+    [commit] = words.commits  # no request was needed, so the hub is not known to be unreachable
     for name in ("some/words", f"some/words@{commit}"):
         assert read(hub, f"model {name} tokenizer.json config.json")[0] == ["tokenizer.json=1"]
     lacking = read(hub, f"model some/words@{'0123456789' * 4} tokenizer.json")[0][0]
-    assert "does not give its tokenizer.json at 012345678901: it does not answer" in lacking
+    assert "does not provide its tokenizer.json at 012345678901: it does not answer" in lacking
 
 
 @pytest.mark.parametrize("how", ["silent", "no name"])
 def test_waiting_is_bounded_and_said(hub, words, how):
-    """Neither a connection that leads nowhere nor an address that is looked up for ever is waited for."""
+    """Neither a dead connection nor a DNS lookup without an answer blocks for long."""
     read(hub, WORDS)
     with socket.create_server(("127.0.0.1", 0)) as silent:
         code = _HASTY
@@ -146,13 +147,13 @@ def test_waiting_is_bounded_and_said(hub, words, how):
     printed, seconds = done.stdout.splitlines()
     assert printed == "tokenizer.json=1" and float(seconds) < 15
     first, second = done.stderr.splitlines()
-    assert first.startswith("Waiting up to ") and first.endswith("for the hub to say at which commit some/words is")
+    assert first.startswith("Waiting up to ") and first.endswith("for the hub to name the commit of some/words")
     assert second.startswith("The hub does not answer (")
 
 
 @pytest.mark.parametrize("status", [200, 404, 407, 500, 503])
-def test_an_answer_of_somebody_else_is_no_answer(hub, words, status):
-    """Of a proxy, or of the page where a guest of a network must log in."""
+def test_an_answer_of_another_server_is_no_answer(hub, words, status):
+    """The answer is from a proxy, or from the login page of a guest network."""
 
     class Stranger(BaseHTTPRequestHandler):
         def do_GET(self) -> None:
@@ -179,9 +180,10 @@ def test_a_data_set_is_asked_for_before_datasets_is(hub):
     assert process(_PLACE, **hub.environment).stdout == f"HubSource(name='some/texts', revision='{commit}')\n"
     offline = {**hub.environment, "HF_HUB_OFFLINE": "1"}
     load = "import huggingface_hub\nhuggingface_hub.hf_hub_download('some/texts', 'card', repo_type='dataset')"
-    process(load, **hub.environment)  # a part of it is none of it: text would be missing without a word
+    process(load, **hub.environment)  # a part of a data set is not used: text would be missing without a message
     refusal = process(_PLACE, **offline).stdout
-    assert "does not give its files at" in refusal and "HF_HUB_OFFLINE is set, and the local cache has not" in refusal
+    assert "does not provide its files at" in refusal
+    assert "HF_HUB_OFFLINE is set, and the local cache does not have" in refusal
     process(_WHOLE, **hub.environment)
     assert f"datasets--some--texts/snapshots/{commit}', revision=None)" in process(_PLACE, **offline).stdout
 
@@ -203,7 +205,7 @@ def as_pickle(directory: Path, **changes: torch.Tensor) -> None:
 
 
 def test_a_model_of_the_hub_gets_the_check_of_a_directory(hub, teacher):
-    """Also when its weights are in the cache already; and it is loaded without a hub in seconds."""
+    """This also holds if its weights are already in the cache. Without a hub it loads within seconds."""
     path = teacher / "model.safetensors"
     tensors, good = load_file(path), teacher.rename(teacher.with_name("good"))
     hub.model("some/good").commit(good)
@@ -237,7 +239,8 @@ def test_an_old_model_of_the_hub_is_a_pickle(hub, teacher):
     expected = load_file(teacher / "model.safetensors")["shared.weight"]
     as_pickle(teacher)
     hub.model("some/old").commit(teacher)
-    torch.save({"shared.weight": expected * float("inf")}, teacher / "pytorch_model.bin")
+    tensors = torch.load(teacher / "pytorch_model.bin")
+    torch.save({**tensors, "shared.weight": expected * float("inf")}, teacher / "pytorch_model.bin")
     hub.model("some/infinite").commit(teacher)
     good, infinite, _ = process(_LOAD, "some/old", "some/infinite", **hub.environment).stdout.splitlines()
     assert float(good) == pytest.approx(expected.sum().item(), abs=1e-4)

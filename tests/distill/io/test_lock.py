@@ -1,4 +1,4 @@
-"""One process at a time, with processes that end well and processes that are killed."""
+"""The lock between processes that end normally or are killed."""
 
 import multiprocessing
 import os
@@ -13,7 +13,7 @@ from distill.config import DataConfig
 from distill.data.prepare import prepare_data
 from distill.io.lock import exclusive_lock
 
-CONTEXT = multiprocessing.get_context("spawn")  # a fork would inherit the locks of the tokenizers' threads
+CONTEXT = multiprocessing.get_context("spawn")  # a fork would inherit the locks of tokenizers' threads
 
 
 def count(path: Path, times: int) -> None:

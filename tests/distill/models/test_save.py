@@ -1,4 +1,4 @@
-"""Saved T5s and tokenizers have the names and values of transformers 4, and transformers 5 reads the same in them."""
+"""Saved T5 models and tokenizers have transformers 4's names and values, and transformers 5 reads them equally."""
 
 import json
 
@@ -32,7 +32,7 @@ def test_a_t5_says_whether_it_is_tied_each_time_it_is_saved(shape, tmp_path, tie
     assert said(tmp_path / "by-transformers") is tied
     save_t5(t5, tmp_path / "first")
     read = T5ForConditionalGeneration.from_pretrained(tmp_path / "first")
-    assert read.config.scale_decoder_outputs is tied and read.config.tie_word_embeddings  # so transformers 5 has it
+    assert read.config.scale_decoder_outputs is tied and read.config.tie_word_embeddings  # as transformers 5 sets it
     save_t5(read, tmp_path / "second")
     assert said(tmp_path / "first") is said(tmp_path / "second") is tied
     first, second = (load_file(tmp_path / name / "model.safetensors") for name in ("first", "second"))
@@ -87,7 +87,7 @@ def test_a_config_of_transformers_4_stays_what_it_is(tmp_path):
     assert json.loads(path.read_text()) == values
 
 
-@pytest.mark.parametrize("text,message", [("[", "is damaged: it is not JSON"), ("[]", "holds no keys and values")])
+@pytest.mark.parametrize("text,message", [("[", "is damaged: it is not JSON"), ("[]", "is not a JSON object")])
 def test_a_damaged_config_of_a_tokenizer_is_named(tmp_path, text, message):
     path = tmp_path / "tokenizer_config.json"
     path.write_text(text)

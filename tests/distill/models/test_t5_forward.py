@@ -1,4 +1,4 @@
-"""The forward pass against transformers' own, and its parts against autograd and finite differences."""
+"""The forward pass compared with transformers', and its parts with autograd and finite differences."""
 
 import pytest
 import torch
@@ -29,7 +29,7 @@ def build(feed_forward="relu", tied=True, dropout=0.0) -> T5ForConditionalGenera
         decoder_start_token_id=0,
     )
     model = new_t5(config, seed=0)
-    for parameter in model.parameters():  # norms that are not 1, biases that matter
+    for parameter in model.parameters():  # norms that are not 1, biases that are not small
         parameter.data += 0.1 * torch.randn_like(parameter)
     return model
 
@@ -74,14 +74,14 @@ def test_states_of_every_block_are_those_of_transformers(ids):
     for found, block, ffn in zip(states, blocks, ffns, strict=True):
         torch.testing.assert_close(found.hidden, block[0] if isinstance(block, tuple) else block, atol=1e-5, rtol=1e-5)
         torch.testing.assert_close(found.ffn, ffn, atol=1e-5, rtol=1e-5)
-    # Its last hidden state is the normalised one, its first the embedding.
+    # Its last hidden state is normalised, and its first is the embedding.
     theirs = [*expected.encoder_hidden_states[1:-1], *expected.decoder_hidden_states[1:-1]]
     for found, other in zip([*states[:2], states[3]], theirs, strict=True):
         torch.testing.assert_close(found.hidden, other, atol=1e-5, rtol=1e-5)
 
 
 def test_bfloat16_is_as_close_to_float32_as_autocast_on_transformers(ids):
-    """Distance of the gradient from the float32 one: ours may be at most 1.5 times that of the plain model."""
+    """The distance of the gradient from that in float32 is at most 1.5 times that of the plain model."""
     models = [build() for _ in range(3)]
     for model in models[1:]:
         model.load_state_dict(models[0].state_dict())
@@ -158,10 +158,10 @@ def test_gradients_of_the_written_out_operations():
 
 
 def test_200_steps_of_training_are_those_of_plain_transformers():
-    """Loss of the last 40 steps: ours in bfloat16 against transformers' in float32, same batches and optimizer."""
+    """The loss of the last 40 steps in bfloat16 and that of transformers in float32: equal batches and optimizer."""
     torch.manual_seed(0)
     words = torch.randint(2, 50, (400, 1))
-    inputs = (words + torch.arange(S) * 3) % 48 + 2  # the first word decides all others
+    inputs = (words + torch.arange(S) * 3) % 48 + 2  # the first token determines all others
     batches = [(inputs[k : k + 8], inputs[k : k + 8, :T].flip(1)) for k in range(0, 400, 8)]
     curves = []
     for ours in (True, False):

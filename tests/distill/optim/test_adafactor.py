@@ -16,7 +16,7 @@ def test_equals_torchs_own(monkeypatch, weight_decay, small):
     monkeypatch.setattr(adafactor, "_SMALL", small)
     torch.manual_seed(0)
     theirs = [torch.nn.Parameter(torch.randn(shape) * 0.3) for shape in SHAPES]
-    theirs[3].data.zero_()  # the smallest step is not nothing
+    theirs[3].data.zero_()  # the lower bound of the step size has an effect
     ours = copy.deepcopy(theirs)
     pair = [
         (theirs, torch.optim.Adafactor(theirs, lr=0.06, weight_decay=weight_decay)),
@@ -34,7 +34,7 @@ def test_equals_torchs_own(monkeypatch, weight_decay, small):
 
 
 def test_equals_that_of_transformers_where_both_move_by_the_learning_rate():
-    """There ``lr`` is not bounded by 1/sqrt(step), and decay is not apart from the size of a tensor."""
+    """In transformers, ``lr`` has no bound of 1/sqrt(step), and weight decay depends on the size of a tensor."""
     torch.manual_seed(0)
     theirs = [torch.nn.Parameter(torch.randn(shape) * 0.3) for shape in SHAPES]
     ours = copy.deepcopy(theirs)

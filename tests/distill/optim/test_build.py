@@ -18,7 +18,7 @@ def test_position_biases_and_norms_are_not_decayed(optimizer):
     config = TrainingConfig(optimizer=optimizer, learning_rate=1e-3, weight_decay=100.0)
     updates = make_optimizer(HardLabels(model), config)
     for weight in model.parameters():
-        weight.grad = torch.zeros_like(weight)  # so that the decay is all that moves it
+        weight.grad = torch.zeros_like(weight)  # so that only weight decay changes parameters
     updates.step()
     for name, weight in model.named_parameters():
         kept = 1.0 if "layer_norm" in name or "relative_attention_bias" in name else 1 - 1e-3 * 100.0

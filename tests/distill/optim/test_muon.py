@@ -10,7 +10,7 @@ from distill.optim.muon import Muon, orthogonal
 MATRICES = [(6, 4), (6, 4), (4, 6), (40, 30)]
 OTHERS = [(9,), (12, 5), (3, 6, 4)]
 STEPS, LR = 5, 0.02
-# Both iterate in bfloat16; a batched product may round otherwise than a single one.
+# Both iterate in bfloat16. A batched product may round differently from a single one.
 ROUNDING = {"rtol": 0, "atol": STEPS * LR * 0.2 * 40**0.5 * 2**-7}
 
 
@@ -46,7 +46,7 @@ def test_orthogonal_keeps_directions_and_evens_out_their_sizes(shape):
     u, s, v = torch.linalg.svd(torch.randn(shape), full_matrices=False)
     matrices = u * torch.linspace(5, 0.5, s.shape[-1]) @ v
     along = torch.einsum("...mk,...mn,...kn->...k", u, orthogonal(matrices).float(), v)
-    assert ((along > 0.6) & (along < 1.3)).all(), along  # what the polynomial's iterations come to
+    assert ((along > 0.6) & (along < 1.3)).all(), along  # the range of the polynomial's iterations
     rest = orthogonal(matrices).float() - (u * along[..., None, :]) @ v
     assert rest.abs().max() < 0.05
 
@@ -74,7 +74,7 @@ def test_the_experts_of_a_layer_are_torchs_own_matrices_one_by_one():
 
 @pytest.mark.parametrize("weight_decay", [0.0, 0.1])
 def test_in_float32_it_follows_its_equations(weight_decay):
-    """In NumPy, because torch's own iterates in bfloat16 alone."""
+    """The reference is in NumPy, because torch's Muon iterates only in bfloat16."""
     torch.manual_seed(0)
     ours = _parameters([*MATRICES, (3, 8, 5)])
     group = {"params": ours, "orthogonal": True, "weight_decay": weight_decay}
@@ -86,7 +86,7 @@ def test_in_float32_it_follows_its_equations(weight_decay):
             parameter.grad = torch.randn_like(parameter)
             gradient, value = parameter.grad.double().numpy(), expected[number]
             momentum[number] = 0.95 * momentum[number] + 0.05 * gradient
-            direction = newton_schulz(0.95 * momentum[number] + 0.05 * gradient)  # Nesterov's
+            direction = newton_schulz(0.95 * momentum[number] + 0.05 * gradient)  # Nesterov momentum
             rate = LR * 0.2 * max(value.shape[-2:]) ** 0.5
             expected[number] = value * (1 - LR * weight_decay) - rate * direction
         optimizer.step()

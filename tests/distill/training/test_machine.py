@@ -22,7 +22,7 @@ def test_the_facts_are_those_of_torch(monkeypatch):
 
 @pytest.mark.parametrize("version", ["1", "2"])
 def test_accelerate_and_transformers_do_not_hear_of_fsdp(monkeypatch, version):
-    """Neither may shard by itself, nor leave the weights of all processes but the first empty."""
+    """Neither library may shard the model, nor leave weights empty in all processes but the first."""
     monkeypatch.setenv("ACCELERATE_USE_FSDP", "true")
     monkeypatch.setenv("FSDP_VERSION", version)
     monkeypatch.setenv("FSDP_CPU_RAM_EFFICIENT_LOADING", "true")

@@ -1,4 +1,4 @@
-"""What is matched besides the logits, against transformers' own forward pass and finite differences."""
+"""The loss of matched states, compared with transformers' forward pass and finite differences."""
 
 import numpy as np
 import pytest
@@ -21,7 +21,7 @@ def shape(shape):
 
 @pytest.fixture
 def teacher(shape):
-    """Two of its four FFNs on each side are Switch layers; with a mixture, padding takes no one's place."""
+    """Two of the four FFNs in each stack are Switch layers; with a mixture, padding displaces no tokens."""
     model = build_teacher(shape, SwitchConfig(), VOCABULARY, 3, pad=0, eos=1, seed=1).eval().requires_grad_(False)
     for _, layer in switch_layers(model):
         layer.mlp.routing = "mixture"
@@ -49,7 +49,7 @@ def match(kinds, student, teacher, ids):
 
 
 def states_of_transformers(model, ids) -> dict[str, dict[tuple[str, int], np.ndarray]]:
-    """(stack, block) -> hidden states after the block, and output of its FFN, from hooks in transformers' own pass."""
+    """(stack, block) -> hidden states after the block, and output of its FFN, by hooks in transformers."""
     seen = {"hidden": {}, "ffn": {}}
     handles = []
 
@@ -68,7 +68,7 @@ def states_of_transformers(model, ids) -> dict[str, dict[tuple[str, int], np.nda
     output = model(input_ids=ids[0], labels=ids[1], output_hidden_states=True)
     for handle in handles:
         handle.remove()
-    if model.config.model_type == "t5":  # all but the last, which it gives normalised
+    if model.config.model_type == "t5":  # all but the last, which transformers returns normalised
         for stack, states in (("encoder", output.encoder_hidden_states), ("decoder", output.decoder_hidden_states)):
             for number, state in enumerate(states[1:-1]):
                 seen["hidden"][stack, number] = state.detach().double().numpy()

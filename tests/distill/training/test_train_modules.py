@@ -1,4 +1,4 @@
-"""The parts of the loss and their schedules, in the training loop and out of it."""
+"""The terms of the loss and their schedules, inside and outside the training loop."""
 
 import numpy as np
 import pytest
@@ -55,7 +55,7 @@ def test_the_parts_add_up_and_are_logged(student, teacher, examples, tmp_path, a
     objective = HardAndSoftLabels(student, teacher, **MIX, matching=Matching(BOTH, 0.5, steps=4))
     for step, metrics in fit(objective, examples, tmp_path, accelerator).items():
         expected = 0.75 * metrics["hard_loss"] + 0.25 * metrics["soft_loss"]
-        if step <= 4:  # step 1 is optimizer step 0, with the whole weight
+        if step <= 4:  # step 1 is optimizer step 0, with the full weight
             expected += 0.5 * (1 - (step - 1) / 4) * metrics["match_loss"]
         assert metrics["loss"] == pytest.approx(expected, rel=1e-5)
         assert ("match_loss" in metrics) == (step <= 4)
@@ -117,7 +117,7 @@ def test_the_teacher_runs_only_when_it_is_read(student, teacher, examples):
 def test_an_interrupted_run_repeats_its_draws_and_schedules(
     shape, data, teacher, examples, tmp_path, accelerator, stop
 ):
-    """Experts drawn at random, soft labels from step 3 on, a matching weight that falls over 5 steps."""
+    """Sampled experts, soft labels from step 3, and a matching weight that falls in 5 steps."""
     for _, layer in switch_layers(teacher):
         layer.mlp.routing, layer.mlp.num_sampled_experts = "sampled", 2
 
@@ -163,7 +163,7 @@ def test_a_part_that_begins_within_a_logged_window_is_averaged_over_its_own_step
 
 def test_padding_changes_neither_loss_nor_gradient(student, teacher, examples):
     for _, layer in switch_layers(teacher):
-        layer.mlp.routing = "mixture"  # with a capacity, padding would take the place of other tokens
+        layer.mlp.routing = "mixture"  # with a limited capacity, padding could displace other tokens
     objective = HardAndSoftLabels(student.eval(), teacher, **MIX, matching=Matching(BOTH, 1.0))
     inputs, labels = examples.batch(range(4))
     found = []

@@ -141,7 +141,6 @@ def test_best_and_table_7_share_teachers_baselines_and_the_papers_students():
         ("distill.labels.num_tokens=0", "distill.labels.num_tokens is 0"),
         ("distill.labels.words=4", "distill.labels: words is now called num_tokens; rename it"),
         ("distill.draws=2", "distill: draws is now called num_sampled_experts; rename it"),
-        ("data.measured=tuning", "data: measured is now called eval_split"),
         (
             "variants={few: {distill: {labels: {words: 4}}}}",
             "in variants.few, distill.labels: words is now called num_tokens; rename it",
@@ -151,7 +150,7 @@ def test_best_and_table_7_share_teachers_baselines_and_the_papers_students():
         ("student.calibration_examples=0", "student.calibration_examples is 0"),
         ("student={ffn_init: fit, non_expert_init: random}", "ffn_init must be random too, not fit"),
         ("teacher.experts=8", "teacher.experts is 8; input should be a valid list"),
-        ("teacher.experts=[8, 8]", r"experts \[8, 8\] names a size twice"),
+        ("teacher.experts=[8, 8]", r"experts \[8, 8\] has a size twice"),
         ("teacher.experts=[]", "name at least one teacher"),
         ("teacher.checkpoints={x3: a}", "teacher.checkpoints.x3 is 'x3'"),
         ("teacher.checkpoints={e99: a}", "data.tokenizer must name their tokenizer"),

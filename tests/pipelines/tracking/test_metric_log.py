@@ -121,7 +121,7 @@ def test_after_a_restart_the_new_attempt_counts_and_the_old_one_is_abandoned(tmp
 
 
 def test_each_restart_abandons_only_its_own_points(tmp_path):
-    """To 40, back to 20, to 30, and back to 10."""
+    """Steps 10 to 40, back to 20, up to 30, and back to 10."""
     path, server = tmp_path / "metrics.jsonl", Server()
     metrics = MetricLog(path, server.send)
     for attempt, steps in enumerate(((10, 20, 30, 40), (30,), (20, 30, 40, 50))):

@@ -23,7 +23,7 @@ from pipelines.tracking.tracked_run import TrackedRun, describe_run
 
 @pytest.fixture
 def store(database, tmp_path, monkeypatch) -> Store:
-    """A new store in a work directory of its own."""
+    """A new store in an empty work directory."""
     monkeypatch.setattr(store_uri, "ASKED_FOR", None)
     (tmp_path / "work").mkdir()
     shutil.copy(database, tmp_path / "work")

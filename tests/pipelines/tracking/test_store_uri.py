@@ -109,7 +109,7 @@ def test_other_stores_have_no_file(uri):
 
 
 def test_paths_that_mlflow_cannot_store_are_refused_at_once(tmp_path):
-    with pytest.raises(UserError, match=r"--workdir b.* has a name that is not UTF-8, which MLflow cannot keep"):
+    with pytest.raises(UserError, match=r"--workdir b.* has a name that is not UTF-8, which MLflow cannot store"):
         check_store(Path(os.fsdecode(b"b\xe9")))
     assert not list(tmp_path.iterdir())
 

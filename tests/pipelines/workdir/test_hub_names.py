@@ -114,5 +114,7 @@ def test_all_processes_use_the_commits_of_the_main_process(hub, tmp_path):
 def test_all_processes_end_if_the_main_process_finds_no_such_name(hub, tmp_path):
     started = ranks(hub, "nobody/nothing", other=tmp_path / "other")
     first, second = (process.communicate(timeout=120)[1] for process in started)
-    assert first.splitlines()[-1].startswith("UserError: nobody/nothing is no directory, and the hub has no model of")
+    assert first.splitlines()[-1].startswith(
+        "UserError: nobody/nothing is not a directory, and the hub has no model of"
+    )
     assert second.splitlines()[-1].startswith("LostProcess: another process of this run has ended")

@@ -166,7 +166,7 @@ def test_no_model_is_read_if_all_stages_are_finished(loading, data):
     stages = plan(config, data.fingerprint)
     shutil.rmtree(loading.parent / "teacher")
     assert check_models(config, []) == []
-    with pytest.raises(UserError, match="is no directory"):
+    with pytest.raises(UserError, match="is not a directory"):
         check_models(config, stages[-1:])
 
 

@@ -231,11 +231,14 @@ def test_a_wrong_format_or_model_is_refused(student, tmp_path, monkeypatch):
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None if name == "onnxscript" else object())
     with pytest.raises(UserError, match=r'needs onnxscript; install it with: pip install "switch-distill\[onnx\]"'):
         check_format("onnx", "float32")
-    with pytest.raises(UserError, match="holds no model, and only a dense T5"):
+    with pytest.raises(UserError, match="has no tokenizer.json; save the tokenizer there"):
+        write_export(tmp_path, tmp_path, "hf", "float32")
+    (tmp_path / "tokenizer.json").write_text("{}")
+    with pytest.raises(UserError, match="cannot be loaded: it has no config.json"):
         write_export(tmp_path, tmp_path, "hf", "float32")
     (tmp_path / "config.json").write_text('{"model_type": "switch_transformers"}')
-    with pytest.raises(UserError, match="holds a switch_transformers model, and only a dense T5"):
+    with pytest.raises(UserError, match="is a switch_transformers model; a dense T5 is needed"):
         write_export(tmp_path, tmp_path, "hf", "float32")
     (tmp_path / "config.json").write_text((student / "config.json").read_text())
-    with pytest.raises(UserError, match="has no model.safetensors; save model and tokenizer there"):
+    with pytest.raises(UserError, match="it has no model.safetensors; save it there"):
         write_export(tmp_path, tmp_path, "hf", "float32")

@@ -63,7 +63,7 @@ def run_experts(
     """
     tokens_ND = tokens_ND.to(compute_dtype(tokens_ND))
     wi, wi_gate, wo = _in_dtype(tokens_ND.dtype, wi, wi_gate, wo)
-    if tokens_ND.is_cuda and tokens_ND.dtype == torch.bfloat16:
+    if tokens_ND.is_cuda and tokens_ND.dtype == torch.bfloat16 and _rows_are_aligned(wi):
         return _grouped(tokens_ND, routing, inner, wi, wi_gate, wo)
     if capacity * wi[0].numel() < _SMALL:
         return _slotted(tokens_ND, routing, capacity, inner, wi, wi_gate, wo)
@@ -117,6 +117,11 @@ def _slotted(
     parts = [torch.bmm(slots_ECD, weight.mT) for weight in (wi, wi_gate) if weight is not None]
     output_SD = torch.bmm(inner(*parts), wo.mT).flatten(0, 1)
     return F.pad(output_SD, (0, 0, 0, 1)).index_select(0, slot_N)
+
+
+def _rows_are_aligned(wi: torch.Tensor) -> bool:
+    """Whether rows of length D and F have a multiple of 16 bytes, which ``F.grouped_mm`` requires."""
+    return all(size * wi.element_size() % 16 == 0 for size in wi.shape[1:])
 
 
 def _grouped(

@@ -94,3 +94,17 @@ def test_no_gradient_keeps_nothing(monkeypatch):
     with torch.no_grad():
         output = run_experts(tensors[0], sort_by_expert(expert, E), CAPACITY, F.relu, *tensors[1:])
     assert output.grad_fn is None
+
+
+@pytest.mark.parametrize("width", [8, 12, 16, 20])
+@pytest.mark.parametrize("inner_width", [8, 20, 24])
+def test_experts_are_grouped_only_if_torch_accepts_the_length_of_their_rows(width, inner_width):
+    tokens = torch.ones(4, width, dtype=torch.bfloat16, requires_grad=True)
+    wi, wo = (torch.ones(2, *shape, dtype=torch.bfloat16) for shape in [(inner_width, width), (width, inner_width)])
+    ends = torch.tensor([1, 4], dtype=torch.int32)
+    try:
+        F.grouped_mm(F.grouped_mm(tokens, wi.mT, offs=ends), wo.mT, offs=ends).backward(torch.ones_like(tokens))
+        accepted = True
+    except RuntimeError:
+        accepted = False
+    assert experts._rows_are_aligned(wi) == accepted

@@ -13,7 +13,7 @@ VARIANTS = "variants={paper: {}, hard: {distill: {hard_fraction: 1.0}}, fresh: {
 def finished(cli, tmp_path_factory):
     workdir = tmp_path_factory.mktemp("variants") / "work"
     # Enough steps for the teacher of every seed to gain.
-    options = ["teacher.experts=[2]", "teacher.training.steps=64", "seeds=[0, 1]", "jobs=2", VARIANTS]
+    options = ["teacher.experts=[2]", "teacher.training.steps=64", "seeds=[0, 1]", VARIANTS]
     done = cli("run", "smoke", "--workdir", str(workdir), "--json", *(f"--set={option}" for option in options))
     assert done.returncode == 0, done.stderr
     return workdir, json.loads(done.stdout)

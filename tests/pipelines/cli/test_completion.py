@@ -64,7 +64,7 @@ def test_bash_completes_with_the_script_that_the_program_prints_also_under_pytho
         assert (done.returncode, done.stderr) == (0, "")
         return done.stdout
 
-    script = bash("switch-distill --show-completion")
+    script = bash("switch-distill --show-completion; exit")  # for one command, bash would replace itself by it
     ask = (
         'COMP_WORDS=(switch-distill run sm); COMP_CWORD=2; _switch_distill_completion "$COMP_WORDS"; echo "$COMPREPLY"'
     )

@@ -1,15 +1,12 @@
 """Damaged files, full disks and values that are not finite, through the command line."""
 
 import json
-import os
 import shutil
 import subprocess
-import sys
-from pathlib import Path
 
 import pytest
 
-ROOT = Path(__file__).parents[2]
+from tests.forked import Forked
 
 
 @pytest.fixture
@@ -98,9 +95,9 @@ def on_check(*arguments):
 progress.Bar.update, runner.check_space = on_update, on_check
 cli.main()
 """
-    environment = {**os.environ, "MLFLOW_TRACKING_URI": ""}
-    command = [sys.executable, "-c", code, *arguments]
-    return subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True)
+    process = Forked(code, arguments)
+    stdout, stderr = process.communicate()
+    return subprocess.CompletedProcess(arguments, process.returncode, stdout, stderr)
 
 
 @pytest.mark.parametrize(

@@ -200,6 +200,7 @@ def test_a_baseline_is_loaded_at_its_revision(hub, shape, tmp_path):
     assert printed.splitlines() == [expected[0], expected[1], expected[0]]
 
 
+@pytest.mark.slow
 def test_a_data_set_is_streamed_at_its_revision(hub):
     """With the configs of its card, and files of two formats."""
     card = (

@@ -4,6 +4,7 @@ import contextlib
 import hashlib
 import json
 import os
+import re
 import shutil
 from collections.abc import Iterable, Iterator
 from functools import lru_cache
@@ -171,6 +172,17 @@ def new_directory(path: Path, needed: int | None = None) -> Iterator[Path]:
         for parent in made:
             with contextlib.suppress(OSError):  # it is not empty
                 parent.rmdir()
+
+
+def remove_temporary(directory: Path) -> None:
+    """Remove temporary files and directories of killed processes. No other process may be writing to ``directory``."""
+    for path in directory.glob(".*"):
+        if not re.fullmatch(r"\..+\.[0-9]+", path.name):
+            continue
+        if path.is_dir():
+            shutil.rmtree(path, ignore_errors=True)
+        else:
+            path.unlink(missing_ok=True)
 
 
 def directory_uri(path: Path) -> str:

@@ -122,12 +122,6 @@ def mark_restart(path: Path, restarts: int) -> None:
             shutil.rmtree(later)
 
 
-def remove_unfinished(directory: Path) -> None:
-    """Remove unfinished checkpoints of killed processes."""
-    for begun in directory.glob(".step-*"):
-        shutil.rmtree(begun, ignore_errors=True)
-
-
 def checkpoints(directory: Path) -> list[Path]:
     """The checkpoints in ``directory``, oldest first."""
     return sorted(directory.glob("step-*"))

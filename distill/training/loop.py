@@ -23,6 +23,7 @@ from distill.config import TrainingConfig
 from distill.data.cached_labels import LabelledBatch, LabelledExamples
 from distill.data.examples import IGNORE_INDEX, Batch, Examples
 from distill.io.disk import require_space
+from distill.io.files import remove_temporary
 from distill.optim.build import make_optimizer
 from distill.processes import num_processes
 from distill.training.checkpoint import (
@@ -31,7 +32,6 @@ from distill.training.checkpoint import (
     load_checkpoint,
     mark_restart,
     newest_checkpoint,
-    remove_unfinished,
     restart_point,
     save_checkpoint,
 )
@@ -117,7 +117,7 @@ def train(
     if begins_at := found or start:
         progress = load_checkpoint(begins_at, objective.model, loop.optimizer)
     if accelerator.is_main_process:
-        remove_unfinished(directory)
+        remove_temporary(directory)
         if progress.step < stop:
             _check_space(directory, objective, config)
     if not found and (config.on_divergence == "restart" or progress.step == stop):

@@ -13,7 +13,7 @@ import yaml
 
 from distill.data.prepared_data import PreparedData
 from distill.errors import DiskFull, UserError
-from distill.io.files import make_directory, new_directory, write_json, write_text
+from distill.io.files import make_directory, new_directory, remove_temporary, write_json, write_text
 from distill.models.save import save_t5, save_tokenizer
 from distill.processes import is_main_process
 from distill.training.divergence import check_figures, check_losses
@@ -75,6 +75,7 @@ class StageRun:
         if is_main_process():
             _ = publisher.store  # raises before the directory is made if the store cannot be used
             make_directory(directory)
+            remove_temporary(directory)
             config = workspace.config.model_dump(mode="json")
             write_text(directory / "config.yaml", yaml.safe_dump(config, sort_keys=False))
             with publisher.unless_unreachable():

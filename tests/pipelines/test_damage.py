@@ -75,6 +75,16 @@ def test_a_stage_directory_of_another_stage_is_refused(work, cli):
     refused(cli("run", "smoke", "--workdir", str(work)), "stage.json belongs to another stage (teacher e4")
 
 
+def test_a_repeated_stage_removes_the_temporary_files_of_a_killed_process(work, cli):
+    (stage(work, "init-e4") / "stage.json").unlink()
+    left = stage(work, "init-e4") / ".model.1234"
+    left.mkdir()
+    (left / "model.safetensors").touch()
+    done = cli("init", "smoke", "--ratio", "e4", "--workdir", str(work))
+    assert done.returncode == 0 and "done in" in done.stderr, done.stderr
+    assert not left.exists() and (stage(work, "init-e4") / "model" / "model.safetensors").stat().st_size
+
+
 def filled(left, disk, *arguments, at=None):
     """Run the command line on a disk that is filled, except for ``left`` bytes, at a training step or at once."""
     code = f"""

@@ -2,6 +2,9 @@ import contextlib
 import errno
 import hashlib
 import os
+import signal
+import subprocess
+import sys
 from pathlib import Path
 from urllib.parse import urlsplit
 from urllib.request import url2pathname
@@ -18,10 +21,20 @@ from distill.io.files import (
     file_digests,
     new_directory,
     read_record,
+    remove_temporary,
     write_json,
     write_record,
     write_text,
 )
+
+KILLED = """
+import os, signal
+from pathlib import Path
+from distill.io.files import new_directory
+with new_directory(Path({path!r})) as tmp_dir:
+    (tmp_dir / "model.safetensors").write_bytes(b"half")
+    os.kill(os.getpid(), signal.SIGKILL)
+"""
 
 
 def test_a_record_is_read_back_and_any_other_bytes_are_refused(tmp_path):
@@ -113,6 +126,18 @@ def test_a_full_disk_is_named_by_the_file_of_the_error_that_another_one_came_fro
             raise OSError(errno.ENOSPC, "No space left on device", "/store/weights")
         except OSError as error:
             raise RuntimeError("MLflow failed") from error
+
+
+def test_temporary_files_of_killed_processes_are_removed_and_nothing_else(tmp_path):
+    process = subprocess.run([sys.executable, "-c", KILLED.format(path=str(tmp_path / "model"))])
+    assert process.returncode == -signal.SIGKILL and any(path.is_dir() for path in tmp_path.iterdir())
+    (tmp_path / ".config.yaml.12").touch()
+    kept = [".hidden", ".mlflow.lock", "config.yaml.12", "model"]
+    for name in kept:
+        (tmp_path / name).touch()
+    remove_temporary(tmp_path)
+    assert sorted(path.name for path in tmp_path.iterdir()) == kept
+    remove_temporary(tmp_path / "missing")
 
 
 def test_space_is_measured_where_a_directory_will_be(tmp_path):

@@ -1,28 +1,42 @@
-"""Fixtures: tiny objects, small trained students, and one run of the smoke preset. No network, no GPU."""
+"""Fixtures: tiny objects, small trained students, and one run of the smoke preset. No network, no GPU.
+
+The process that distributes tests to workers reads this file too, so it imports torch and transformers in functions.
+"""
 
 import contextlib
+import gc
+import json
 import os
 import re
+import shutil
 import signal
 import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import pytest
 import requests
-import torch
 
 from distill.config import DataConfig, ModelConfig
-from distill.data.examples import Examples
-from distill.data.prepare import PreparedData, prepare_data
-from distill.models.build import build_dense
 from tests.forked import Forked
 from tests.hub import Hub
+from tests.once import once, shared_directory
+
+if TYPE_CHECKING:
+    from distill.data.prepare import PreparedData
 
 ROOT = Path(__file__).parent.parent
-torch.set_num_threads(1)  # the tensors here are too small to share
+
+
+def pytest_collection_finish() -> None:
+    """Use one thread, and exempt what the imports have made from garbage collection."""
+    import torch
+
+    torch.set_num_threads(1)  # the tensors here are too small to share
+    gc.freeze()  # training collects garbage, and would search all of it
 
 
 @pytest.fixture
@@ -31,14 +45,30 @@ def shape() -> ModelConfig:
 
 
 @pytest.fixture(scope="session")
-def text_files(tmp_path_factory) -> str:
-    """A corpus of 60 documents of real words, as a ``text:`` corpus."""
-    directory = tmp_path_factory.mktemp("corpus")
+def shared(tmp_path_factory) -> Path:
+    """A directory of all workers."""
+    return shared_directory(tmp_path_factory)
+
+
+@pytest.fixture(scope="session", autouse=True)
+def user_cache(shared) -> None:
+    """Let all processes of this test run use a new, empty directory in place of the user's cache directory."""
+    # matplotlib would list all fonts of the machine again.
+    os.environ.setdefault("MPLCONFIGDIR", str(Path.home() / ".cache" / "matplotlib"))
+    os.environ["XDG_CACHE_HOME"] = str(shared / "user-cache")
+
+
+def _write_texts(directory: Path) -> None:
     words = (ROOT / "LICENSE").read_text().split()
     for number in range(60):
         start = number * 25
         (directory / f"{number:02d}.txt").write_text(f"document {number}\n" + " ".join(words[start : start + 200]))
-    return f"text:{directory}/*.txt"
+
+
+@pytest.fixture(scope="session")
+def text_files(shared) -> str:
+    """A corpus of 60 documents of real words, as a ``text:`` corpus."""
+    return f"text:{once(shared / 'corpus', _write_texts)}/*.txt"
 
 
 @pytest.fixture(scope="session")
@@ -47,13 +77,20 @@ def data_config(text_files) -> DataConfig:
 
 
 @pytest.fixture(scope="session")
-def data(data_config, tmp_path_factory) -> PreparedData:
-    return prepare_data(data_config, tmp_path_factory.mktemp("data"))
+def data(data_config, shared) -> "PreparedData":
+    from distill.data.prepare import prepare_data
+
+    return prepare_data(data_config, shared / "data")
 
 
-def _train(directory: Path, data: PreparedData, config: DataConfig, *, num_layers: int, **shape) -> Path:
-    """A T5 that is trained enough to have confident predictions, saved with its tokenizer."""
-    model = ModelConfig(d_model=32, d_ff=64, d_kv=16, num_heads=2, num_layers=num_layers, sparse_every=1, **shape)
+def _train(directory: Path, data: "PreparedData", config: DataConfig, **shape) -> None:
+    """Save a T5 that is trained enough to have confident predictions, with its tokenizer."""
+    import torch
+
+    from distill.data.examples import Examples
+    from distill.models.build import build_dense
+
+    model = ModelConfig(d_model=32, d_ff=64, d_kv=16, num_heads=2, sparse_every=1, **shape)
     t5 = build_dense(model, data.vocab_size, pad=data.special_tokens.pad, eos=data.special_tokens.eos, seed=0).train()
     examples, optimizer = Examples(data, config, seed=0), torch.optim.AdamW(t5.parameters(), lr=5e-3)
     for step in range(300):
@@ -63,20 +100,19 @@ def _train(directory: Path, data: PreparedData, config: DataConfig, *, num_layer
         optimizer.zero_grad()
     t5.save_pretrained(directory)
     data.tokenizer.save_pretrained(directory)
-    return directory
 
 
 @pytest.fixture(scope="session")
-def student(data, data_config, tmp_path_factory) -> Path:
+def student(data, data_config, shared) -> Path:
     """The directory of a small trained T5: ReLU, tied."""
-    return _train(tmp_path_factory.mktemp("student"), data, data_config, num_layers=2)
+    return once(shared / "student", lambda directory: _train(directory, data, data_config, num_layers=2))
 
 
 @pytest.fixture(scope="session")
-def gated_student(data, data_config, tmp_path_factory) -> Path:
+def gated_student(data, data_config, shared) -> Path:
     """The directory of a small trained T5: gated GELU, untied, output not scaled."""
     shape = {"num_layers": 1, "feed_forward": "gated-gelu", "tie_word_embeddings": False}
-    return _train(tmp_path_factory.mktemp("gated"), data, data_config, **shape)
+    return once(shared / "gated-student", lambda directory: _train(directory, data, data_config, **shape))
 
 
 def switch_distill(*arguments: str, **environment: str) -> subprocess.CompletedProcess:
@@ -151,12 +187,23 @@ def interrupted():
 
 
 @pytest.fixture(scope="session")
-def smoke(tmp_path_factory):
-    """Work directory, and the finished process of ``run smoke --json`` in it."""
-    workdir = tmp_path_factory.mktemp("smoke") / "work"
-    done = switch_distill("run", "smoke", "--workdir", str(workdir), "--json")
-    assert done.returncode == 0, done.stderr
-    return workdir, done
+def finished_smoke(shared) -> tuple[Path, subprocess.CompletedProcess]:
+    """Work directory, and the finished process of ``run smoke --json`` in it. Tests only read and copy it."""
+
+    def run(directory: Path) -> None:
+        done = switch_distill("run", "smoke", "--workdir", str(directory / "work"), "--json")
+        assert done.returncode == 0, done.stderr
+        (directory / "process.json").write_text(json.dumps([done.args, done.returncode, done.stdout, done.stderr]))
+
+    made = once(shared / "smoke", run)
+    return made / "work", subprocess.CompletedProcess(*json.loads((made / "process.json").read_text()))
+
+
+@pytest.fixture(scope="session")
+def smoke(finished_smoke, tmp_path_factory) -> tuple[Path, subprocess.CompletedProcess]:
+    """A copy of the finished work directory for the tests of this worker, and the process."""
+    workdir, done = finished_smoke
+    return shutil.copytree(workdir, tmp_path_factory.mktemp("smoke") / "work"), done
 
 
 class Server:

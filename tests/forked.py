@@ -2,7 +2,7 @@
 
 Such a process has its own environment, standard streams, signals and exit code. It differs from a new interpreter in
 one thing: environment variables that a library reads during its import have no effect. A test that sets one of these
-starts an interpreter.
+starts an interpreter, or lets the library read it again, as ``tests.hub`` does.
 """
 
 import multiprocessing

@@ -1,7 +1,7 @@
 """A hub of models and data sets in a thread: the part of the Hugging Face hub's HTTP interface that its clients use.
 
-huggingface_hub reads HF_ENDPOINT when it is imported, so clients run in new processes:
-``python(CODE, **hub.environment)``, or ``switch_distill(..., **hub.environment)``.
+huggingface_hub reads HF_ENDPOINT when it is imported, so clients run in processes of their own: in forks that read it
+again (``python(CODE, **hub.environment)``), or in interpreters (``new_python``, ``switch_distill``).
 """
 
 import hashlib
@@ -10,13 +10,15 @@ import os
 import re
 import subprocess
 import sys
+from collections import Counter
 from collections.abc import Mapping
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from threading import Thread
 from urllib.parse import parse_qs, unquote, urlsplit
 
-ROOT = Path(__file__).parent.parent
+from tests.forked import ROOT, Forked
+
 _API = re.compile(
     r"/api/(?P<kind>model|dataset)s/(?P<name>[^/]+/[^/]+)"
     r"(/(?P<what>revision|tree|paths-info)/(?P<revision>[^/]+)(/(?P<path>.+))?)?"
@@ -55,11 +57,25 @@ class Repository:
 
 
 class Hub:
-    """The server. ``requests`` lists the path of each request."""
+    """The server.
+
+    Attributes:
+        requests: the path of each request.
+        tokens: the Authorization header of each request for a file.
+        sent: bytes sent of each file, by its path in the repository.
+        breaks: by path of a file, the bytes after which each of its next answers breaks off.
+        ranges: whether range requests are answered with ranges.
+        files_at: the server that has the files, if it is another one.
+    """
 
     def __init__(self, cache: Path):
         self.repositories: dict[tuple[str, str], Repository] = {}
         self.requests: list[str] = []
+        self.tokens: list[str | None] = []
+        self.sent: Counter[str] = Counter()
+        self.breaks: dict[str, list[int]] = {}
+        self.ranges = True
+        self.files_at: str | None = None
         self._server = ThreadingHTTPServer(("127.0.0.1", 0), _Handler)
         self._server.hub = self
         self.environment = {
@@ -85,18 +101,42 @@ class Hub:
         self._server.server_close()
 
 
-def python(code: str, *arguments: str, **environment: str) -> str:
-    """The output of ``code`` in a new process."""
-    return process(code, *arguments, **environment).stdout
+# Makes a fork like a new interpreter: the settings of its environment, and the libraries' own messages.
+_AS_NEW = """
+import importlib, logging
+from huggingface_hub import constants, hf_api
+importlib.reload(constants)
+hf_api.api.endpoint = constants.ENDPOINT
+for name in "huggingface_hub", "transformers":
+    logging.getLogger(name).setLevel(logging.WARNING)
+"""
+
+
+def start(code: str, *arguments: str, **environment: str) -> Forked:
+    """Start ``code`` in a fork whose huggingface_hub has read ``environment``."""
+    return Forked(_AS_NEW + code, arguments, environment)
 
 
 def process(code: str, *arguments: str, **environment: str) -> subprocess.CompletedProcess:
-    """Run ``code`` in a new process, which must succeed."""
-    command = [sys.executable, "-c", code, *arguments]
+    """Run ``code`` in such a fork, which must succeed."""
+    running = start(code, *arguments, **environment)
+    stdout, stderr = running.communicate()
+    assert running.returncode == 0, stderr
+    return subprocess.CompletedProcess(arguments, running.returncode, stdout, stderr)
+
+
+def python(code: str, *arguments: str, **environment: str) -> str:
+    """The output of ``code`` in such a fork, which must succeed."""
+    return process(code, *arguments, **environment).stdout
+
+
+def new_python(code: str, *arguments: str, **environment: str) -> str:
+    """``python`` in a new interpreter, which has imported nothing before."""
     variables = {**os.environ, "OMP_NUM_THREADS": "1", **environment}
+    command = [sys.executable, "-c", code, *arguments]
     done = subprocess.run(command, cwd=ROOT, env=variables, capture_output=True, text=True, timeout=300)
     assert done.returncode == 0, done.stderr
-    return done
+    return done.stdout
 
 
 class _Handler(BaseHTTPRequestHandler):
@@ -128,7 +168,9 @@ class _Handler(BaseHTTPRequestHandler):
             known = {entry["path"]: entry for entry in _entries(files, "", deep=True)}
             self._send(json.dumps([known[path] for path in form.get("paths", []) if path in known]).encode())
         else:
-            siblings = [{"rfilename": path} for path in files]
+            entries = _entries(files, "", deep=True)
+            files = [entry for entry in entries if entry["type"] == "file"]
+            siblings = [{"rfilename": one["path"], "size": one["size"], "blobId": one["oid"]} for one in files]
             self._send(json.dumps({"id": unquote(match["name"]), "sha": commit, "siblings": siblings}).encode())
 
     def _file(self, match: re.Match) -> None:
@@ -136,16 +178,21 @@ class _Handler(BaseHTTPRequestHandler):
         if (found := self._find(kind, match["name"], match["revision"])) is None:
             return
         commit, files = found
+        self.server.hub.tokens.append(self.headers.get("Authorization"))
+        if (place := self.server.hub.files_at) and self.command == "GET":
+            self._send(b"", 302, {"Location": place + self.path})
+            return
         if (content := files.get(unquote(match["path"]))) is None:
             self._refuse("EntryNotFound", commit)
             return
         headers = {"X-Repo-Commit": commit, "ETag": f'"{_oid(content)}"', "Accept-Ranges": "bytes"}
-        if part := re.fullmatch(r"bytes=(\d+)-(\d*)", self.headers.get("Range", "")):
+        part = re.fullmatch(r"bytes=(\d+)-(\d*)", self.headers.get("Range", ""))
+        if part and self.server.hub.ranges:
             first, last = int(part[1]), min(int(part[2] or len(content)), len(content) - 1)
             headers["Content-Range"] = f"bytes {first}-{last}/{len(content)}"
-            self._send(content[first : last + 1], 206, headers)
+            self._send(content[first : last + 1], 206, headers, unquote(match["path"]))
         else:
-            self._send(content, 200, headers)
+            self._send(content, 200, headers, unquote(match["path"]))
 
     def _find(self, kind: str, name: str, revision: str) -> tuple[str, Files] | None:
         """A commit and its files; if there is none, an error response is sent."""
@@ -159,13 +206,20 @@ class _Handler(BaseHTTPRequestHandler):
     def _refuse(self, code: str, commit: str | None = None) -> None:
         self._send(b"{}", 404, {"X-Error-Code": code, **({"X-Repo-Commit": commit} if commit else {})})
 
-    def _send(self, content: bytes, status: int = 200, headers: Mapping[str, str] | None = None) -> None:
+    def _send(
+        self, content: bytes, status: int = 200, headers: Mapping[str, str] | None = None, file: str | None = None
+    ) -> None:
         self.send_response(status)
         for name, value in {"Content-Length": str(len(content)), **(headers or {})}.items():
             self.send_header(name, value)
         self.end_headers()
-        if self.command != "HEAD":
-            self.wfile.write(content)
+        if self.command == "HEAD":
+            return
+        if file is not None:
+            if breaks := self.server.hub.breaks.get(file):
+                content, self.close_connection = content[: breaks.pop(0)], True
+            self.server.hub.sent[file] += len(content)
+        self.wfile.write(content)
 
     def log_message(self, *_: object) -> None:
         pass

@@ -1,5 +1,6 @@
 """Imports the libraries of stages, exports and MLflow's SQLite store, for the processes that ``tests.forked`` forks."""
 
+import gc
 import importlib
 import os
 
@@ -9,7 +10,7 @@ from pipelines.cli import app
 
 app._quiet_libraries()
 for name in (
-    "matplotlib.pyplot",
+    "matplotlib.backends.backend_agg",
     "mlflow.store.tracking.sqlalchemy_store",
     "pipelines.cli.results",
     "pipelines.stages.baseline",
@@ -23,3 +24,5 @@ for name in (
     "transformers.models.t5.modeling_t5",
 ):
     importlib.import_module(name)
+
+gc.freeze()  # training collects garbage, and would search all that these imports have made

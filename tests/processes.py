@@ -5,6 +5,7 @@ writes the observations of each process to DIRECTORY/RANK.json.
 """
 
 import argparse
+import gc
 import hashlib
 import json
 import os
@@ -140,6 +141,7 @@ def main() -> None:
     parser.add_argument("--only", choices=OPTIMIZERS)
     parser.add_argument("--kill-at", type=int)
     asked = parser.parse_args()
+    gc.freeze()  # as in conftest.py
     accelerator, data = make_accelerator("float32"), read_prepared(asked.prepared)
     rank, changed = accelerator.process_index, []
     watched = {"open", "os.mkdir", "os.rename", "os.remove", "os.rmdir", "os.truncate", "os.link", "os.symlink"}

@@ -1,6 +1,7 @@
 """Fixtures: a distilled student and its exports, a tracking server, and command lines that run code at a step."""
 
 import contextlib
+import json
 import os
 import shutil
 import signal
@@ -17,37 +18,41 @@ import requests
 
 from pipelines.tracking.store import _make_sqlite
 from tests.forked import Forked
+from tests.once import once
 
 ROOT = Path(__file__).parents[2]
 
 
 @pytest.fixture(scope="session")
-def exporting(smoke, tmp_path_factory) -> Path:
-    """A copy of the finished smoke run, so that other tests do not see its exports."""
-    copy = tmp_path_factory.mktemp("exporting") / "work"
-    shutil.copytree(smoke[0], copy)
-    return copy
+def exporting(finished_smoke, shared) -> Path:
+    """A copy of the finished smoke run in which the workers export, so that other tests do not see the exports."""
+    return once(shared / "exporting", lambda directory: shutil.copytree(finished_smoke[0], directory / "work")) / "work"
 
 
 @pytest.fixture(scope="session")
 def distilled(exporting) -> Path:
-    """The directory of the stage ``distill e4``."""
-    return next((exporting / "stages").glob("distill-e4-*"))
+    """The directory of the stage ``distill e2``."""
+    return next((exporting / "stages").glob("distill-e2-*"))
 
 
 @pytest.fixture(scope="session")
-def export(exporting, distilled, cli, tmp_path_factory):
-    """Export the student, at most once per format and precision."""
-    done = {}
+def export(exporting, distilled, cli, shared):
+    """Export the student, at most once per format and precision. Each format's command names it in another way.
+
+    What the command has printed is in ``export.json`` beside the directory of the export.
+    """
+    row = json.loads((exporting / "report.json").read_text())["ratios"][0]
+    names = {"hf": row["student_run_id"], "onnx": row["student_model_uri"], "mlflow": str(distilled / "model")}
 
     def make(format: str, precision: str) -> Path:
-        if (format, precision) not in done:
-            target = tmp_path_factory.mktemp("exports") / f"{format}-{precision}"
-            options = ["--format", format, "--precision", precision, "--output", str(target)]
-            made = cli("export", str(distilled), *options, "--workdir", str(exporting))
-            assert made.returncode == 0, made.stderr
-            done[format, precision] = target
-        return done[format, precision]
+        def run(directory: Path) -> None:
+            options = ["--format", format, "--output", str(directory / format), "--workdir", str(exporting), "--json"]
+            options += [] if precision == "float32" else ["--precision", precision]
+            done = cli("export", names.get(format, str(distilled)), *options)
+            assert done.returncode == 0, done.stderr
+            (directory / "export.json").write_text(done.stdout)
+
+        return once(shared / f"export-{format}-{precision}", run) / format
 
     return make
 

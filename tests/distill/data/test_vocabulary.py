@@ -8,7 +8,7 @@ from transformers import T5Tokenizer
 from distill.data.vocabulary import check_same_vocabulary, read_vocabulary
 from distill.errors import UserError
 from tests.distill.data.test_special_tokens import sentencepiece_model
-from tests.hub import python
+from tests.hub import new_python
 
 _READ = """
 import sys
@@ -45,10 +45,10 @@ def test_tokens_of_the_hub_are_of_their_revision(hub, data, tmp_path):
     model.commit(tmp_path, "v1")
     model.commit({"config.json": "{}"})
     found = f"({data.special_tokens.vocabulary_size}, {data.special_tokens.sentinel_start}) False"
-    assert python(_READ, "some/model@v1", "some/model", **hub.environment).splitlines() == [found, "None False"]
+    assert new_python(_READ, "some/model@v1", "some/model", **hub.environment).splitlines() == [found, "None False"]
     offline = {**hub.environment, "HF_HUB_OFFLINE": "1"}
-    assert python(_READ, "some/model", **offline).splitlines() == ["None False"]
-    assert python(_READ, "some/model@v1", **offline).splitlines() == [found]
+    assert new_python(_READ, "some/model", **offline).splitlines() == ["None False"]
+    assert new_python(_READ, "some/model@v1", **offline).splitlines() == [found]
 
 
 def refusal(one: dict[str, int], other: dict[str, int]) -> str:

@@ -147,7 +147,7 @@ def test_a_hub_that_never_answers_is_not_waited_for(hub):
     """The connection is dead, as behind some firewalls."""
     with socket.create_server(("127.0.0.1", 0)) as silent:
         environment = {**hub.environment, "HF_ENDPOINT": f"http://127.0.0.1:{silent.getsockname()[1]}"}
-        code = f"import distill.io.hub_answers\ndistill.io.hub_answers._SECONDS = 0.2\n{_ASK}"
+        code = f"import distill.io.hub_answers\ndistill.io.hub_answers._ANSWER_SECONDS = 0.2\n{_ASK}"
         message = python(code, "some/model", **environment)
     assert "the hub does not provide it: it does not answer, and the local cache has no revision 'main'" in message
 

@@ -22,21 +22,13 @@ EXTRAS = {"onnx": "onnxscript", "ctranslate2": "ctranslate2"}
 
 
 @pytest.fixture(scope="module")
-def workdir(smoke, tmp_path_factory) -> Path:
-    """A copy of the finished smoke run, so that other tests do not see its exports."""
-    copy = tmp_path_factory.mktemp("copy") / "work"
-    shutil.copytree(smoke[0], copy)
-    return copy
+def client(exporting):
+    return MlflowClient(f"sqlite:///{exporting}/mlflow.db")
 
 
 @pytest.fixture(scope="module")
-def client(workdir):
-    return MlflowClient(f"sqlite:///{workdir}/mlflow.db")
-
-
-@pytest.fixture(scope="module")
-def row(workdir):
-    return json.loads((workdir / "report.json").read_text())["ratios"][0]
+def row(exporting):
+    return json.loads((exporting / "report.json").read_text())["ratios"][0]
 
 
 # tests/students/export tests the answers of the other formats, without a pipeline.
@@ -44,22 +36,13 @@ COMMAND_FORMATS = [name if name in ("hf", "onnx") else pytest.param(name, marks=
 
 
 @pytest.fixture(scope="module", params=COMMAND_FORMATS)
-def exported(request, cli, workdir, row, tmp_path_factory):
-    """Format -> directory and manifest of its export. Each export names the same student in another way."""
+def exported(request, export):
+    """Format -> directory and manifest of its export."""
     format = request.param
     if format in EXTRAS:
         pytest.importorskip(EXTRAS[format], reason=f"the extra {format} is not installed")
-    names = {
-        "hf": row["student_run_id"],
-        "onnx": row["student_model_uri"],
-        "ctranslate2": str(next(workdir.glob("stages/distill-e2-*"))),
-        "mlflow": str(next(workdir.glob("stages/distill-e2-*/model"))),
-    }
-    output = tmp_path_factory.mktemp("exports") / format
-    arguments = ("--format", format, "--output", str(output), "--workdir", str(workdir), "--json")
-    done = cli("export", names[format], *arguments)
-    assert done.returncode == 0, done.stderr
-    return output, json.loads(done.stdout)
+    output = export(format, "float32")
+    return output, json.loads(output.with_name("export.json").read_text())
 
 
 def test_the_manifest_describes_the_runtime_and_all_files_are_readable(exported):
@@ -117,8 +100,8 @@ def test_the_lineage_leads_from_the_directory_to_the_data(exported, cli, client,
     assert client.get_logged_model(tree["model_id"]).tags["directory"] == str(output)
 
 
-def test_the_registry_has_the_figures_and_the_champion(client, workdir):
-    report = json.loads((workdir / "report.json").read_text())
+def test_the_registry_has_the_figures_and_the_champion(client, exporting):
+    report = json.loads((exporting / "report.json").read_text())
     best = max(report["ratios"], key=lambda row: row["student_quality"])
     if best["student_quality"] <= report["baseline"]["quality"]:
         best = None
@@ -133,8 +116,8 @@ def test_the_registry_has_the_figures_and_the_champion(client, workdir):
         assert row is not best or str(client.get_model_version_by_alias(name, "champion").version) == version
 
 
-def test_the_models_of_all_stages_have_names_that_transformers_4_knows(workdir):
-    models = list(workdir.glob("stages/*/model"))
+def test_the_models_of_all_stages_have_names_that_transformers_4_knows(exporting):
+    models = list(exporting.glob("stages/*/model"))
     assert {path.parent.name.split("-")[0] for path in models} == {"teacher", "init", "distill", "baseline"}
     for model in models:
         tokenizer = json.loads((model / "tokenizer_config.json").read_text())
@@ -155,13 +138,13 @@ def altered(monkeypatch):
     monkeypatch.setattr("pipelines.deploy.export.write_export", write)
 
 
-def test_an_export_that_differs_fails_with_the_difference_and_leaves_nothing(altered, workdir, row, client, tmp_path):
+def test_an_export_that_differs_fails_with_the_difference_and_leaves_nothing(altered, exporting, row, client, tmp_path):
     with pytest.raises(parity.ParityFailure, match=r"difference of log-probabilities \S+ nats \(allowed 2e-05\)"):
-        export_student("models:/smoke-student-e2/1", tmp_path / "made", format="hf", workdir=workdir)
+        export_student("models:/smoke-student-e2/1", tmp_path / "made", format="hf", workdir=exporting)
     assert not list(tmp_path.iterdir())
     experiment = client.get_run(row["student_run_id"]).info.experiment_id
-    run = client.search_runs([experiment], "tags.stage = 'export'", order_by=["attributes.start_time DESC"])[0]
-    assert run.info.status == "FAILED" and run.data.metrics["log_probability_difference_mean"] > 2e-5
+    [run] = client.search_runs([experiment], "tags.stage = 'export' and attributes.status = 'FAILED'")
+    assert run.data.metrics["log_probability_difference_mean"] > 2e-5
 
 
 @pytest.mark.slow  # test_plain_t5 tests the second reader without a pipeline
@@ -207,12 +190,10 @@ def test_a_directory_that_no_store_knows_is_verified_on_given_text(student, text
         read_export_lineage(str(output))
 
 
-def test_an_hf_export_is_a_model_to_export_again(workdir, tmp_path):
+def test_an_hf_export_is_a_model_to_export_again(export, exporting, tmp_path):
     pytest.importorskip("ctranslate2", reason="the extra ctranslate2 is not installed")
-    export_student("models:/smoke-student-e2/1", tmp_path / "first", format="hf", workdir=workdir)
-    export_student(
-        str(tmp_path / "first"), tmp_path / "second", format="ctranslate2", precision="int8", workdir=workdir
-    )
+    first = str(export("hf", "float32"))
+    export_student(first, tmp_path / "second", format="ctranslate2", precision="int8", workdir=exporting)
     tree = read_export_lineage(str(tmp_path / "second"))
     assert tree["model"] == "student-e2-hf-ctranslate2-int8"
     assert [tree["stage"], tree["inputs"][0]["stage"], tree["inputs"][0]["inputs"][0]["stage"]] == [
@@ -222,9 +203,9 @@ def test_an_hf_export_is_a_model_to_export_again(workdir, tmp_path):
     ]
 
 
-def test_wrong_input_gives_one_sentence(cli, workdir, row, student, tmp_path):
+def test_wrong_input_gives_one_sentence(cli, exporting, row, student, tmp_path):
     def complaint(model, *options):
-        done = cli("export", model, "--output", str(tmp_path / "made"), "--workdir", str(workdir), *options)
+        done = cli("export", model, "--output", str(tmp_path / "made"), "--workdir", str(exporting), *options)
         assert done.returncode == 2 and "Traceback" not in done.stderr and not (tmp_path / "made").exists()
         return done.stderr
 
@@ -236,16 +217,16 @@ def test_wrong_input_gives_one_sentence(cli, workdir, row, student, tmp_path):
     assert "is a switch_transformers model; a dense T5 is needed" in teacher
 
 
-def test_an_existing_output_is_not_changed(workdir, tmp_path):
+def test_an_existing_output_is_not_changed(exporting, tmp_path):
     (tmp_path / "mine").write_text("text")
     with pytest.raises(UserError, match="exists already; remove it, or choose another directory"):
-        export_student("models:/smoke-student-e2/1", tmp_path, format="hf", workdir=workdir)
+        export_student("models:/smoke-student-e2/1", tmp_path, format="hf", workdir=exporting)
     assert (tmp_path / "mine").read_text() == "text"
 
 
-def test_missing_held_out_text_is_an_error(workdir, tmp_path):
+def test_missing_held_out_text_is_an_error(smoke, tmp_path):
     copy = tmp_path / "copy"
-    shutil.copytree(workdir, copy)
+    shutil.copytree(smoke[0], copy)
     shutil.rmtree(copy / "data")
     with pytest.raises(UserError, match=r"the held-out text of student-e2 \(digest [0-9a-f]{32}\) is not in"):
         export_student("models:/smoke-student-e2/1", tmp_path / "made", format="hf", workdir=copy)

@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -16,6 +17,7 @@ from pipelines.runner import side_by_side
 from pipelines.workdir.plan import plan
 from pipelines.workdir.stage import Stage
 from pipelines.workdir.workspace import Workspace
+from tests.forked import Forked
 
 ROOT = Path(__file__).parents[3]
 
@@ -103,22 +105,21 @@ def test_a_command_does_nothing_after_the_end_of_its_parent(cli):
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="looks for processes in /proc")
-def test_a_run_killed_right_after_it_started_others_leaves_no_process(tmp_path):
+def test_a_run_killed_right_after_it_started_others_leaves_no_process(smoke, tmp_path):
     workdir = tmp_path / "work"
+    shutil.copytree(smoke[0] / "data", workdir / "data")
     arguments = ["run", "smoke", "--set", "jobs=2", "--workdir", str(workdir)]
-    environment = {**os.environ, "MLFLOW_TRACKING_URI": ""}
-    command = [sys.executable, "-m", "pipelines.cli", *arguments]
-    with subprocess.Popen(command, cwd=ROOT, env=environment, stderr=subprocess.DEVNULL) as first:
-        end = time.monotonic() + 300
-        while len(processes_of(workdir)) < 2:
-            assert first.poll() is None and time.monotonic() < end
-            time.sleep(0.01)
-        first.kill()
-        first.wait()
-        end = time.monotonic() + 12  # without the kill they run for twenty seconds
-        while processes_of(workdir):
-            assert time.monotonic() < end
-            time.sleep(0.1)
+    run = Forked("from pipelines.cli import main; main()", arguments)  # its command line does not name ``workdir``
+    end = time.monotonic() + 300
+    while not processes_of(workdir):
+        assert run.poll() is None and time.monotonic() < end
+        time.sleep(0.01)
+    run.kill()
+    run.communicate()
+    end = time.monotonic() + 12  # without the kill they run for twenty seconds
+    while processes_of(workdir):
+        assert time.monotonic() < end
+        time.sleep(0.1)
 
 
 def test_nothing_runs_between_fork_and_exec():

@@ -1,7 +1,6 @@
 """All processes of a run use the same commit of a name on the hub, also if the name moves in between."""
 
 import json
-import os
 import socket
 import subprocess
 import sys
@@ -12,7 +11,8 @@ from types import SimpleNamespace as Values
 from pipelines.config.run_config import load_config
 from pipelines.runner import side_by_side
 from pipelines.workdir.hub_names import names_on_hub
-from tests.hub import ROOT, python
+from tests.forked import Forked
+from tests.hub import python, start
 
 _ASK = "from distill.io.hub import resolve_revision\nprint(resolve_revision('some/model', 'model', 'it'))"
 _COMMITS_ENVIRONMENT = (
@@ -83,22 +83,14 @@ def test_parallel_chains_get_the_commits(monkeypatch, tmp_path):
     assert variables == [{"model some/model main": "1" * 40}] * 2
 
 
-def ranks(hub, *names: str, other: Path) -> list[subprocess.Popen]:
+def ranks(hub, *names: str, other: Path) -> list[Forked]:
     """Run two processes. The second has an unreachable hub and an empty cache."""
     with socket.create_server(("127.0.0.1", 0)) as free:
         port = free.getsockname()[1]
-    common = {**os.environ, **hub.environment, "OMP_NUM_THREADS": "1", "WORLD_SIZE": "2"}
-    common |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
+    common = {**hub.environment, "WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
     away = {"HF_ENDPOINT": f"http://127.0.0.1:{port + 1}", "HF_HOME": str(other)}
     return [
-        subprocess.Popen(
-            [sys.executable, "-c", _SHARE, *names],
-            cwd=ROOT,
-            env={**common, "RANK": str(rank), "LOCAL_RANK": str(rank), **(away if rank else {})},
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-            text=True,
-        )
+        start(_SHARE, *names, **{**common, "RANK": str(rank), "LOCAL_RANK": str(rank), **(away if rank else {})})
         for rank in range(2)
     ]
 
@@ -106,14 +98,14 @@ def ranks(hub, *names: str, other: Path) -> list[subprocess.Popen]:
 def test_all_processes_use_the_commits_of_the_main_process(hub, tmp_path):
     commit = hub.model("some/model").commit({"config.json": "{}"}, "main", "v1")
     started = ranks(hub, "some/model", "some/model@v1", other=tmp_path / "other")
-    printed = [process.communicate(timeout=120) for process in started]
+    printed = [process.communicate() for process in started]
     known = {"model some/model main": commit, "model some/model v1": commit}
     assert [json.loads(out) for out, _ in printed] == [known, known], printed
 
 
 def test_all_processes_end_if_the_main_process_finds_no_such_name(hub, tmp_path):
     started = ranks(hub, "nobody/nothing", other=tmp_path / "other")
-    first, second = (process.communicate(timeout=120)[1] for process in started)
+    first, second = (process.communicate()[1] for process in started)
     assert first.splitlines()[-1].startswith(
         "UserError: nobody/nothing is not a directory, and the hub has no model of"
     )

@@ -6,27 +6,32 @@ from transformers import T5ForConditionalGeneration
 
 from students.export import FORMATS, check_format, write_export
 from students.runtime import load_runner
+from tests.once import once
 
 EXTRAS = {"onnx": "onnxscript", "ctranslate2": "ctranslate2"}
 
 
 class Exported:
-    """Exports of one student, each written and loaded once, and the student loaded by transformers (``plain``)."""
+    """Exports of one student, each written and loaded once, and the student loaded by transformers (``plain``).
+
+    All workers share the directory ``root`` of the exports.
+    """
 
     def __init__(self, source: Path, root: Path):
         self.source, self.root, self._runners = source, root, {}
+        root.mkdir(exist_ok=True)
         self.plain = T5ForConditionalGeneration.from_pretrained(source).eval()
 
     def directory(self, format: str, precision: str = "float32") -> Path:
         if format in EXTRAS:
             pytest.importorskip(EXTRAS[format], reason=f"the extra {format} is not installed")
-        directory = self.root / f"{format}-{precision}"
-        if not directory.exists():
+
+        def write(directory: Path) -> None:
             check_format(format, precision)
-            directory.mkdir()
             write_export(self.source, directory, format, precision)
             (directory / "manifest.json").write_text(json.dumps({"format": format, "precision": precision}))
-        return directory
+
+        return once(self.root / f"{format}-{precision}", write)
 
     def runner(self, format: str, precision: str = "float32"):
         key = format, precision
@@ -36,13 +41,13 @@ class Exported:
 
 
 @pytest.fixture(scope="session")
-def exported(student, tmp_path_factory) -> Exported:
-    return Exported(student, tmp_path_factory.mktemp("exported"))
+def exported(student, shared) -> Exported:
+    return Exported(student, shared / "exported")
 
 
 @pytest.fixture(scope="session")
-def gated_exported(gated_student, tmp_path_factory) -> Exported:
-    return Exported(gated_student, tmp_path_factory.mktemp("gated-exported"))
+def gated_exported(gated_student, shared) -> Exported:
+    return Exported(gated_student, shared / "gated-exported")
 
 
 @pytest.fixture(params=FORMATS)

@@ -240,5 +240,5 @@ def test_a_wrong_format_or_model_is_refused(student, tmp_path, monkeypatch):
     with pytest.raises(UserError, match="is a switch_transformers model; a dense T5 is needed"):
         write_export(tmp_path, tmp_path, "hf", "float32")
     (tmp_path / "config.json").write_text((student / "config.json").read_text())
-    with pytest.raises(UserError, match="it has no model.safetensors; save it there"):
+    with pytest.raises(UserError, match="it has neither model.safetensors nor pytorch_model.bin; save it there"):
         write_export(tmp_path, tmp_path, "hf", "float32")

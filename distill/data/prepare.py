@@ -7,6 +7,7 @@ import json
 import shutil
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -44,6 +45,7 @@ def prepare_data(
     root: Path,
     say: Callable[[str], None] = lambda text: None,
     check: Callable[[PreparedData], None] = lambda data: None,
+    beside: Callable[[], AbstractContextManager[None]] = nullcontext,
 ) -> PreparedData:
     """Prepare a corpus in ``root``/<key>, or reuse prepared data of the same files and settings.
 
@@ -52,6 +54,7 @@ def prepare_data(
         root: directory of all prepared data.
         say: is called with messages to the user.
         check: is called with new data. If it raises a UserError, the data is removed.
+        beside: returns a context for the tokenisation of new data, which leaves the interpreter to other threads.
 
     Raises:
         UserError: the corpus or the tokenizer cannot be used, a split is empty, or prepared data is damaged.
@@ -70,7 +73,7 @@ def prepare_data(
             for left in root.glob(f".{directory.name}.[0-9]*"):  # of a killed process
                 shutil.rmtree(left)
             with new_directory(directory) as tmp_dir:
-                facts = _prepare(config, tmp_dir)
+                facts = _prepare(config, tmp_dir, beside)
                 write_record(tmp_dir / "data.json", {**facts, "sha256": file_digests(tmp_dir, tmp_dir.rglob("*"))})
                 check(read_prepared(tmp_dir))
             data = read_prepared(directory)
@@ -92,21 +95,22 @@ def is_prepared(config: DataConfig, root: Path) -> bool:
     return (root / _key(config) / "data.json").exists()
 
 
-def _prepare(config: DataConfig, directory: Path) -> dict[str, Any]:
+def _prepare(config: DataConfig, directory: Path, beside: Callable[[], AbstractContextManager[None]]) -> dict[str, Any]:
     """Write tokenizer/ and two files per split; return the fields of PreparedData except directory and sha256."""
     from distill.data.round_trip import RoundTripCounter
     from distill.data.tokenizer import find_special_tokens, load_tokenizer
 
     revisions, bad_rows = _revisions(config), BadRows(config.bad_rows)
     documents = _split_documents(config, revisions["revision"], bad_rows)
-    if config.tokenizer == "train":
-        tokenizer, documents = _train_tokenizer(documents, config)
-    else:
-        tokenizer = load_tokenizer(config.tokenizer)
-    save_tokenizer(tokenizer, directory / "tokenizer")
-
-    digest, round_trip = Digest(), RoundTripCounter(tokenizer)
+    loaded = None if config.tokenizer == "train" else load_tokenizer(config.tokenizer)
     with contextlib.ExitStack() as stack:
+        stack.enter_context(beside())
+        if loaded:
+            tokenizer = loaded
+        else:
+            tokenizer, documents = _train_tokenizer(documents, config)
+        save_tokenizer(tokenizer, directory / "tokenizer")
+        digest, round_trip = Digest(), RoundTripCounter(tokenizer)
         names = ("train", "test", *(["validation"] if config.validation_fraction else []))
         parts = {name: stack.enter_context(_PartWriter(directory, name, len(tokenizer))) for name in names}
         for batch in _batches(documents, _BATCH):

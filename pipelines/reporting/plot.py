@@ -22,13 +22,13 @@ def plot_report(report: dict[str, Any], path: Path) -> None:
     Args:
         report: the values of report.json.
     """
-    plt = _pyplot()
     rows = report["ratios"]
     if len({row["ratio"] for row in rows}) == 1 and len(rows) > 1:
-        figure, axes = plt.subplots(figsize=(8.5, 1.2 + 0.55 * len(rows)), layout="constrained")
-        _draw_bars(axes, rows)
+        figure = _figure(8.5, 1.2 + 0.55 * len(rows))
+        _draw_bars(figure.subplots(), rows)
     else:
-        figure, (kept, quality, compression) = plt.subplots(1, 3, figsize=(14, 4.4), layout="constrained")
+        figure = _figure(14, 4.4)
+        kept, quality, compression = figure.subplots(1, 3)
         _draw_kept(kept, rows)
         _draw_quality(quality, report)
         _draw_compression(compression, rows)
@@ -39,8 +39,7 @@ def plot_report(report: dict[str, Any], path: Path) -> None:
         f"Distilled students on {data['name']}: {data['test_examples']:,} {data['eval_split']} examples of "
         f"{describe_sample(data, rows[0]['seeds'])}"
     )
-    figure.savefig(path, dpi=130, metadata={"Software": None})
-    plt.close(figure)
+    _save(figure, path)
 
 
 def plot_routing(layers: list[str], load: np.ndarray, path: Path) -> None:
@@ -50,24 +49,25 @@ def plot_routing(layers: list[str], load: np.ndarray, path: Path) -> None:
         layers: names of the layers.
         load: [layers, experts], share of the tokens that each expert gets; each row sums to 1.
     """
-    plt = _pyplot()
     experts = load.shape[1]
-    figure, axes = plt.subplots(figsize=(max(5.0, 1.5 + 0.2 * experts), 1.4 + 0.35 * len(layers)), layout="constrained")
+    figure = _figure(max(5.0, 1.5 + 0.2 * experts), 1.4 + 0.35 * len(layers))
+    axes = figure.subplots()
     drawn = axes.imshow(load * experts, aspect="auto", cmap="RdBu_r", vmin=0, vmax=2)
     axes.set_yticks(range(len(layers)), layers)
     axes.set(xlabel="expert", title="Load on held-out text (1: an equal share of the tokens)")
     figure.colorbar(drawn, ax=axes)
+    _save(figure, path)
+
+
+def _figure(width: float, height: float) -> Any:
+    """An empty figure of a size in inches. It needs no pyplot, whose import takes longer."""
+    from matplotlib.figure import Figure
+
+    return Figure(figsize=(width, height), layout="constrained")
+
+
+def _save(figure: Any, path: Path) -> None:
     figure.savefig(path, dpi=130, metadata={"Software": None})
-    plt.close(figure)
-
-
-def _pyplot() -> Any:
-    import matplotlib
-
-    matplotlib.use("Agg")
-    from matplotlib import pyplot
-
-    return pyplot
 
 
 def _over_experts(axes: Any, rows: list[dict[str, Any]], *, with_paper: bool) -> None:

@@ -1,6 +1,7 @@
 """Execution of stages.
 
 runner        reuse finished stages, name the command that computes a missing input, compute the rest
+load_beside   imports and the store, loaded while the data is prepared
 stage_run     context of one stage while it is computed
 publish       copy of finished stages from disk to MLflow
 side_by_side  independent chains of stages in parallel processes

@@ -5,6 +5,7 @@ stage, at the end of the command, or by the next run of the same command.
 """
 
 import contextlib
+import gc
 import json
 from collections.abc import Callable, Collection, Iterator
 from dataclasses import asdict, replace
@@ -20,6 +21,7 @@ from pipelines.tracking.store_uri import StoreError, cause_of, label
 from pipelines.tracking.tracked_run import COLOURS, TrackedRun, describe_run
 from pipelines.tracking.view import publish_view
 from pipelines.workdir.stage import FinishedStage, Stage
+from pipelines.workdir.teacher_files import Reference, reference_of
 from pipelines.workdir.workspace import Workspace
 
 # Files that become artifacts of the stage's run, and directories that become models. MLflow records lineage only
@@ -43,7 +45,14 @@ class Publisher:
 
     @cached_property
     def store(self) -> Store:
-        return Store(self.workspace.directory, self.workspace.config.name)
+        store = Store(self.workspace.directory, self.workspace.config.name)
+        gc.freeze()  # exempts MLflow's modules from the garbage collections that accelerate runs after each training
+        return store
+
+    @cached_property
+    def _source(self) -> tuple[str, str]:
+        data = self.workspace.data
+        return mlflow_source(data.name, data.revision, Path(data.directory))
 
     @contextlib.contextmanager
     def unless_unreachable(self) -> Iterator[None]:
@@ -110,14 +119,14 @@ class Publisher:
         tracked = TrackedRun(self.store, directory, stage.title)
         tracked.log_params({**{key: tags[key] for key in ("ratio", "variant") if key in tags}, **stage.settings})
         tracked.log_file(directory / "config.yaml")
-        source = mlflow_source(data.name, data.revision, Path(data.directory))
-        if stage.kind not in ("init", "report") or (stage.kind == "init" and config.student.is_calibrated):
+        student = config.of_variant(stage.variant).student
+        if stage.kind not in ("init", "report") or (stage.kind == "init" and student.reads_text):
             profile = {**asdict(data.parts["train"]), **data.lost, "most_lost": data.round_trip.most_lost}
-            tracked.log_data(data.name, data.digest, "train", source, profile)
+            tracked.log_data(data.name, data.digest, "train", self._source, profile)
         if stage.kind not in ("init", "label"):
             split = config.data.eval_split
             held_out = data.parts[split]
-            tracked.log_data(f"{data.name}-{split}", held_out.digest, split, source, asdict(held_out))
+            tracked.log_data(f"{data.name}-{split}", held_out.digest, split, self._source, asdict(held_out))
         models = {role: self.workspace.finished(upstream).model_id for role, upstream in stage.inputs.items()}
         tracked.log_model_inputs({role: model_id for role, model_id in models.items() if model_id})
         return tracked
@@ -127,10 +136,11 @@ class Publisher:
         found = self.workspace.finished(stage)
         for path in sorted(path for pattern in _ARTIFACTS for path in found.directory.glob(pattern)):
             tracked.log_file(path)
-        if model := next((one for name in _MODELS if (one := found.directory / name).is_dir()), None):
-            if late:  # the files may have changed since the stage finished
-                found.read(model.name)
-            found = self._send_model(stage, model, found, tracked)
+        model = next((one for name in _MODELS if (one := found.directory / name).is_dir()), None)
+        if model and late:  # the files may have changed since the stage finished
+            found.read(model.name)
+        if files := model or reference_of(found):
+            found = self._send_model(stage, files, found, tracked)
         own = {name: value for name, value in found.metrics.items() if name not in found.not_of_model}
         tracked.log_results(own, model_id=found.model_id)
         tracked.log_results({name: found.metrics[name] for name in found.not_of_model})
@@ -144,8 +154,10 @@ class Publisher:
         if late:
             self.workspace.say(f"{stage.title:<16} published to MLflow  (run {tracked.run_id[:8]})")
 
-    def _send_model(self, stage: Stage, directory: Path, found: FinishedStage, tracked: TrackedRun) -> FinishedStage:
-        """Log the model in ``directory``, and upload and register it if it is a student.
+    def _send_model(
+        self, stage: Stage, files: Path | Reference, found: FinishedStage, tracked: TrackedRun
+    ) -> FinishedStage:
+        """Log a model, and upload and register it if it is a student.
 
         Returns:
             ``found`` with the model's id and URI.
@@ -154,7 +166,7 @@ class Publisher:
         name = "-".join(filter(None, (made, stage.ratio, stage.variant)))
         facts = {"ratio": stage.ratio, "seed": stage.seed, "fingerprint": stage.fingerprint}
         student, form = made == "student", "soft-labels" if made == "labels" else "seq2seq"
-        model_id, uri = tracked.log_model_output(name, directory, facts, upload=student, form=form)
+        model_id, uri = tracked.log_model_output(name, files, facts, upload=student, form=form)
         if student:
             registered = f"{self.workspace.config.name}-{name}"
             uri = f"models:/{registered}/{tracked.register(model_id, registered, facts)}"

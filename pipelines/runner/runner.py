@@ -14,6 +14,7 @@ from distill.errors import lost_process_errors
 from distill.io.disk import disk_full_errors
 from distill.processes import is_main_process, num_processes
 from pipelines.config.run_config import RunConfig
+from pipelines.runner.load_beside import load_beside
 from pipelines.runner.publish import Publisher
 from pipelines.runner.stage_run import StageRun
 from pipelines.tracking.store_uri import EXPERIMENT, check_store
@@ -50,7 +51,9 @@ class StageRunner:
         check_store(workdir)
         if num_processes() > 1 and (names := names_on_hub(config)):
             share_commits(names, self.accelerator)
-        self.workspace = Workspace(config, source, workdir, console, kind=kind, ratio=ratio)
+        self.workspace = Workspace(
+            config, source, workdir, console, kind=kind, ratio=ratio, beside=lambda: load_beside(workdir, kind)
+        )
 
     @cached_property
     def accelerator(self) -> "Accelerator":

@@ -1,18 +1,20 @@
 """The MLflow store: create it, open it, and get the files of a model from it."""
 
 import contextlib
+import importlib
 import logging
 import os
 import sqlite3
 import time
 from collections.abc import Callable, Iterator
+from functools import cache
 from pathlib import Path
 from typing import Any
 
 from filelock import FileLock
 
 from distill.errors import ExpectedError, UserError
-from distill.io.files import directory_digest, make_directory, write_json
+from distill.io.files import directory_digest, make_directory, write_bytes, write_json
 from pipelines.tracking import store_uri
 from pipelines.tracking.store_uri import (
     StoreError,
@@ -177,8 +179,17 @@ def existing_store(workdir: Path) -> Store:
     return Store(workdir, None)
 
 
+def load_store(workdir: Path) -> None:
+    """Import MLflow, and make the tables of a new store in memory, so that a later ``Store`` opens at once."""
+    importlib.import_module("mlflow")
+    if database := sqlite_file(store_uri.ASKED_FOR or sqlite_uri(workdir / "mlflow.db")):
+        importlib.import_module("mlflow.store.tracking.sqlalchemy_store")
+        if not database.exists():
+            _new_database()
+
+
 def _make_sqlite(database: Path) -> None:
-    """Create the tables of a new store in a temporary file, then rename it.
+    """Write a new store to a file, if there is no such file.
 
     A database with half of the tables, or one that two processes create at once, stays unusable.
     """
@@ -187,11 +198,21 @@ def _make_sqlite(database: Path) -> None:
             sqlite3.connect(database).close()
         return
     make_directory(database.parent)
-    tmp_file = database.absolute().with_name(f".{database.name}.new")
-    with FileLock(database.with_name(".mlflow.lock")):
+    with FileLock(database.with_name(".mlflow.lock")), store_errors():
         if database.exists():
             return
-        for left in tmp_file.parent.glob(f"{tmp_file.name}*"):  # files of a killed process, with its journal
+        for left in database.parent.glob(f".{database.name}.[0-9]*"):  # of a killed process
             left.unlink()
-        Client(sqlite_uri(tmp_file)).search_experiments(max_results=1)
-        tmp_file.replace(database)
+        write_bytes(database, _new_database())
+
+
+@cache
+def _new_database() -> bytes:
+    """An SQLite file with the tables of a new store, made by MLflow's migrations.
+
+    They run in memory. On a disk, hundreds of them wait for it one after the other.
+    """
+    name = "file:new-store?mode=memory&cache=shared"  # exists as long as a connection to it
+    with contextlib.closing(sqlite3.connect(name, uri=True)) as memory:
+        Client(f"sqlite+pysqlite:///{name}&uri=true").search_experiments(max_results=1)
+        return memory.serialize()

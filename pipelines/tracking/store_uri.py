@@ -12,7 +12,7 @@ from distill.io.files import directory_uri, read_json
 
 _SCHEMES = {"http", "https", "file", "sqlite", "postgresql", "mysql", "mssql", "databricks", "databricks-uc", "uc"}
 
-_LONGEST = 489  # bytes of a work directory's path: SQLite opens 504 bytes, and /.mlflow.db.new takes 15 of them
+_LONGEST = 494  # bytes of a work directory's path: SQLite opens 504 bytes, and /mlflow.db takes 10 of them
 
 # Patterns that MLflow cannot read in the last name of a path, because it unquotes the name more than once.
 UNREADABLE = re.compile(r"#|%[0-9a-fA-F]{2}|[\x00-\x1f\x7f]|^file:")

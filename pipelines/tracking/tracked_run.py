@@ -14,13 +14,17 @@ import time
 from collections.abc import Iterator
 from functools import cache
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 from uuid import uuid4
 
 from distill.io.files import directory_digest, directory_uri, read_record, write_record
 from pipelines.tracking.metric_log import send_new_metrics
 from pipelines.tracking.store import Store
 from pipelines.tracking.store_uri import StoreError, cause_of
+from pipelines.workdir.teacher_files import Reference
+
+if TYPE_CHECKING:
+    from mlflow.entities import Run
 
 _LIBRARIES = ("torch", "transformers", "accelerate", "datasets", "tokenizers", "numpy", "mlflow")
 _PROJECT = "switch-distill"  # as pyproject.toml names it
@@ -65,9 +69,11 @@ class TrackedRun:
         record = read_record(directory / "run.json", _HINT)
         tags = record["tags"]
         self.run_id = record["run_id"] or self._started(tags[_TOKEN])
+        self._earlier: Run | None = None  # what an interrupted process has logged; only this process adds to it
         if self.run_id:
             self.client.update_run(self.run_id, status="RUNNING")
-            known = self.client.get_run(self.run_id).data.tags
+            self._earlier = self.client.get_run(self.run_id)
+            known = self._earlier.data.tags
             self.set_tags({key: value for key, value in tags.items() if known.get(key) != value})
         else:
             self.run_id = self.client.create_run(store.experiment, run_name=name, tags=tags).info.run_id
@@ -113,28 +119,31 @@ class TrackedRun:
             model = self.client.get_logged_model(model_id)  # log_inputs would accept an id that does not exist
             if model.status != "READY":
                 raise RuntimeError(f"{role} model {model_id} is {model.status}")
-            self.client.set_tag(self.run_id, f"input.{role}"[:250], model_id)
-        known = {model.model_id for model in self.client.get_run(self.run_id).inputs.model_inputs}
+        self.set_tags({f"input.{role}"[:250]: model_id for role, model_id in models.items()})
+        earlier = self._earlier.inputs if self._earlier else None
+        known = {model.model_id for model in earlier.model_inputs} if earlier else set()
         new = [LoggedModelInput(model_id) for model_id in models.values() if model_id not in known]
         if new:
             self.client.log_inputs(self.run_id, models=new)
 
     def log_model_output(
-        self, name: str, directory: Path, params: dict[str, Any], *, upload: bool, form: str = "seq2seq"
+        self, name: str, files: Path | Reference, params: dict[str, Any], *, upload: bool, form: str = "seq2seq"
     ) -> tuple[str, str]:
-        """Log ``directory`` as a model that this run made.
+        """Log a directory, or a reference to files elsewhere, as a model that this run made.
 
         Args:
+            files: the directory or the reference.
             params: params of the model.
-            upload: also upload the files of the directory to the store.
+            upload: also upload the files of the directory to the store. A reference is never uploaded.
             form: MLflow's type of the model.
 
         Returns:
-            The model's id and URI. The URI is ``models:/<id>`` if the files are uploaded, else the directory's.
+            The model's id and URI. The URI is ``models:/<id>`` if the files are uploaded, else that of ``files``.
         """
         from mlflow.entities import LoggedModelOutput
 
-        tags = {"directory": str(directory), "sha256": directory_digest(directory)}
+        place, digest = (files, directory_digest(files)) if isinstance(files, Path) else (files.source, files.digest)
+        tags = {"directory": str(place), "sha256": digest}
         outputs = self.client.get_run(self.run_id).outputs.model_outputs
         made = [self.client.get_logged_model(output.model_id) for output in outputs]
         # Continue an interrupted upload: the run has the model as an output before the model is ready.
@@ -151,9 +160,9 @@ class TrackedRun:
             self.client.log_outputs(self.run_id, [LoggedModelOutput(model.model_id, step=0)])
         if model.status != "READY":
             if upload:
-                self.client.log_model_artifacts(model.model_id, str(directory))
+                self.client.log_model_artifacts(model.model_id, str(place))
             self.client.finalize_logged_model(model.model_id, "READY")
-        return model.model_id, _uri(model.model_id, directory, upload)
+        return model.model_id, _uri(model.model_id, files, upload)
 
     def register(self, model_id: str, name: str, tags: dict[str, Any]) -> str:
         """Register an uploaded model, and return its version.
@@ -188,17 +197,19 @@ class TrackedRun:
         """
         from mlflow.entities import Metric
 
-        run_id, now = run_id or self.run_id, int(time.time() * 1000)
-        there = self.client.get_run(run_id).data.metrics
+        now, run = int(time.time() * 1000), self.client.get_run(run_id) if run_id else self._earlier
+        there = run.data.metrics if run else {}
         known = {key: round(value, 6) for key, value in metrics.items() if math.isfinite(value)}
         rows = [Metric(k, value, now, 0, model_id=model_id) for k, value in known.items() if there.get(k) != value]
         if rows:
-            self.client.log_batch(run_id, metrics=rows)
+            self.client.log_batch(run_id or self.run_id, metrics=rows)
 
     def set_tags(self, tags: dict[str, Any], run_id: str | None = None) -> None:
         """Set tags on the run ``run_id``; None: this run."""
-        for key, value in tags.items():
-            self.client.set_tag(run_id or self.run_id, key, value)
+        from mlflow.entities import RunTag
+
+        if tags:
+            self.client.log_batch(run_id or self.run_id, tags=[RunTag(key, str(value)) for key, value in tags.items()])
 
     def log_file(self, path: Path) -> None:
         """Upload a file as an artifact of the run."""
@@ -222,8 +233,10 @@ class TrackedRun:
             )
 
 
-def _uri(model_id: str, directory: Path, uploaded: bool) -> str:
-    return f"models:/{model_id}" if uploaded else directory_uri(directory)
+def _uri(model_id: str, files: Path | Reference, uploaded: bool) -> str:
+    if uploaded:
+        return f"models:/{model_id}"
+    return directory_uri(files) if isinstance(files, Path) else files.uri
 
 
 def _flatten(values: dict[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:

@@ -1,8 +1,8 @@
 """A config in a work directory: its data, its stages, and the finished stages. Imports neither torch nor MLflow."""
 
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager, nullcontext
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from pathlib import Path
 
 from rich.console import Console
@@ -32,6 +32,7 @@ class Workspace:
         *,
         kind: str | None = None,
         ratio: str | None = None,
+        beside: Callable[[], AbstractContextManager[None]] = nullcontext,
     ):
         """Check the config and prepare the data.
 
@@ -41,6 +42,7 @@ class Workspace:
             directory: the work directory.
             console: for messages.
             kind, ratio: the stages that the command runs; None means all.
+            beside: see ``prepare_data``.
 
         Raises:
             UserError: the config does not fit its data, its models or this machine. Nothing has been written.
@@ -50,7 +52,7 @@ class Workspace:
         if kind == "label" and not any(one.distill.reads_cached_labels for one in config.students):
             cause = "distill.hard_fraction is 1, so no student reads soft labels; lower it"
             raise UserError(f"there is nothing to label: {cause}")
-        self.data, self.stages = self._prepared_data_and_stages(kind, ratio)
+        self.data, self.stages = self._prepared_data_and_stages(kind, ratio, beside)
 
     def select(self, kind: str, ratio: str | None = None) -> list[Stage]:
         """The stages of one kind, for one ratio or for all."""
@@ -116,7 +118,9 @@ class Workspace:
         """Print a line on stderr, in the main process only."""
         self.console.print(message, style=style, markup=False, highlight=False, soft_wrap=True)
 
-    def _prepared_data_and_stages(self, kind: str | None, ratio: str | None) -> tuple[PreparedData, list[Stage]]:
+    def _prepared_data_and_stages(
+        self, kind: str | None, ratio: str | None, beside: Callable[[], AbstractContextManager[None]]
+    ) -> tuple[PreparedData, list[Stage]]:
         """Prepare the data in the main process. The others wait for its file: a barrier would time out in minutes."""
         root, config = self.directory / "data", self.config
         while not is_main_process() and not is_prepared(config.data, root):
@@ -124,13 +128,13 @@ class Workspace:
         if not is_prepared(config.data, root):
             if kind not in (None, "baseline", "teacher"):
                 self._raise_missing_inputs(kind, ratio)
-            models = check_models(config)
-            data = prepare_data(config.data, root, self.say, check=lambda data: check_data(config, data, models))
+            models = check_models(config, say=self.say)
+            data = prepare_data(config.data, root, self.say, lambda data: check_data(config, data, models), beside)
             return data, plan(config, data.fingerprint)
         data = prepare_data(config.data, root)
         stages = plan(config, data.fingerprint)
         # Only unfinished stages read the weights of their models.
-        check_data(config, data, check_models(config, [s for s in stages if not self.find(s)]))
+        check_data(config, data, check_models(config, [s for s in stages if not self.find(s)], self.say))
         return data, stages
 
     def _raise_missing_inputs(self, kind: str, ratio: str | None) -> None:

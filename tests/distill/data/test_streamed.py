@@ -1,5 +1,6 @@
 """Corpora that are read row by row: no document is lost or repeated, and a kill does not change the data."""
 
+import contextlib
 import gzip
 import json
 import signal
@@ -10,6 +11,7 @@ from pathlib import Path
 import pytest
 
 from distill.config import DataConfig
+from distill.data import prepare
 from distill.data.corpus import Document, read_documents, split_of
 from distill.data.prepare import prepare_data
 from distill.data.tokenizer import encode_texts
@@ -61,6 +63,23 @@ def test_every_document_is_prepared_once_and_in_order(corpus, tmp_path):
         own = [text for text in texts if split_of(Document(text).key, 0.2) == part]
         assert data.tokens(part).tolist() == [token for ids in encode_texts(data.tokenizer, own) for token in ids]
     assert sum(part.documents for part in data.parts.values()) == len(texts)
+
+
+def test_new_texts_are_tokenised_beside_the_work_of_the_caller(corpus, tmp_path, monkeypatch):
+    log = []
+
+    @contextlib.contextmanager
+    def beside():
+        log.append("begin")
+        yield
+        log.append("end")
+
+    for name in ("_train_tokenizer", "_write_tokens"):
+        done = getattr(prepare, name)
+        monkeypatch.setattr(prepare, name, lambda *values, name=name, done=done: log.append(name) or done(*values))
+    for _ in range(2):  # the second call reuses the data
+        prepare_data(corpus, tmp_path / "data", beside=beside)
+    assert log == ["begin", "_train_tokenizer", *["_write_tokens"] * 5, "end"]
 
 
 def test_a_preparation_that_was_killed_ends_with_the_same_files(corpus, tmp_path):

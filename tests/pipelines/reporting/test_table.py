@@ -2,6 +2,7 @@
 
 import csv
 import io
+from typing import Any
 
 import pytest
 from rich.console import Console
@@ -88,20 +89,22 @@ def test_a_student_below_the_baseline_is_named():
     assert "-50% [-60, -40]" in text and "Below the baseline: the student of e4 by 0.0500 nats." in text
 
 
+def _figures(monkeypatch) -> list[Any]:
+    """A list that gets each figure in place of a file."""
+    drawn: list[Any] = []
+    monkeypatch.setattr("matplotlib.figure.Figure.savefig", lambda figure, *_, **__: drawn.append(figure))
+    return drawn
+
+
 @pytest.mark.parametrize("gains,word", [([-0.1, -0.2], "negative"), ([-0.1, 0.001], "undefined")])
 def test_the_legend_of_the_plot_names_an_absent_fraction(gains, word, tmp_path, monkeypatch):
-    from matplotlib import pyplot
-
-    drawn = []
-    monkeypatch.setattr(pyplot, "close", drawn.append)
+    drawn = _figures(monkeypatch)
     rows = [
         row(ratio=f"e{n}", experts=n, gain_long=gain, gain_long_interval=[gain - 0.01, gain + 0.01])
         for n, gain in zip((4, 8), gains, strict=True)
     ]
     plot_report(report(*rows), tmp_path / "report.png")
     labels = [text.get_text() for text in drawn[0].axes[0].get_legend().get_texts()]
-    monkeypatch.undo()
-    pyplot.close(drawn[0])
     assert f"against the long baseline: {word}" in labels
 
 
@@ -206,15 +209,10 @@ def test_every_kind_of_report_is_drawn(rows, tmp_path):
 
 def test_bars_stay_readable_beside_an_interval_of_thousands_of_per_cent(tmp_path, monkeypatch):
     """If a teacher gains almost nothing over the long baseline, a fraction of this gain may be very large."""
-    from matplotlib import pyplot
-
-    drawn = []
-    monkeypatch.setattr(pyplot, "close", drawn.append)
+    drawn = _figures(monkeypatch)
     far = {"fraction_kept_long": -1.3, "fraction_long_interval": [-31.0, -0.2]}
     plot_report(report(row(variant="a", **far), row(variant="b", **far)), tmp_path / "report.png")
     (low, high), label = drawn[0].axes[0].get_xlim(), drawn[0].axes[0].get_xlabel()
-    monkeypatch.undo()
-    pyplot.close(drawn[0])
     assert -50 < low < 0 and high < 150 and label.endswith("longer intervals are cut")
 
 

@@ -1,7 +1,9 @@
 """Errors of MLflow and of the libraries below it become expected errors where MLflow is called."""
 
 import errno
+import gc
 import json
+import re
 import shutil
 import sqlite3
 from collections.abc import Callable
@@ -16,7 +18,7 @@ from distill.errors import DiskFull, UserError
 from distill.io.disk import is_full
 from pipelines.runner.publish import Publisher
 from pipelines.tracking import store_uri
-from pipelines.tracking.store import Client, Store
+from pipelines.tracking.store import Client, Store, _make_sqlite
 from pipelines.tracking.store_uri import StoreError
 from pipelines.tracking.tracked_run import TrackedRun, describe_run
 
@@ -140,3 +142,44 @@ def test_a_registered_name_is_used_again_and_a_refused_one_is_an_error(store, tm
     fails("create_registered_model", RestException({"error_code": "PERMISSION_DENIED", "message": "not you"}))
     with pytest.raises(StoreError, match="PERMISSION_DENIED: not you"):
         tracked.register(model_id, "smoke-student", {})
+
+
+def test_a_new_store_has_the_tables_that_mlflow_makes_in_a_file(database, tmp_path):
+    """MLflow writes the columns, conditions and indices of a table in the order of a set."""
+
+    def schema(path):
+        with sqlite3.connect(path) as tables:
+            made = tables.execute("SELECT type, name, sql FROM sqlite_master").fetchall()
+            rows = {
+                name: tables.execute(f'SELECT count(*) FROM "{name}"').fetchone()
+                for kind, name, _ in made
+                if kind == "table"
+            }
+            settings = [
+                tables.execute(f"PRAGMA {name}").fetchone() for name in ("page_size", "auto_vacuum", "encoding")
+            ]
+            experiment = tables.execute("SELECT experiment_id, name, artifact_location FROM experiments").fetchall()
+            version = tables.execute("SELECT * FROM alembic_version").fetchall()
+        parts = {(kind, name): sorted(re.split(r",\s+", (sql or "").strip("\n)"))) for kind, name, sql in made}
+        return parts, rows, settings, experiment, version
+
+    mlflow.MlflowClient(f"sqlite:///{tmp_path}/mlflow.db").search_experiments(max_results=1)
+    ours, theirs = schema(database), schema(tmp_path / "mlflow.db")
+    assert len(ours[0]) > 100 and ours == theirs
+    with sqlite3.connect(database) as tables:
+        assert tables.execute("PRAGMA integrity_check").fetchone() == ("ok",)
+
+
+def test_a_killed_process_leaves_no_half_of_a_store(tmp_path):
+    (tmp_path / ".mlflow.db.123").write_bytes(b"half")
+    _make_sqlite(tmp_path / "mlflow.db")
+    assert {path.name for path in tmp_path.iterdir()} - {".mlflow.lock"} == {"mlflow.db"}
+
+
+def test_garbage_collections_do_not_visit_the_modules_of_an_open_store(store):
+    workspace = SimpleNamespace(directory=store.workdir, config=SimpleNamespace(name="x"))
+    gc.unfreeze()
+    assert Publisher(workspace, None).store.experiment == store.experiment
+    frozen = gc.get_freeze_count()
+    gc.unfreeze()
+    assert frozen > 100_000

@@ -15,7 +15,7 @@ from sqlalchemy.engine import make_url
 from distill.errors import UserError
 from pipelines.tracking import store_uri
 from pipelines.tracking.lineage import find_model
-from pipelines.tracking.store import Store, existing_store
+from pipelines.tracking.store import Store, _make_sqlite, existing_store
 from pipelines.tracking.store_uri import check_store, sqlite_file, sqlite_uri
 from pipelines.tracking.tracked_run import TrackedRun, describe_run
 
@@ -114,18 +114,19 @@ def test_paths_that_mlflow_cannot_store_are_refused_at_once(tmp_path):
     assert not list(tmp_path.iterdir())
 
 
-def test_sqlite_opens_every_file_in_the_longest_work_directory(tmp_path):
-    """``Store`` first creates its tables in a file with a longer name."""
+def test_sqlite_opens_the_store_in_the_longest_work_directory(tmp_path):
     place = tmp_path / ("é" * 70) / ("b" * 100)
-    longest = place / ("c" * (489 - len(os.fsencode(place)) - 1))
+    longest = place / ("c" * (494 - len(os.fsencode(place)) - 1))
     one_more = longest.with_name(f"{longest.name}c")
     with pytest.raises(
-        UserError, match="is too long: its whole path has 490 bytes, and SQLite, .* can use 489; choose"
+        UserError, match="is too long: its whole path has 495 bytes, and SQLite, .* can use 494; choose"
     ):
         check_store(one_more)
     check_store(longest)
     for work in (longest, one_more):
         work.mkdir(parents=True)
-    sqlite3.connect(longest / ".mlflow.db.new").close()
+    _make_sqlite(longest / "mlflow.db")
+    with sqlite3.connect(longest / "mlflow.db") as store:
+        store.execute("INSERT INTO experiment_tags VALUES ('a', 'b', 0)")
     with pytest.raises(sqlite3.OperationalError, match="unable to open"):
-        sqlite3.connect(one_more / ".mlflow.db.new")
+        sqlite3.connect(one_more / "mlflow.db")

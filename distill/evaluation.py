@@ -10,18 +10,22 @@ from transformers import PreTrainedModel
 
 from distill.arguments import require
 from distill.data.examples import IGNORE_INDEX, Batch, Examples, checked_batch
-from distill.models.t5_forward import hidden_states, is_known
+from distill.models.layerwise import Forward, by_batch
+from distill.models.t5_forward import is_known
 
 _CHUNK = 2**23  # logits in memory at a time: 32 MiB in float32
 
 
 @torch.no_grad()
-def negative_log_perplexity(model: PreTrainedModel, batches: Iterable[Batch]) -> tuple[float, np.ndarray]:
+def negative_log_perplexity(
+    model: PreTrainedModel, batches: Iterable[Batch], *, forward: Forward = by_batch
+) -> tuple[float, np.ndarray]:
     """Minus the mean cross-entropy per target token, in nats; higher is better.
 
     Args:
         model: a T5 or Switch model. It runs in eval mode; its mode is restored afterwards.
         batches: ``input_ids`` [B, S], without padding, and ``labels`` [B, T]; labels of -100 are ignored.
+        forward: the forward pass; see ``distill.models.layerwise``.
 
     Returns:
         The quality, and the mean cross-entropy of each example, float64 [examples]. If all examples have the same
@@ -36,12 +40,10 @@ def negative_log_perplexity(model: PreTrainedModel, batches: Iterable[Batch]) ->
     was_training = model.training
     model.eval()
     sums, counts = [], []
-    for batch in batches:
-        batch = checked_batch(batch).to(model.device)
-        hidden, head = hidden_states(model, batch.input_ids, batch.labels)
-        losses = cross_entropies(hidden, head, batch.labels.flatten())
-        sums.append(losses.view(batch.labels.shape).cpu().double().sum(-1))
-        counts.append((batch.labels != IGNORE_INDEX).sum(-1).cpu())
+    for _, labels, hidden, head in forward(model, map(checked_batch, batches), lambda done: None):
+        losses = cross_entropies(hidden, head, labels.flatten())
+        sums.append(losses.view(labels.shape).cpu().double().sum(-1))
+        counts.append((labels != IGNORE_INDEX).sum(-1).cpu())
     model.train(was_training)
     if not sums or not torch.cat(counts).all():
         raise ValueError("quality needs at least one example, each with at least one label that is not -100")
@@ -50,7 +52,12 @@ def negative_log_perplexity(model: PreTrainedModel, batches: Iterable[Batch]) ->
 
 
 def evaluate(
-    model: PreTrainedModel, examples: Examples, *, batch_size: int, accelerator: Accelerator
+    model: PreTrainedModel,
+    examples: Examples,
+    *,
+    batch_size: int,
+    accelerator: Accelerator,
+    forward: Forward = by_batch,
 ) -> tuple[float, np.ndarray]:
     """``negative_log_perplexity`` on all evaluated examples. The processes share the batches among them.
 
@@ -62,12 +69,12 @@ def evaluate(
     """
     count = examples.config.test_examples
     losses = torch.zeros(count, dtype=torch.float64)
-    starts = range(0, count, batch_size)
-    for start in starts[accelerator.process_index :: accelerator.num_processes]:
-        rows = range(start, min(start + batch_size, count))
+    starts = range(0, count, batch_size)[accelerator.process_index :: accelerator.num_processes]
+    mine = [range(start, min(start + batch_size, count)) for start in starts]
+    if mine:
         with accelerator.autocast():
-            _, values = negative_log_perplexity(model, [examples.batch(rows)])
-        losses[start : rows.stop] = torch.from_numpy(values)
+            _, values = negative_log_perplexity(model, map(examples.batch, mine), forward=forward)
+        losses[[row for rows in mine for row in rows]] = torch.from_numpy(values)
     if accelerator.num_processes > 1:
         losses = accelerator.reduce(losses.to(accelerator.device), "sum").cpu()
     return -float(losses.mean()), losses.numpy()

@@ -8,6 +8,7 @@ load         load a dense T5
 weight_map   the student's tensor for each teacher tensor, or the reason why it has none
 calibration  the activations of the Switch layers on calibration text
 ffn_init     one dense FFN from the experts of a Switch layer
+build_ffns   the FFNs of a student from the experts, one layer at a time
 initialise   build the student, copy the non-expert weights, initialise the FFNs that replace Switch layers
 export       write the student in the format of a runtime, and verify the export
 runtime      run an export, without torch if the format does not need it

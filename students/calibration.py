@@ -3,7 +3,7 @@
 N tokens, D d_model.
 """
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any, NamedTuple
 
 import torch
@@ -12,7 +12,7 @@ from torch import nn
 from transformers import SwitchTransformersForConditionalGeneration, T5ForConditionalGeneration
 
 from distill.data.examples import Batch, checked_batch
-from distill.models.t5_forward import hidden_states
+from distill.models.layerwise import InPlace, States, in_memory, run_by_block
 from teachers.build import SwitchFeedForward, short_name, switch_layers
 
 
@@ -25,52 +25,68 @@ class Activations(NamedTuple):
     outputs: torch.Tensor  # [N, D], the gate times the expert's output; 0 for a dropped token
 
 
-@torch.no_grad()
-def record(teacher: SwitchTransformersForConditionalGeneration, batches: Iterable[Batch]) -> dict[str, Activations]:
-    """Record the activations of every Switch layer in one pass over ``batches``, in eval mode.
+def record(
+    teacher: SwitchTransformersForConditionalGeneration,
+    batches: Iterable[Batch],
+    *,
+    in_place: InPlace = in_memory,
+    states: States | None = None,
+) -> Iterator[tuple[str, Activations]]:
+    """Record the activations of one Switch layer after the other in a pass over ``batches``, in eval mode.
 
-    Memory holds two float32 vectors [D] per token and Switch layer. The routing depends on the batch size, because
-    the capacity of an expert does.
+    Besides the states of the text, memory holds two float32 vectors [D] per token for each layer that the caller
+    keeps. The routing depends on the batch size, because the capacity of an expert does.
 
     Args:
         teacher: a model of ``teachers.load_teacher``; its training mode is restored.
         batches: ``input_ids`` [B, S] and ``labels`` [B, T], both int64.
+        in_place: puts the weights of a block in their place; see ``distill.models.layerwise``.
+        states: where the states of the text are kept; None: in memory.
 
-    Returns:
-        The activations, on the teacher's device, by the name of the layer's module, such as
-        ``encoder.block.1.layer.1``.
+    Yields:
+        The name of the layer's module, such as ``encoder.block.1.layer.1``, and its activations on the teacher's
+        device. The weights of the layer are in their place.
 
     Raises:
         ValueError: there is no batch, or a batch has another type or shape.
+        DiskFull: there is no space for the states.
     """
-    seen: dict[str, list[Activations]] = {name: [] for name, _ in switch_layers(teacher)}
-
-    def collect(name: str, block: SwitchFeedForward) -> Callable[..., None]:
-        def hook(layer: nn.Module, args: tuple[torch.Tensor, ...], output: tuple[torch.Tensor, Any]) -> None:
-            inputs, outputs = (tensor.flatten(0, -2).float() for tensor in (args[0], output[0]))
-            gate, expert = F.linear(inputs, block.mlp.router.weight.float()).softmax(-1).max(-1)
-            dropped = ~outputs.any(-1)  # a dropped token's output is exactly zero
-            seen[name].append(Activations(inputs, expert, gate.masked_fill(dropped, 0), outputs))
-
-        return hook
-
-    handles = [block.mlp.register_forward_hook(collect(name, block)) for name, block in switch_layers(teacher)]
+    text = [checked_batch(batch) for batch in batches]
+    if not text:
+        raise ValueError("calibration needs at least one batch")
+    layers = {name.partition(".layer.")[0]: (name, block) for name, block in switch_layers(teacher)}
+    seen: list[Activations] = []  # of one layer, for each batch
+    handles = [block.mlp.register_forward_hook(_collect(block, seen)) for _, block in layers.values()]
     was_training = teacher.training
     try:
         teacher.eval()
-        for batch in batches:
-            hidden_states(teacher, *checked_batch(batch).to(teacher.device))
+        with states or States() as kept:
+            for block_name in run_by_block(teacher, text, kept, in_place):
+                if block_name in layers:
+                    activations = Activations(*map(torch.cat, zip(*seen, strict=True)))
+                    seen.clear()
+                    yield layers[block_name][0], activations
+                    del activations
     finally:
         teacher.train(was_training)
         for handle in handles:
             handle.remove()
-    if not all(seen.values()):
-        raise ValueError("calibration needs at least one batch")
-    return {name: Activations(*map(torch.cat, zip(*parts, strict=True))) for name, parts in seen.items()}
+
+
+def _collect(block: SwitchFeedForward, seen: list[Activations]) -> Callable[..., None]:
+    """A hook of a Switch layer that appends its activations on a batch."""
+
+    def hook(layer: nn.Module, args: tuple[torch.Tensor, ...], output: tuple[torch.Tensor, Any]) -> None:
+        inputs, outputs = (tensor.flatten(0, -2).float() for tensor in (args[0], output[0]))
+        gate, expert = F.linear(inputs, block.mlp.router.weight.float()).softmax(-1).max(-1)
+        dropped = ~outputs.any(-1)  # a dropped token's output is exactly zero
+        seen.append(Activations(inputs, expert, gate.masked_fill(dropped, 0), outputs))
+
+    return hook
 
 
 @torch.no_grad()
-def ffn_errors(student: T5ForConditionalGeneration, recorded: dict[str, Activations]) -> dict[str, float]:
+def ffn_errors(student: T5ForConditionalGeneration, recorded: Iterable[tuple[str, Activations]]) -> dict[str, float]:
     """The relative squared error of each FFN that replaces a Switch layer, on the teacher's activations.
 
     Args:
@@ -82,7 +98,7 @@ def ffn_errors(student: T5ForConditionalGeneration, recorded: dict[str, Activati
         a perfect FFN; an FFN whose output is zero has error 1.
     """
     errors = {}
-    for name, (inputs, _, _, outputs) in recorded.items():
+    for name, (inputs, _, _, outputs) in recorded:
         ffn = student.get_submodule(f"{name}.DenseReluDense")
         was_training = ffn.training
         error = ffn.eval()(inputs.to(student.device)) - outputs.to(student.device)

@@ -14,6 +14,9 @@ class StudentConfig(Section):
         "random", description="initialisation of the FFNs that replace Switch layers; the paper uses random"
     )
     calibration_examples: Positive = Field(256, description="training examples for calibration; random uses none")
+    measure_ffn_errors: bool = Field(
+        False, description="measure how far the FFNs are from the experts, even if none is built from them"
+    )
     non_expert_init: Literal["teacher", "random"] = Field("teacher", description="initialisation of all other weights")
 
     @model_validator(mode="after")
@@ -29,3 +32,8 @@ class StudentConfig(Section):
     def is_calibrated(self) -> bool:
         """Whether the student's weights depend on training text."""
         return self.ffn_init != "random"
+
+    @property
+    def reads_text(self) -> bool:
+        """Whether the initialisation reads training text, to build FFNs or to measure their errors."""
+        return self.is_calibrated or self.measure_ffn_errors

@@ -4,10 +4,12 @@ The non-expert weights are copied. The FFNs that replace Switch layers are initi
 the experts.
 """
 
+import math
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from numbers import Integral
 from pathlib import Path
+from typing import NamedTuple
 
 import torch
 from torch import nn
@@ -21,12 +23,14 @@ from transformers import (
 from distill.arguments import require
 from distill.data.examples import Batch
 from distill.errors import UserError
-from distill.models.build import EMBEDDINGS, count_parameters, new_t5
-from students.calibration import record
-from students.ffn_init import FFN, METHODS, WITHOUT_CALIBRATION, SwitchExperts
+from distill.models.build import count_parameters, new_t5
+from distill.models.header import EMBEDDINGS
+from distill.models.layerwise import InPlace, in_memory
+from students.build_ffns import build_ffns
+from students.ffn_init import METHODS, WITHOUT_CALIBRATION
 from students.weight_map import Skip, student_name
-from teachers.build import require_teacher, switch_layers
-from teachers.load import load_teacher
+from teachers.build import require_teacher
+from teachers.load import StoredTeacher, load_teacher, open_non_experts, shared_embeddings
 from teachers.save import plain_state_dict
 
 # Keys with the same meaning in the configs of a Switch model and of a T5.
@@ -48,6 +52,7 @@ def init_student(
 
     Args:
         teacher_or_directory: a model of ``teachers.load_teacher``, or a directory or a name on the hub that it reads.
+            With "random", only the non-expert tensors of a directory or name are read.
         ffn_init: initialisation of the FFNs that replace Switch layers: "random" (T5's own) or the name of a method of
             ``students.ffn_init``.
         seed: seed of all random numbers, from 0.
@@ -66,16 +71,19 @@ def init_student(
 
 
 def init_student_with_counts(
-    teacher_or_directory: SwitchTransformersForConditionalGeneration | str | Path,
+    teacher_or_directory: SwitchTransformersForConditionalGeneration | StoredTeacher | str | Path,
     *,
     ffn_init: str,
     seed: int,
     calibration: Iterable[Batch] | None = None,
     copy: bool = True,
+    in_place: InPlace = in_memory,
 ) -> tuple[T5ForConditionalGeneration, dict[str, dict[str, int]]]:
     """``init_student`` with counts of the tensors and parameters that were copied, renamed, skipped, built and fresh.
 
     Args:
+        teacher_or_directory: as for ``init_student``; with "random" also a result of ``open_teacher``.
+        in_place: puts the weights of a block of a teacher in memory in their place, if it has no experts.
         copy: whether to copy the non-expert weights. False leaves them fresh, as in the row "distillation" of table 6.
 
     Returns:
@@ -89,14 +97,18 @@ def init_student_with_counts(
     require(
         "seed", seed, "a whole number from 0", lambda given: isinstance(given, Integral) and 0 <= int(given) < 2**63
     )
-    teacher = teacher_or_directory
-    if isinstance(teacher, str | Path):
-        teacher = load_teacher(teacher)
-    require_teacher("teacher_or_directory", teacher)
-    student = new_t5(student_config(teacher.config), seed=seed)
-    counts = _copy(plain_state_dict(teacher) if copy else {}, student)
-    if ffn_init != "random":
-        built = _build_ffns(teacher, student, ffn_init, seed, calibration)
+    given, teacher = teacher_or_directory, None
+    if isinstance(given, str | Path):
+        given = open_non_experts(str(given)) if ffn_init == "random" else load_teacher(given)
+    if isinstance(given, StoredTeacher):
+        config, weights = given.config, _weights_in_files(given)
+    else:
+        require_teacher("teacher_or_directory", given)
+        teacher, config, weights = given, given.config, _weights_in_memory(given)
+    student = new_t5(student_config(config), seed=seed)
+    counts = _copy(weights, student) if copy else _with_fresh(student, Counter(), Counter(), set())
+    if teacher is not None and ffn_init != "random":
+        built = build_ffns(teacher, student, ffn_init, seed, calibration, in_place=in_place)
         for kind, number in built.items():
             counts[kind]["fresh"] -= number
             counts[kind]["built"] = number
@@ -111,61 +123,64 @@ def student_config(teacher: SwitchTransformersConfig) -> T5Config:
     return T5Config(**{name: getattr(teacher, name) for name in _SHARED}, feed_forward_proj=activation)
 
 
+class _Weights(NamedTuple):
+    """The weights of a teacher in memory or in files, by the names of transformers."""
+
+    shapes: dict[str, tuple[int, ...]]  # experts included
+    shared: set[str]  # embeddings that are ``shared.weight``
+    read_into: Callable[[str, torch.Tensor], object]  # copies a tensor into one of its shape
+
+
+def _weights_in_memory(teacher: SwitchTransformersForConditionalGeneration) -> _Weights:
+    state = plain_state_dict(teacher)
+    pointer = state["shared.weight"].data_ptr()
+    shared = {name for name in EMBEDDINGS if state[name].data_ptr() == pointer}
+    shapes = {name: tuple(tensor.shape) for name, tensor in state.items()}
+    return _Weights(shapes, shared, lambda name, target: target.copy_(state[name]))
+
+
+def _weights_in_files(stored: StoredTeacher) -> _Weights:
+    shapes = {name: tensor.shape for name, tensor in stored.reader.tensors.items()}
+    return _Weights(shapes, shared_embeddings(stored), stored.reader.read_into)
+
+
 @torch.no_grad()
-def _copy(teacher_state: dict[str, torch.Tensor], student: nn.Module) -> dict[str, dict[str, int]]:
-    for name in EMBEDDINGS if teacher_state else ():
-        if teacher_state[name].data_ptr() != teacher_state["shared.weight"].data_ptr():
+def _copy(weights: _Weights, student: nn.Module) -> dict[str, dict[str, int]]:
+    """Copy the non-expert weights into ``student``, one at a time."""
+    own = {name: shape for name, shape in weights.shapes.items() if name not in weights.shared}
+    for name in EMBEDDINGS:
+        if name in own:
             module = student.get_submodule(name.removesuffix(".weight"))
             module.weight = nn.Parameter(student.get_parameter(name).clone())  # as in the teacher
     targets = student.state_dict()
-    plan = {name: student_name(name) for name in teacher_state}  # an unknown name raises before any copy
+    plan = {name: student_name(name) for name in own}  # an unknown name raises before any copy
     tensors: Counter[str] = Counter()
     parameters: Counter[str] = Counter()
-    seen: set[int] = set()
     for name, target in plan.items():
-        source = teacher_state[name]
         if isinstance(target, Skip):
             outcome = f"skipped_{target.reason}"
         else:
             outcome = "copied" if target == name else "renamed"
-            if target not in targets or targets[target].shape != source.shape:
+            if target not in targets or targets[target].shape != own[name]:
                 found = tuple(targets[target].shape) if target in targets else "none"
                 raise UserError(
-                    f"teacher tensor {name} has shape {tuple(source.shape)}, the student's {target} {found}; "
+                    f"teacher tensor {name} has shape {own[name]}, the student's {target} {found}; "
                     "the teacher's config does not describe its weights"
                 )
-            targets[target].copy_(source)
-        if source.data_ptr() not in seen:
-            seen.add(source.data_ptr())
-            tensors[outcome] += 1
-            parameters[outcome] += source.numel()
-    filled = {target for target in plan.values() if not isinstance(target, Skip)}
-    filled_pointers = {targets[name].data_ptr() for name in filled}
-    fresh = {t.data_ptr(): t.numel() for t in targets.values() if t.data_ptr() not in filled_pointers}
+            weights.read_into(name, targets[target])
+            if not targets[target].isfinite().all():
+                raise UserError(f"the teacher has weights in {name} that are NaN or infinite; take another checkpoint")
+        tensors[outcome] += 1
+        parameters[outcome] += math.prod(own[name])
+    filled = {targets[target].data_ptr() for target in plan.values() if not isinstance(target, Skip)}
+    return _with_fresh(student, tensors, parameters, filled)
+
+
+def _with_fresh(
+    student: nn.Module, tensors: Counter[str], parameters: Counter[str], filled: set[int]
+) -> dict[str, dict[str, int]]:
+    """The counts with those of the tensors that are not ``filled`` (their pointers)."""
+    fresh = {t.data_ptr(): t.numel() for t in student.state_dict().values() if t.data_ptr() not in filled}
     tensors["fresh"], parameters["fresh"] = len(fresh), sum(fresh.values())
     assert parameters["copied"] + parameters["renamed"] + parameters["fresh"] == count_parameters(student)
     return {"tensors": dict(tensors), "parameters": dict(parameters)}
-
-
-@torch.no_grad()
-def _build_ffns(
-    teacher: SwitchTransformersForConditionalGeneration,
-    student: T5ForConditionalGeneration,
-    ffn_init: str,
-    seed: int,
-    calibration: Iterable[Batch] | None,
-) -> dict[str, int]:
-    """Build the FFNs that replace Switch layers. Returns their numbers of tensors and parameters."""
-    recorded = {} if calibration is None else record(teacher, calibration)
-    tensors = parameters = 0
-    for name, block in switch_layers(teacher):
-        layer = block.mlp
-        rows = layer.wi if layer.wi_gate is None else torch.cat([layer.wi, layer.wi_gate], -1)
-        experts = FFN(rows.detach().float(), layer.wo.detach().mT.float())
-        wi, wo = METHODS[ffn_init](SwitchExperts(experts, layer.activation, recorded.get(name)), seed)
-        inner, *gate = wi.split(wo.shape[-1], -1)
-        weights = {"wi_1": inner, "wi_0": gate[0]} if gate else {"wi": inner}
-        for weight, value in {**weights, "wo": wo.mT}.items():
-            student.get_parameter(f"{name}.DenseReluDense.{weight}.weight").copy_(value)
-            tensors, parameters = tensors + 1, parameters + value.numel()
-    return {"tensors": tensors, "parameters": parameters}

@@ -2,8 +2,8 @@
 
 from transformers import T5Config, T5ForConditionalGeneration
 
-from distill.models.directory import Shapes
-from distill.models.load import fetch_checked, load_fetched, load_shapes, read_config
+from distill.models.load import fetch_checked, load_float32, load_shapes, read_config
+from distill.models.weight_files import StoredTensors
 from students.check import check_dense
 
 
@@ -17,16 +17,17 @@ def load_dense(source: str, description: str) -> T5ForConditionalGeneration:
     Raises:
         UserError: ``source`` cannot be loaded as a dense T5, or its weights do not belong to its config.
     """
-    fetched = fetch_checked(source, description, lambda: check_dense(source, description))
+    directory = fetch_checked(source, description, lambda: check_dense(source, description))
+    config = read_config(T5Config, str(directory), description)
     # Checkpoints of T5 also hold tied and obsolete tensors, which transformers ignores.
-    return load_fetched(T5ForConditionalGeneration, fetched, description, may_have_more=True)[0]
+    return load_float32(T5ForConditionalGeneration, directory, description, config)
 
 
-def check_tensors(source: str, shapes: Shapes, description: str) -> None:
+def check_tensors(source: str, tensors: StoredTensors, description: str) -> None:
     """Compare the tensors of a T5's files, from ``distill.models.directory.check_weights``, with its config.
 
     Raises:
         UserError: a tensor of the config is missing, or has another shape.
     """
     config = read_config(T5Config, source, description)
-    load_shapes(T5ForConditionalGeneration, shapes, description, config=config, may_have_more=True)
+    load_shapes(T5ForConditionalGeneration, tensors, description, config)

@@ -5,6 +5,9 @@ check         checks of a teacher's directory before loading
 switch_layer  the Switch feed-forward layer and its routing statistics
 build         a transformers Switch model whose sparse layers are SwitchLayers
 load          a teacher from a directory or the hub
+needs         the memory that a teacher needs, from the headers of its files
+memory        the same for an open teacher, and the limit of the memory
+streaming     a teacher that is larger than memory, layer by layer
 save          a teacher to a directory that plain transformers loads
 routing       expert load, dropped tokens and router entropy on held-out text
 train_module  cross-entropy with hard labels plus the load-balancing losses

@@ -5,7 +5,7 @@ Plain transformers has a weight such as ``mlp.experts.expert_3.wi.weight`` for e
 ``mlp.router.classifier.weight``. All other weights have the same names and shapes.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Collection, Mapping
 from typing import Any
 
 import torch
@@ -15,7 +15,6 @@ from transformers.models.switch_transformers.modeling_switch_transformers import
     SwitchTransformersBlock,
     SwitchTransformersDenseActDense,
     SwitchTransformersLayerFF,
-    SwitchTransformersSparseMLP,
 )
 from transformers.models.t5.modeling_t5 import T5DenseGatedActDense
 
@@ -27,8 +26,6 @@ from teachers.switch_layer import RoutingStatistics, SwitchLayer
 
 # Plain transformers counts capacity per sequence and expert. With this capacity it drops no tokens.
 _NO_CAPACITY_LIMIT = 2**20
-# Gated or not -> name in a plain checkpoint -> name in a SwitchLayer. T5's wi_0 is the gate.
-EXPERT_WEIGHTS = {False: {"wi": "wi", "wo": "wo"}, True: {"wi_0": "wi_gate", "wi_1": "wi", "wo": "wo"}}
 
 
 class GatedSwitch(SwitchTransformersForConditionalGeneration):
@@ -109,27 +106,50 @@ def build_teacher(
             for weight in (module.wi_0.weight, module.wi_1.weight, module.wo.weight):
                 nn.init.normal_(weight, std=weight.shape[-1] ** -0.5)
     config.num_experts = num_experts
-    return with_switch_layers(built, switch, copy_experts=False)
+    blocks = {name: [i for i, block in enumerate(stack.block) if block.is_sparse] for name, stack in _stacks(built)}
+    return with_switch_layers(built, switch, blocks)
+
+
+def build_on_meta(
+    config: SwitchTransformersConfig, switch: SwitchConfig, sparse: Mapping[str, Collection[int]]
+) -> SwitchTransformersForConditionalGeneration:
+    """A teacher without values, on the meta device.
+
+    Args:
+        config: the sizes; it need not describe which blocks are sparse.
+        switch: the settings of the Switch layers.
+        sparse: stack (encoder, decoder) -> indices of its sparse blocks.
+    """
+    experts, config.num_experts = config.num_experts, 1
+    with torch.device("meta"):
+        built = SwitchTransformersForConditionalGeneration(config)
+        config.num_experts = experts
+        for _, stack in _stacks(built):
+            for block in stack.block:
+                layer = block.layer[-1] = SwitchTransformersLayerFF(config, is_sparse=False)
+                if config.is_gated_act:
+                    layer.mlp = T5DenseGatedActDense(config)  # type: ignore[arg-type, assignment]  # as in GatedSwitch
+        return with_switch_layers(built, switch, sparse)
 
 
 def with_switch_layers(
-    model: SwitchTransformersForConditionalGeneration, settings: SwitchConfig, *, copy_experts: bool
+    model: SwitchTransformersForConditionalGeneration, settings: SwitchConfig, sparse: Mapping[str, Collection[int]]
 ) -> SwitchTransformersForConditionalGeneration:
-    """Replace each sparse layer with a SwitchLayer in place, one at a time to save memory; returns ``model``.
+    """Replace the last layer of the ``sparse`` blocks with an initialised SwitchLayer in place; returns ``model``.
 
     Args:
         model: a plain Switch model.
         settings: of the Switch layers.
-        copy_experts: whether to copy the weights of experts and router; otherwise they are initialised.
+        sparse: stack (encoder, decoder) -> indices of its sparse blocks.
     """
     config = model.config
     config.expert_capacity = _NO_CAPACITY_LIMIT
-    for stack in (model.encoder, model.decoder):
+    for name, stack in _stacks(model):
         replaced = []
-        for block in stack.block:
+        for number, block in enumerate(stack.block):
             assert isinstance(block, SwitchTransformersBlock)
             plain = block.layer[-1]
-            if isinstance(plain, SwitchTransformersLayerFF) and plain.is_sparse:
+            if isinstance(plain, SwitchTransformersLayerFF) and number in sparse[name]:
                 layer = SwitchLayer(
                     config.d_model,
                     config.d_ff,
@@ -141,8 +161,6 @@ def with_switch_layers(
                     dropout=config.dropout_rate,
                     expert_dropout=settings.expert_dropout,
                 ).to(plain.layer_norm.weight)
-                if copy_experts and isinstance(plain.mlp, SwitchTransformersSparseMLP):
-                    _copy_experts(plain.mlp, layer)
                 replaced.append(SwitchFeedForward(layer, plain.layer_norm))
                 block.layer[-1] = replaced[-1]
         stack.register_forward_pre_hook(_hand_down_padding_mask(replaced), with_kwargs=True)
@@ -166,12 +184,8 @@ def require_teacher(name: str, model: object) -> None:
     require(name, type(model).__name__, needed, lambda _: isinstance(model, nn.Module) and switch_layers(model) != [])
 
 
-@torch.no_grad()
-def _copy_experts(plain: SwitchTransformersSparseMLP, layer: SwitchLayer) -> None:
-    layer.router.weight.copy_(plain.router.classifier.weight)
-    for theirs, ours in EXPERT_WEIGHTS[layer.wi_gate is not None].items():
-        for expert in range(layer.num_experts):
-            getattr(layer, ours)[expert].copy_(getattr(plain.experts[f"expert_{expert}"], theirs).weight)
+def _stacks(model: SwitchTransformersForConditionalGeneration) -> list[tuple[str, Any]]:
+    return [("encoder", model.encoder), ("decoder", model.decoder)]
 
 
 def _hand_down_padding_mask(layers: list[SwitchFeedForward]) -> Callable[..., None]:

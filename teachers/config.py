@@ -1,10 +1,23 @@
 """The settings of teachers. The paper's values are the defaults."""
 
-from typing import Annotated
+import re
+from typing import Annotated, Any
 
-from pydantic import Field, model_validator
+from pydantic import BeforeValidator, Field, model_validator
 
 from distill.config import Section, Size, Source, TrainingConfig
+
+_UNITS = {"KB": 10**3, "MB": 10**6, "GB": 10**9, "TB": 10**12}
+
+
+def _bytes(value: Any) -> Any:
+    """A size such as ``8GB`` in bytes. Other values are returned unchanged."""
+    if not isinstance(value, str):
+        return value
+    match = re.fullmatch(r"(\d{1,6}(?:\.\d{1,6})?) ?(KB|MB|GB|TB)", value.strip().upper())
+    if match is None:
+        raise ValueError(f"{value!r:.40} is no size such as 8GB or 500MB, and no number of bytes")
+    return int(float(match[1]) * _UNITS[match[2]])
 
 
 class SwitchConfig(Section):
@@ -29,6 +42,11 @@ class TeacherConfig(SwitchConfig):
         0.01, description="alpha of the paper"
     )
     evaluation_batch_size: Size = Field(64, description="examples per batch; expert capacity depends on it")
+    memory: Annotated[int, BeforeValidator(_bytes), Field(ge=1000, le=10**18)] | None = Field(
+        None,
+        description="memory for a teacher that does not train, such as 8GB; a larger one runs layer by layer; "
+        "null: what is free",
+    )
     training: TrainingConfig = TrainingConfig()
 
     @model_validator(mode="after")

@@ -14,6 +14,8 @@ from distill.models.t5_forward import compute_dtype
 
 # Below this many multiply-adds per expert, one call per expert costs more than the products of empty slots.
 _SMALL = 2**24
+# Above this many weights in another dtype than the tokens', experts are cast one at a time, to save memory.
+_CAST_AT_ONCE = 2**26
 Inner = Callable[..., torch.Tensor]  # outputs of wi, and of wi_gate if there is one -> input of wo
 
 
@@ -62,10 +64,13 @@ def run_experts(
         without an expert are unspecified.
     """
     tokens_ND = tokens_ND.to(compute_dtype(tokens_ND))
-    wi, wi_gate, wo = _in_dtype(tokens_ND.dtype, wi, wi_gate, wo)
-    if tokens_ND.is_cuda and tokens_ND.dtype == torch.bfloat16 and _rows_are_aligned(wi):
+    cast_later = wi.dtype != tokens_ND.dtype and wi.numel() > _CAST_AT_ONCE and not torch.is_grad_enabled()
+    if not cast_later:
+        wi, wo = wi.to(tokens_ND.dtype), wo.to(tokens_ND.dtype)
+        wi_gate = None if wi_gate is None else wi_gate.to(tokens_ND.dtype)
+    if tokens_ND.is_cuda and tokens_ND.dtype == torch.bfloat16 and _rows_are_aligned(wi) and not cast_later:
         return _grouped(tokens_ND, routing, inner, wi, wi_gate, wo)
-    if capacity * wi[0].numel() < _SMALL:
+    if capacity * wi[0].numel() < _SMALL and not cast_later:
         return _slotted(tokens_ND, routing, capacity, inner, wi, wi_gate, wo)
     loads = routing.load.tolist()  # the only synchronisation with the device
     wants = torch.is_grad_enabled()
@@ -85,18 +90,12 @@ def run_all_experts(
     ``gates_NE`` are the weights of the experts, [N, E]. All other arguments are as in ``run_experts``.
     """
     tokens_ND = tokens_ND.to(compute_dtype(tokens_ND))
-    wi, wi_gate, wo = _in_dtype(tokens_ND.dtype, wi, wi_gate, wo)
+    dtype = tokens_ND.dtype
     output_ND = torch.zeros_like(tokens_ND, dtype=torch.float32)
     for expert, gate_N in enumerate(gates_NE.unbind(-1)):  # one at a time: all at once would need [N, E, F] in memory
-        parts = [F.linear(tokens_ND, weight[expert]) for weight in (wi, wi_gate) if weight is not None]
-        output_ND = torch.addcmul(output_ND, gate_N[:, None], F.linear(inner(*parts), wo[expert]).float())
+        parts = [F.linear(tokens_ND, weight[expert].to(dtype)) for weight in (wi, wi_gate) if weight is not None]
+        output_ND = torch.addcmul(output_ND, gate_N[:, None], F.linear(inner(*parts), wo[expert].to(dtype)).float())
     return output_ND
-
-
-def _in_dtype(
-    dtype: torch.dtype, wi: torch.Tensor, wi_gate: torch.Tensor | None, wo: torch.Tensor
-) -> tuple[torch.Tensor, torch.Tensor | None, torch.Tensor]:
-    return wi.to(dtype), None if wi_gate is None else wi_gate.to(dtype), wo.to(dtype)
 
 
 def _slotted(
@@ -189,10 +188,10 @@ class _SlicedExperts(torch.autograd.Function):
         saved = []
         for expert, start, count, rounded in slices:
             x_Dn = sorted_ND[start : start + rounded].mT
-            pre = [torch.mm(weight[expert], x_Dn) for weight in (wi, wi_gate) if weight is not None]
+            pre = [torch.mm(weight[expert].to(x_Dn.dtype), x_Dn) for weight in (wi, wi_gate) if weight is not None]
             with torch.set_grad_enabled(wants_gradient):
                 h_Fn = inner(*(part.requires_grad_(wants_gradient) for part in pre))
-            output_ND[start : start + count] = torch.mm(wo[expert], h_Fn.detach())[:, :count].mT
+            output_ND[start : start + count] = torch.mm(wo[expert].to(h_Fn.dtype), h_Fn.detach())[:, :count].mT
             saved.append((pre, h_Fn) if wants_gradient else None)
         if wants_gradient:
             ctx.save_for_backward(sorted_ND, routing.order, routing.rank, wi, wi_gate, wo)

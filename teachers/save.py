@@ -6,10 +6,12 @@ import torch
 from transformers import PreTrainedTokenizerBase, SwitchTransformersForConditionalGeneration
 
 from distill.arguments import require
+from distill.errors import UserError
 from distill.io.files import new_directory, read_json, write_json
-from distill.models.build import EMBEDDINGS
+from distill.models.header import EMBEDDINGS
 from distill.models.save import save_tokenizer
-from teachers.build import EXPERT_WEIGHTS, require_teacher, switch_layers
+from teachers.build import require_teacher, switch_layers
+from teachers.layout import is_expert_weight, plain_names, sparse_blocks
 
 
 def save_teacher(
@@ -28,11 +30,13 @@ def save_teacher(
 
     Raises:
         ValueError: an argument has the wrong type.
-        UserError: the directory cannot be created, or its path is a file.
+        UserError: the directory cannot be created, its path is a file, or no config describes which blocks are sparse.
         DiskFull: there is no space; nothing has changed.
     """
     require_teacher("model", model)
     require("directory", directory, "a directory", lambda given: isinstance(given, str | Path) and str(given) != "")
+    if (blocks := _undescribed_blocks(model)) is not None:
+        raise UserError(f"no config.json of transformers describes {blocks}, so this teacher cannot be saved")
     require("tokenizer", tokenizer, "a tokenizer", lambda given: given is None or hasattr(given, "save_pretrained"))
     with new_directory(Path(directory).resolve()) as tmp_dir:
         state = plain_state_dict(model)
@@ -51,17 +55,22 @@ def save_teacher(
 
 def plain_state_dict(model: SwitchTransformersForConditionalGeneration) -> dict[str, torch.Tensor]:
     """The teacher's tensors with the names of plain transformers; expert weights are views, not copies."""
-    state = {}
-    layers = dict(switch_layers(model))
+    state: dict[str, torch.Tensor] = {}
+    gated = any(layer.mlp.wi_gate is not None for _, layer in switch_layers(model))
     for name, tensor in model.state_dict().items():
-        owner, _, weight = name.rpartition(".mlp.")
-        if owner not in layers:
-            state[name] = tensor
-        elif weight == "router.weight":
-            state[f"{owner}.mlp.router.classifier.weight"] = tensor
-        else:
-            names = EXPERT_WEIGHTS[layers[owner].mlp.wi_gate is not None]
-            plain = next(plain for plain, ours in names.items() if ours == weight)
-            for expert, value in enumerate(tensor):
-                state[f"{owner}.mlp.experts.expert_{expert}.{plain}.weight"] = value
+        plain = plain_names(name, model.config.num_experts, gated=gated)
+        state |= zip(plain, tensor.unbind() if is_expert_weight(name) else [tensor], strict=True)
     return state
+
+
+def _undescribed_blocks(model: SwitchTransformersForConditionalGeneration) -> str | None:
+    """A text with the first stack whose sparse blocks no config of transformers describes; None if there is none."""
+    found: dict[str, list[int]] = {"encoder": [], "decoder": []}
+    for name, _ in switch_layers(model):
+        stack, _, block, *_ = name.split(".")
+        found[stack].append(int(block))
+    for stack, blocks in (("encoder", model.encoder.block), ("decoder", model.decoder.block)):
+        layers = len(blocks)
+        if tuple(found[stack]) != sparse_blocks(layers, len(found[stack])):
+            return f"sparse {stack} blocks {found[stack]} of {layers}"
+    return None

@@ -11,6 +11,7 @@ from torch import nn
 from transformers.activations import ACT2FN
 
 from distill.arguments import require, require_fractions, require_positive, require_sizes
+from distill.models.t5_forward import compute_dtype
 from teachers.experts import run_all_experts, run_experts, sort_by_expert
 
 MINIMUM_CAPACITY = 4
@@ -113,7 +114,8 @@ class SwitchLayer(nn.Module):
             The output, with the shape and dtype of ``hidden``, without the residual connection; and the statistics.
 
         Raises:
-            ValueError: an input has the wrong shape or dtype, or ``routing`` is unknown.
+            ValueError: an input has the wrong shape or dtype, ``routing`` is unknown, or the dtype of the computation
+                is float16, in which the public checkpoints overflow.
         """
         self._check(hidden, padding_mask)
         tokens_ND = hidden.flatten(0, -2)
@@ -136,6 +138,8 @@ class SwitchLayer(nn.Module):
             raise ValueError(
                 f"hidden is {hidden.dtype} {list(hidden.shape)}; it must be floating point, [batch, length, {width}]"
             )
+        if compute_dtype(hidden) == torch.float16:
+            raise ValueError("a Switch layer cannot be computed in float16, which overflows; use bfloat16 or float32")
         if padding_mask is not None and padding_mask.shape != hidden.shape[:-1]:
             raise ValueError(
                 f"padding_mask has shape {list(padding_mask.shape)}, hidden {list(hidden.shape)}; "

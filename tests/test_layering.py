@@ -99,7 +99,7 @@ def test_models_and_tokenizers_are_saved_in_names_that_other_readers_know():
 
 
 QUICK = ["pipelines.cli", "pipelines.config.run_config", "pipelines.workdir.plan", "pipelines.runner.runner"]
-QUICK += ["pipelines.deploy.serve", "pipelines.deploy.bench_serving"]
+QUICK += ["pipelines.cli.inspection", "pipelines.deploy.serve", "pipelines.deploy.bench_serving"]
 QUICK += ["students.export", "students.runtime", "students.serving.server"]
 
 

@@ -25,7 +25,7 @@ from distill.errors import UserError
 from distill.io.disk import disk_full_errors, require_space
 from distill.io.files import check_digests, file_digest, read_record, write_record
 from distill.loss import SparseSoftLabels
-from distill.models.t5_forward import hidden_states
+from distill.models.layerwise import Forward, Output, by_batch
 from distill.special_tokens import token_type
 
 _STORED_NAMES = {"token_ids": "words"}  # field of SparseSoftLabels -> name of the file, if it differs
@@ -113,6 +113,7 @@ def make_labels(
     accelerator: Accelerator,
     origin: dict[str, str],
     progress: Path,
+    forward: Forward = by_batch,
     on_batch: Callable[[int, int, dict[str, float]], None] = lambda done, count, metrics: None,
 ) -> None:
     """Label the first ``count`` training examples. A killed call can be repeated: it resumes and writes the same bytes.
@@ -134,8 +135,11 @@ def make_labels(
         batch_size: examples per forward pass.
         origin: facts about teacher and data for labels.json. Unfinished labels of another origin are not resumed.
         progress: a JSON file that records the number of finished batches.
-        on_batch: gets the number of labelled examples, ``count``, and the batch's ``entropy`` and
-            ``tokens_per_second``.
+        forward: the forward pass; see ``distill.models.layerwise``. A slice of ``ByLayer`` that is killed before its
+            last block is computed again.
+        on_batch: gets the number of labelled examples, ``count``, the batch's ``entropy``, and ``tokens_per_second``
+            since the start. Within a slice of ``ByLayer`` a block counts as its share of the examples, and
+            ``batches`` replaces ``entropy``.
 
     Raises:
         DiskFull: there is no space for the labels. It is raised before the first label, and no file remains.
@@ -148,13 +152,22 @@ def make_labels(
         _create(directory, facts)
     accelerator.wait_for_everyone()
     arrays = _open(directory, facts, "r+")
+    mine = range(done + accelerator.process_index, batches, accelerator.num_processes)
+    tokens = examples.lengths.inputs + examples.lengths.targets
+    shown = _Progress(on_batch, done * batch_size, count, tokens)
+    made = forward(
+        teacher,
+        (examples.batch(_rows(number, batch_size)) for number in mine),
+        lambda batches: shown.at(batches * batch_size * accelerator.num_processes, {"batches": batches}),
+    )
     while done < batches:
         stop = min(done + _BATCHES_PER_SAVE * accelerator.num_processes, batches)
         for number in range(done + accelerator.process_index, stop, accelerator.num_processes):
-            began, rows = time.perf_counter(), range(number * batch_size, (number + 1) * batch_size)
-            entropy, tokens = _label_batch(teacher, examples, config, rows, arrays, temperature, accelerator)
-            speed = tokens / (time.perf_counter() - began)
-            on_batch(min(rows.stop, count), count, {"entropy": entropy, "tokens_per_second": speed})
+            with accelerator.autocast():
+                output = next(made)
+            rows = _rows(number, batch_size)
+            entropy = _label_batch(output, config, rows, arrays, temperature)
+            shown.at(rows.stop - shown.start, {"entropy": entropy})
         for array in arrays.values():
             array.flush()
         accelerator.wait_for_everyone()
@@ -168,33 +181,45 @@ def make_labels(
     accelerator.wait_for_everyone()
 
 
+class _Progress:
+    """Reports the progress of all processes, which never falls."""
+
+    def __init__(self, report: Callable[[int, int, dict[str, float]], None], start: int, count: int, tokens: int):
+        """Begin at example ``start`` of ``count``; an example has this number of tokens."""
+        self.start, self._report, self._count, self._tokens = start, report, count, tokens
+        self._began, self._most = time.perf_counter(), 0.0
+
+    def at(self, examples: float, metrics: dict[str, float]) -> None:
+        """Report that this number of examples is done since the start."""
+        self._most = max(self._most, examples)
+        speed = self._most * self._tokens / (time.perf_counter() - self._began)
+        done = min(int(self.start + self._most), self._count)
+        self._report(done, self._count, {**metrics, "tokens_per_second": speed})
+
+
+def _rows(number: int, batch_size: int) -> range:
+    """The examples of a batch."""
+    return range(number * batch_size, (number + 1) * batch_size)
+
+
 def _label_batch(
-    teacher: PreTrainedModel,
-    examples: Examples,
-    config: LabelsConfig,
-    rows: range,
-    arrays: Mapping[str, np.ndarray],
-    temperature: float,
-    accelerator: Accelerator,
-) -> tuple[float, int]:
-    """Write the labels of examples ``rows``; returns the mean entropy and the number of tokens.
+    output: Output, config: LabelsConfig, rows: range, arrays: Mapping[str, np.ndarray], temperature: float
+) -> float:
+    """Write the labels of examples ``rows``; returns the mean entropy.
 
     Rows beyond the last example fill the teacher's batch, and their labels are dropped.
     """
-    batch = examples.batch(rows).to(accelerator.device)
-    with accelerator.autocast():
-        hidden, head = hidden_states(teacher, batch.input_ids, batch.labels)
-    offsets = None
+    offsets, shape = None, output.labels.shape
     if config.form == "sampled":
-        per_example = [
-            np.random.default_rng((_OFFSETS, config.seed, row)).random(batch.labels.shape[1]) for row in rows
-        ]
-        offsets = torch.from_numpy(np.concatenate(per_example)).to(accelerator.device)
-    made = sparse_labels(hidden, head, num_tokens=config.num_tokens, temperature=temperature, offsets=offsets)
+        per_example = [np.random.default_rng((_OFFSETS, config.seed, row)).random(shape[1]) for row in rows]
+        offsets = torch.from_numpy(np.concatenate(per_example)).to(output.hidden.device)
+    made = sparse_labels(
+        output.hidden, output.head, num_tokens=config.num_tokens, temperature=temperature, offsets=offsets
+    )
     for name, array in arrays.items():
-        values = getattr(made, name).unflatten(0, batch.labels.shape).cpu().numpy()
+        values = getattr(made, name).unflatten(0, shape).cpu().numpy()
         array[rows.start : rows.stop] = values[: len(array) - rows.start]
-    return float(made.entropy.mean()), batch.input_ids.numel() + batch.labels.numel()
+    return float(made.entropy.mean())
 
 
 def _layout(facts: dict[str, Any]) -> dict[str, tuple[type, tuple[int, ...]]]:

@@ -2,6 +2,7 @@
 
 files        atomic writes, and checksums
 disk         disk space: checks before writing, and errors of a full disk
+memory       memory that this process can still use
 lock         a lock between processes
 hub          names on the Hugging Face hub, optionally pinned, and their commits
 hub_files    files of models and data sets on the hub, from the local cache if it has them

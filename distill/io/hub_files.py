@@ -4,8 +4,12 @@ A commit never changes, so the hub is not asked for files that are complete in t
 """
 
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-from distill.errors import UserError
+from rich.filesize import decimal
+
+from distill.errors import ExpectedError, UserError
+from distill.io.disk import require_space
 from distill.io.hub import HubSource, at_revision
 from distill.io.hub_answers import (
     HubUnreachable,
@@ -14,8 +18,12 @@ from distill.io.hub_answers import (
     failure_reason,
     hub_api,
     is_unreachable,
+    say,
     unreachable_reason,
 )
+
+if TYPE_CHECKING:
+    from huggingface_hub.hf_api import RepoSibling
 
 # Globs of file names; messages name the first. TOKENIZER has the files of all tokenizer types that T5 can have.
 CONFIG = ("config.json",)
@@ -25,6 +33,11 @@ TOKENIZER = (
     *("tokenizer.json", "tokenizer_config.json", "spiece.model", "tokenizer.model", "config.json"),
     *("special_tokens_map.json", "added_tokens.json", "vocab.json", "vocab.txt", "merges.txt"),
 )
+
+
+_LARGE = 10**8  # bytes of a download that is announced
+
+DISK_HINT = "free some, or set HF_HOME to a directory of another disk"
 
 
 class HubFilesUnavailable(UserError):
@@ -43,6 +56,7 @@ def local_files(source: str, kind: Kind, description: str, files: tuple[str, ...
     Raises:
         HubFilesUnavailable: the hub does not answer, and the cache does not have all files.
         UserError: the source does not exist, or its files cannot be downloaded.
+        DiskFull: the disk of the cache has no space for them.
     """
     if (found := cached_files(source, kind, description, files)) is not None:
         return found
@@ -51,17 +65,20 @@ def local_files(source: str, kind: Kind, description: str, files: tuple[str, ...
     name, commit = at_revision(source, kind, description)
     assert commit is not None  # cached_files has returned local directories
     try:
-        _check_answer(name, commit, kind, description, files[0])
+        listed = _listing(name, commit, kind, description, files[0])
     except HubFilesUnavailable:
         # Now that the hub is known to be unreachable, an incomplete cache is accepted.
         if (found := cached_files(source, kind, description, files)) is not None:
             return found
         raise
+    _require_space(name, kind, description, listed, files)
     try:
         with announce_wait(f"Waiting for the hub to send {files[0]} or similar files of {name} (Ctrl-C stops waiting)"):
             found = Path(snapshot_download(name, repo_type=kind, revision=commit, allow_patterns=list(files)))
         found.mkdir(parents=True, exist_ok=True)  # if the repository has none of the files
         return found
+    except ExpectedError:
+        raise
     except Exception as error:  # of many kinds: no permission, a connection that breaks off
         raise UserError(f"{description} is not a directory, and {failure_reason(error, commit, kind)}") from error
 
@@ -94,7 +111,7 @@ def dataset_place(source: str, description: str) -> HubSource:
         return HubSource(name, None)
     if (directory := _in_cache(name, commit, "dataset", None, require_complete=True)) is not None:
         return HubSource(str(directory), None)
-    _check_answer(name, commit, "dataset", description, "files")
+    _listing(name, commit, "dataset", description, "files")
     return HubSource(name, commit)
 
 
@@ -118,15 +135,56 @@ def _in_cache(name: str, commit: str, kind: Kind, wanted: list[str] | None, *, r
         return None
 
 
-def _check_answer(name: str, commit: str, kind: Kind, description: str, file: str) -> None:
-    """Check that the hub answers. Without this, a download from a hub that does not answer retries for minutes."""
+def sizes_on_hub(name: str, commit: str, description: str, file: str) -> dict[str, int]:
+    """The size in bytes of each file of a model on the hub.
+
+    Args:
+        name: of the model.
+        commit: in 40 hexadecimal digits.
+        description: names the model in messages.
+        file: the file that messages name.
+
+    Raises:
+        HubFilesUnavailable: the hub does not answer.
+        UserError: the hub does not have the commit, or refuses it.
+    """
+    return {one.rfilename: one.size or 0 for one in _listing(name, commit, "model", description, file)}
+
+
+def unavailable(description: str, file: str, commit: str) -> HubFilesUnavailable:
+    """The error of a hub that does not answer while the cache lacks ``file``."""
+    return HubFilesUnavailable(
+        f"{description} is not a directory, and the hub does not provide its {file} at {commit[:12]}: "
+        f"{unreachable_reason()}, and the local cache does not have all of it; connect, or check the name and the "
+        "revision"
+    )
+
+
+def _listing(name: str, commit: str, kind: Kind, description: str, file: str) -> "list[RepoSibling]":
+    """The files of a commit on a hub that answers. A download from one that does not answer would retry for minutes."""
     try:
-        hub_api().repo_info(name, repo_type=kind, revision=commit)
+        # A data set may have so many files that the hub needs longer for their sizes than its time limit.
+        found = hub_api().repo_info(name, repo_type=kind, revision=commit, files_metadata=kind == "model")
+        return getattr(found, "siblings", None) or []
     except HubUnreachable as unreachable:
-        raise HubFilesUnavailable(
-            f"{description} is not a directory, and the hub does not provide its {file} at {commit[:12]}: "
-            f"{unreachable_reason()}, and the local cache does not have all of it; connect, or check the name and the "
-            "revision"
-        ) from unreachable
+        raise unavailable(description, file, commit) from unreachable
     except Exception as error:  # of many kinds: no such commit, no permission
         raise UserError(f"{description} is not a directory, and {failure_reason(error, commit, kind)}") from error
+
+
+def _require_space(
+    name: str, kind: Kind, description: str, listed: "list[RepoSibling]", files: tuple[str, ...]
+) -> None:
+    """Check the space for those files that the cache does not have at any commit, and announce a large download."""
+    from huggingface_hub import constants
+    from huggingface_hub.file_download import repo_folder_name
+    from huggingface_hub.utils import filter_repo_objects  # type: ignore[attr-defined]
+
+    cache = Path(constants.HF_HUB_CACHE)
+    blobs = cache / repo_folder_name(repo_id=name, repo_type=kind) / "blobs"
+    wanted = filter_repo_objects(listed, allow_patterns=list(files), key=lambda one: one.rfilename)
+    names = {one.lfs.sha256 if one.lfs else one.blob_id: one.size or 0 for one in wanted}
+    missing = sum(size for blob, size in names.items() if not (blob and (blobs / blob).exists()))
+    require_space(cache, missing, f"the download of {description}", DISK_HINT)
+    if missing >= _LARGE:
+        say(f"Downloading {decimal(missing)} of {name} to {cache}")

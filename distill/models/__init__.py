@@ -5,5 +5,6 @@ header      the shape and token ids of a dense model or a student, from a config
 load        loading by transformers, after these checks
 save        saving of T5 models and tokenizers for transformers 4 and 5
 build       a dense T5 from a shape
+layerwise   a forward pass one block at a time, for models whose weights do not fit in memory
 t5_forward  the decoder's hidden states and the head of a T5 or Switch model
 """

@@ -1,32 +1,21 @@
-"""Checks of a model's directory before loading: its config and its safetensors. Does not import torch."""
+"""Checks of a model's directory before loading: its config and its weights.
 
-import json
-from collections.abc import Iterator
-from functools import lru_cache
+Imports torch only for ``.bin`` files.
+"""
+
 from pathlib import Path
-from typing import Any, NamedTuple
-
-import numpy as np
-from safetensors import SafetensorError, safe_open
+from typing import Any
 
 from distill.errors import UserError
 from distill.io.files import read_json
-from distill.io.hub_files import CONFIG, PICKLED_WEIGHTS, WEIGHTS, cached_files, local_files
-
-Shapes = dict[str, tuple[int, ...]]  # of tensors, by name
+from distill.io.hub_files import CONFIG, PICKLED_WEIGHTS, WEIGHTS, HubFilesUnavailable, cached_files, local_files
+from distill.models.remote_weights import remote_tensors
+from distill.models.stored_tensors import read_headers
+from distill.models.verify import verify
+from distill.models.weight_files import INDEXES, SINGLE_FILES, StoredTensors
 
 _ALSO_CALLED = {"d_model": "hidden_size", "num_heads": "num_attention_heads", "num_layers": "num_hidden_layers"}
 _LARGEST = {"num_layers": 1024, "num_decoder_layers": 1024, "num_experts": 4096}
-# dtypes in safetensors -> dtypes of numpy. numpy has no bfloat16, whose bits are the upper half of a float32.
-_FLOATS = {"F64": "<f8", "F32": "<f4", "F16": "<f2", "BF16": "<u2"}
-_BYTES_AT_ONCE = 2**26
-
-
-class FetchedModel(NamedTuple):
-    """A directory with a model's config and weights."""
-
-    directory: Path
-    is_pickled: bool  # true of some older models on the hub; never true of a local directory
 
 
 def read_model_config(source: str, description: str) -> dict[str, Any]:
@@ -69,8 +58,8 @@ def dimension(config: dict[Any, Any], name: str, default: int, description: str)
     return value
 
 
-def check_weights(source: str, description: str, *, finite: bool = True) -> Shapes | None:
-    """Check that the safetensors of a model are readable and finite. Nothing is downloaded.
+def check_weights(source: str, description: str, *, finite: bool = True) -> StoredTensors | None:
+    """Check that the weight files of a model are readable and finite. Nothing is downloaded.
 
     Args:
         source: a directory, or a name on the hub that may be pinned (``NAME@REVISION``).
@@ -78,24 +67,61 @@ def check_weights(source: str, description: str, *, finite: bool = True) -> Shap
         finite: whether to read and check the values; otherwise only the headers are read.
 
     Returns:
-        The shapes of all tensors. None for a model on the hub that has no safetensors or none in the local cache.
+        The tensors of all files. For a model on the hub that is not in the local cache, they are read by range requests
+        and values are not checked; None if the hub does not answer.
 
     Raises:
-        UserError: a file is missing, damaged or a pickle, or a tensor has values that are not finite floating-point
-            numbers.
+        UserError: a file is missing or damaged, a ``.bin`` file holds more than tensors, or a tensor has values that
+            are not finite floating-point numbers.
     """
-    directory = cached_files(source, "model", description, WEIGHTS)
-    if directory is None or (not Path(source).is_dir() and not _has_safetensors(directory)):
-        return None
-    files = _weight_files(directory, description)
-    shapes = _read_shapes(files, description)
+    directory = cached_weights(source, description)
+    if directory is None:
+        return _remote_headers(source, description)
+    tensors = read_headers(directory, description)
     if finite:
-        _check_finite(files, description)
-    return shapes
+        weight_digests(directory, tensors, description)
+    return tensors
 
 
-def fetch_weights(source: str, description: str) -> FetchedModel:
-    """The config and weights of a local model, or of a model on the hub, downloaded if they are not in the cache.
+def weight_digests(directory: Path, tensors: StoredTensors, description: str) -> dict[str, str]:
+    """SHA-256 of each weight file, by name, after a check that all values are finite.
+
+    Args:
+        directory: of the model.
+        tensors: all its tensors.
+        description: names the model in messages.
+
+    Raises:
+        UserError: a value is not finite.
+    """
+    digests = {}
+    for file in sorted({tensor.file for tensor in tensors.values()}):
+        digests[file], not_finite = verify(directory / file, tensors, description)
+        if not_finite is not None:
+            raise UserError(
+                f"{description} has weights in {not_finite} that are NaN or infinite; its training has diverged, "
+                "so take an earlier checkpoint"
+            )
+    return digests
+
+
+def cached_weights(source: str, description: str) -> Path | None:
+    """A local directory, or the directory of a model in the hub's cache. None if the cache may lack some weights.
+
+    Raises:
+        UserError: the source does not exist.
+    """
+    for files in (WEIGHTS, PICKLED_WEIGHTS):
+        directory = cached_files(source, "model", description, files)
+        if directory is not None and (Path(source).is_dir() or _has_weights(directory)):
+            return directory
+    return None
+
+
+def fetch_weights(source: str, description: str) -> Path:
+    """The directory of a local model, or of a model on the hub, downloaded if it is not in the cache.
+
+    If a model on the hub has safetensors, its ``.bin`` files are not downloaded.
 
     Args:
         source: a directory, or a name on the hub that may be pinned (``NAME@REVISION``).
@@ -104,90 +130,20 @@ def fetch_weights(source: str, description: str) -> FetchedModel:
     Raises:
         UserError: the model has no weights on the hub, or they cannot be downloaded.
     """
-    directory = local_files(source, "model", description, (*WEIGHTS, *CONFIG))
-    if Path(source).is_dir() or _has_safetensors(directory):
-        return FetchedModel(directory, is_pickled=False)
-    directory = local_files(source, "model", description, (*PICKLED_WEIGHTS, *WEIGHTS, *CONFIG))
-    if not any(directory.glob("pytorch_model*.bin")):
-        raise UserError(
-            f"{description} has neither model.safetensors nor pytorch_model.bin on the hub; name another model"
-        )
-    return FetchedModel(directory, is_pickled=True)
+    for files in (WEIGHTS, (*PICKLED_WEIGHTS, *WEIGHTS)):
+        directory = local_files(source, "model", description, (*files, *CONFIG))
+        if Path(source).is_dir() or _has_weights(directory):
+            return directory
+    raise UserError(f"{description} has neither {' nor '.join(SINGLE_FILES)} on the hub; name another model")
 
 
-def _read_shapes(files: list[Path], description: str) -> Shapes:
-    """The shapes in the headers of safetensors."""
-    shapes: Shapes = {}
-    for path in files:
-        try:
-            with safe_open(path, framework="np") as file:
-                for name in file.keys():  # noqa: SIM118  it is not a dict
-                    tensor = file.get_slice(name)
-                    shapes[name] = tuple(tensor.get_shape())
-                    if (kind := tensor.get_dtype()) not in _FLOATS:
-                        raise UserError(f"{description} has {name} in {kind}; save it in float32 or bfloat16")
-        except (SafetensorError, OSError) as error:
-            raise UserError(
-                f"{description} cannot be loaded: {path.name} is damaged ({error}); copy it again"
-            ) from error
-    return shapes
+def _remote_headers(source: str, description: str) -> StoredTensors | None:
+    try:
+        remote = remote_tensors(source, description)
+    except HubFilesUnavailable:
+        return None
+    return None if remote is None else remote.tensors
 
 
-def _check_finite(files: list[Path], description: str) -> None:
-    for path in files:
-        stat = path.stat()
-        if (name := _not_finite(path.absolute(), stat.st_size, stat.st_mtime_ns, stat.st_ino)) is not None:
-            raise UserError(
-                f"{description} has weights in {name} that are NaN or infinite; its training has diverged, "
-                "so take an earlier checkpoint"
-            )
-
-
-@lru_cache(maxsize=10_000)
-def _not_finite(path: Path, *_: int) -> str | None:
-    """The name of the first tensor of a file with a value that is not finite."""
-    with open(path, "rb") as file:
-        length = int.from_bytes(file.read(8), "little")
-        header = json.loads(file.read(length))
-    data = np.memmap(path, np.uint8, "r")[8 + length :]
-    tensors = ((name, tensor) for name, tensor in header.items() if name != "__metadata__")
-    return next((name for name, tensor in tensors if not all(_finite(data, tensor))), None)
-
-
-def _finite(data: np.ndarray, tensor: dict[str, Any]) -> Iterator[bool]:
-    first, last = tensor["data_offsets"]
-    for start in range(first, last, _BYTES_AT_ONCE):
-        values = data[start : min(start + _BYTES_AT_ONCE, last)].view(_FLOATS[tensor["dtype"]])
-        yield bool((values & 0x7F80 != 0x7F80).all() if tensor["dtype"] == "BF16" else np.isfinite(values).all())
-
-
-def _weight_files(directory: Path, description: str) -> list[Path]:
-    if (path := directory / "model.safetensors").is_file():
-        return [path]
-    index = directory / "model.safetensors.index.json"
-    if index.is_file():
-        known = read_json(index, "copy or save the model again")
-        parts = known.get("weight_map") if isinstance(known, dict) else None
-        names = set(parts.values()) if isinstance(parts, dict) and all(map(_is_text, parts.values())) else set()
-        for name in sorted(names):
-            if Path(name).name != name or not (directory / name).is_file():
-                raise UserError(
-                    f"{description} cannot be loaded: {index.name} names {name!r:.80}, which is not a file beside it"
-                )
-        if names:
-            return [directory / name for name in sorted(names)]
-        raise UserError(f"{description} cannot be loaded: {index.name} names no files; copy or save the model again")
-    if pickles := sorted(directory.glob("*.bin")) + sorted(directory.glob("*.pt")) + sorted(directory.glob("*.pkl")):
-        raise UserError(
-            f"{description} cannot be loaded: its weights are a pickle ({pickles[0].name}), which can run "
-            "code; save it as safetensors, with save_pretrained"
-        )
-    raise UserError(f"{description} cannot be loaded: it has no model.safetensors; save it there with save_pretrained")
-
-
-def _has_safetensors(directory: Path) -> bool:
-    return any((directory / name).is_file() for name in WEIGHTS[:2])
-
-
-def _is_text(value: Any) -> bool:
-    return isinstance(value, str)
+def _has_weights(directory: Path) -> bool:
+    return any((directory / name).is_file() for name in (*SINGLE_FILES, *INDEXES))

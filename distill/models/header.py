@@ -11,6 +11,9 @@ from distill.models.directory import dimension
 
 Shape = dict[str, int | str | bool]  # by the names of transformers' T5Config
 
+# These are the shared embedding in a tied model, and may be separate weights in an untied one.
+EMBEDDINGS = ("encoder.embed_tokens.weight", "decoder.embed_tokens.weight", "lm_head.weight")
+
 # Defaults of T5's relative position bias, and of the token ids that generation needs.
 POSITIONS = {"relative_attention_num_buckets": 32, "relative_attention_max_distance": 128}
 _TOKEN_IDS = {"pad": 0, "eos": 1, "decoder_start": None}
@@ -25,6 +28,7 @@ class Header(NamedTuple):
     pad: int  # token ids
     eos: int
     experts: int | None = None  # of the Switch model
+    differences: tuple[str, ...] = ()  # sentences on its config.json and its tensors
 
 
 def read_header(

@@ -49,10 +49,15 @@ def hidden_states(
         # The method belongs to subclasses of PreTrainedModel.
         decoder_ids = model.prepare_decoder_input_ids_from_labels(labels)  # type: ignore[operator]
         hidden = _stack(model.decoder, decoder_ids, encoded, dtype, states)
-        # T5 has a config key for it; Switch models scale if and only if the head is tied.
-        if getattr(model.config, "scale_decoder_outputs", model.config.tie_word_embeddings):
-            hidden = hidden * model.config.d_model**-0.5
-    return hidden.flatten(0, 1), model.lm_head.weight
+        return scaled(model, hidden).flatten(0, 1), model.lm_head.weight
+
+
+def scaled(model: PreTrainedModel, hidden: torch.Tensor) -> torch.Tensor:
+    """The decoder's hidden states, times D**-0.5 for models that have this factor."""
+    # T5 has a config key for it; Switch models scale if and only if the head is tied.
+    if getattr(model.config, "scale_decoder_outputs", model.config.tie_word_embeddings):
+        return hidden * model.config.d_model**-0.5
+    return hidden
 
 
 def is_known(model: Any) -> bool:
@@ -83,26 +88,64 @@ def _stack(
     states: list[BlockStates] | None,
 ) -> torch.Tensor:
     """Run the encoder, or the decoder if ``encoded_BSD`` is given: ids -> normalised hidden states [B, S, D]."""
-    x = F.embedding(ids_BS, stack.embed_tokens.weight).float()
-    drop = stack.config.dropout_rate if stack.training else 0.0
-    x = F.dropout(x, drop, drop > 0)
-    bias = _position_bias(stack.block[0].layer[0].SelfAttention, ids_BS.shape[1], dtype)
+    x = embed(stack, ids_BS)
+    bias = position_bias(stack, ids_BS.shape[1], dtype)
     for block in stack.block:
-        attention = block.layer[0]
-        normed = rms_norm(x, attention.layer_norm, dtype)
-        x = x + F.dropout(_attention(attention.SelfAttention, normed, None, bias, drop), drop, drop > 0)
-        if encoded_BSD is not None:
-            attention = block.layer[1]
-            normed = rms_norm(x, attention.layer_norm, dtype)
-            x = x + F.dropout(_attention(attention.EncDecAttention, normed, encoded_BSD, None, drop), drop, drop > 0)
-        last = block.layer[-1]
-        normed = rms_norm(x, last.layer_norm, dtype)
-        sparse = hasattr(last, "experts")
-        ffn = last.experts(normed) if sparse else _dense_ffn(last, normed, drop)
-        x = x + ffn
+        x, ffn = run_block(stack, block, x, encoded_BSD, bias, dtype)
         if states is not None:
-            states.append(BlockStates(x, ffn, sparse, encoded_BSD is not None))
+            states.append(BlockStates(x, ffn, hasattr(block.layer[-1], "experts"), encoded_BSD is not None))
+    return final_norm(stack, x, dtype)
+
+
+def embed(stack: Any, ids_BS: torch.Tensor) -> torch.Tensor:
+    """The input of a stack's first block: ids -> [B, S, D] float32."""
+    drop = _dropout_rate(stack)
+    return F.dropout(F.embedding(ids_BS, stack.embed_tokens.weight).float(), drop, drop > 0)
+
+
+def run_block(
+    stack: Any,
+    block: Any,
+    x: torch.Tensor,
+    encoded: torch.Tensor | None,
+    bias: torch.Tensor,
+    dtype: torch.dtype,
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Run one block of a stack.
+
+    Args:
+        stack, block: modules of transformers.
+        x: [B, S or T, D] float32, input of the block.
+        encoded: [B, S, D], output of the encoder, for a block of the decoder; None for one of the encoder.
+        bias: the result of ``position_bias``.
+        dtype: of the products.
+
+    Returns:
+        The input of the next block, and the output of the FFN or Switch layer before the residual connection; both
+        [B, S or T, D].
+    """
+    drop = _dropout_rate(stack)
+    attention = block.layer[0]
+    normed = rms_norm(x, attention.layer_norm, dtype)
+    x = x + F.dropout(_attention(attention.SelfAttention, normed, None, bias, drop), drop, drop > 0)
+    if encoded is not None:
+        attention = block.layer[1]
+        normed = rms_norm(x, attention.layer_norm, dtype)
+        x = x + F.dropout(_attention(attention.EncDecAttention, normed, encoded, None, drop), drop, drop > 0)
+    last = block.layer[-1]
+    normed = rms_norm(x, last.layer_norm, dtype)
+    ffn = last.experts(normed) if hasattr(last, "experts") else _dense_ffn(last, normed, drop)
+    return x + ffn, ffn
+
+
+def final_norm(stack: Any, x: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
+    """The output of a stack, in ``dtype``: the normalised output of its last block."""
+    drop = _dropout_rate(stack)
     return F.dropout(rms_norm(x, stack.final_layer_norm, dtype), drop, drop > 0)
+
+
+def _dropout_rate(stack: Any) -> float:
+    return stack.config.dropout_rate if stack.training else 0.0
 
 
 def _attention(
@@ -149,11 +192,12 @@ def _dense(layer: Any) -> Any:
     return layer.DenseReluDense if hasattr(layer, "DenseReluDense") else layer.mlp
 
 
-def _position_bias(attention: T5Attention, length: int, dtype: torch.dtype) -> torch.Tensor:
-    """Relative position bias [H, length, length]; minus infinity at later positions in a decoder.
+def position_bias(stack: Any, length: int, dtype: torch.dtype) -> torch.Tensor:
+    """Relative position bias [H, length, length] of all blocks; minus infinity at later positions in a decoder.
 
     The bias depends only on the distance, so each of the 2 * length - 1 distances is looked up once.
     """
+    attention: T5Attention = stack.block[0].layer[0].SelfAttention
     distance = torch.arange(1 - length, length, device=attention.relative_attention_bias.weight.device)
     bucket = attention._relative_position_bucket(
         distance,

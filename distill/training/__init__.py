@@ -9,5 +9,6 @@ divergence     detection of non-finite values and exploding gradients
 checkpoint     the state that a killed run resumes from, in safetensors and JSON
 sharding       a model sharded over several processes (FSDP2)
 machine        properties of a machine that results depend on
+memory         the memory that a training step needs, from a shape alone
 precision      the precision that "auto" selects on this machine
 """

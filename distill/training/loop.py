@@ -24,6 +24,7 @@ from distill.data.cached_labels import LabelledBatch, LabelledExamples
 from distill.data.examples import IGNORE_INDEX, Batch, Examples
 from distill.io.disk import require_space
 from distill.io.files import remove_temporary
+from distill.models.build import count_parameters
 from distill.optim.build import make_optimizer
 from distill.processes import num_processes
 from distill.training.checkpoint import (
@@ -36,12 +37,14 @@ from distill.training.checkpoint import (
     save_checkpoint,
 )
 from distill.training.divergence import MAX_RESTARTS, NormWatch, TrainingDiverged
-from distill.training.machine import keep_freed_memory
+from distill.training.machine import keep_freed_memory, return_freed_memory
 from distill.training.precision import resolve_precision
 from distill.training.schedule import learning_rate
 from distill.training.sharding import fsdp_requested, gathered_parameters, gathered_states, shard, unshard
 from distill.training.step import MetricWindow, micro_batch_indices, prefetch, seed_pass
 from distill.training.train_modules import TrainModule
+
+_LARGE_MODEL = 50_000_000  # parameters
 
 
 @dataclass(frozen=True)
@@ -108,6 +111,8 @@ def train(
         UserError: the processes cannot share a batch equally.
     """
     hooks = hooks or Hooks()
+    if count_parameters(objective.model) > _LARGE_MODEL:
+        return_freed_memory()
     steps = steps or config.steps
     stop = steps if stop is None else stop
     micro_batches = micro_batch_indices(config, accelerator)

@@ -11,7 +11,8 @@ from accelerate import Accelerator
 from distill.training.sharding import fsdp_requested
 
 # Constants from glibc's malloc.h.
-_M_TRIM_THRESHOLD, _M_TOP_PAD, _M_MMAP_MAX, _M_ARENA_MAX = -1, -2, -4, -8
+_M_TRIM_THRESHOLD, _M_TOP_PAD, _M_MMAP_THRESHOLD, _M_MMAP_MAX, _M_ARENA_MAX = -1, -2, -3, -4, -8
+_LARGE_BLOCK = 2**20  # bytes
 
 
 def machine_facts(accelerator: Accelerator) -> dict[str, str]:
@@ -35,11 +36,21 @@ def machine_facts(accelerator: Accelerator) -> dict[str, str]:
 
 def keep_freed_memory() -> None:
     """Make glibc keep large freed blocks. Returning them to the system costs page faults in each step on a CPU."""
-    if platform.libc_ver()[0] != "glibc" or torch.cuda.is_available():
-        return
-    mallopt = ctypes.CDLL(None).mallopt
-    for option, value in ((_M_MMAP_MAX, 0), (_M_TRIM_THRESHOLD, 2**31 - 1), (_M_TOP_PAD, 2**26), (_M_ARENA_MAX, 1)):
-        mallopt(option, value)
+    _set_allocator((_M_MMAP_MAX, 0), (_M_TRIM_THRESHOLD, 2**31 - 1), (_M_TOP_PAD, 2**26), (_M_ARENA_MAX, 1))
+
+
+def return_freed_memory() -> None:
+    """Make glibc return large freed blocks again, for a model of which the gaps between kept blocks would be large.
+
+    The training of a T5-Base on a CPU takes 2 GB less. Compared with its products, the page faults take little time.
+    """
+    _set_allocator((_M_MMAP_MAX, 2**16), (_M_MMAP_THRESHOLD, _LARGE_BLOCK))
+
+
+def _set_allocator(*options: tuple[int, int]) -> None:
+    if platform.libc_ver()[0] == "glibc" and not torch.cuda.is_available():
+        for option, value in options:
+            ctypes.CDLL(None).mallopt(option, value)
 
 
 def _processor() -> str:

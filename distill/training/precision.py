@@ -25,13 +25,18 @@ def resolve_precision(asked: Literal["auto", "bfloat16", "float32"]) -> Precisio
 def multiplies_bfloat16() -> bool:
     """Whether the GPU, or without one the CPU, has instructions that multiply bfloat16."""
     flags = _processor_flags(Path("/proc/cpuinfo"))
-    if flags is not None and not any(path.exists() for path in _GPUS):
+    if flags is not None and not may_have_gpu():
         return bool(_BFLOAT16_FLAGS & flags)
     import torch
 
     if torch.cuda.is_available():
         return torch.cuda.is_bf16_supported(including_emulation=False)
     return torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()
+
+
+def may_have_gpu() -> bool:
+    """Whether CUDA or ROCm may find a GPU on this machine; only torch knows."""
+    return any(path.exists() for path in _GPUS)
 
 
 def _processor_flags(path: Path) -> set[str] | None:

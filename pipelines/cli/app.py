@@ -17,7 +17,7 @@ from distill.io.disk import is_full
 from distill.processes import is_main_process, num_processes
 from pipelines.cli import serving as cli_serving
 from pipelines.cli.completion import complete_config, complete_ratio
-from pipelines.cli.options import Json, Model, Workdir
+from pipelines.cli.options import Json, Model, Teacher, Workdir
 from pipelines.runner.parent import end_with_parent
 from pipelines.tracking.store_uri import without_credentials
 from pipelines.workdir.commands import WORK
@@ -133,6 +133,14 @@ def report(config: Config, set_: Set = None, workdir: Workdir = WORK, seed: Seed
 
 
 @app.command()
+def inspect(model: Teacher, json_: Json = False) -> None:
+    """Describe a Switch model from its headers alone, and the memory and disk that each stage needs with it."""
+    from pipelines.cli.inspection import show_model
+
+    show_model(model, json_)
+
+
+@app.command()
 def lineage(
     model: Model,
     workdir: Workdir = WORK,
@@ -170,7 +178,7 @@ def presets(json_: Json = False) -> None:
     from pipelines.config.presets import PRESETS
 
     listed = {name: (preset.__doc__ or name).strip().splitlines()[0] for name, preset in PRESETS.items()}
-    print(json.dumps(listed, indent=2) if json_ else "\n".join(f"{name:<12} {text}" for name, text in listed.items()))
+    print(json.dumps(listed, indent=2) if json_ else "\n".join(f"{name:<16} {text}" for name, text in listed.items()))
 
 
 @app.command("config")
@@ -245,6 +253,9 @@ def _runner(
 ) -> "StageRunner":
     from pipelines.config.run_config import load_config
 
+    # Threads of torch wait for work without using a core. On a busy machine, waiting in a loop doubles the time of
+    # small models. OpenMP reads this when torch is imported.
+    os.environ.setdefault("OMP_WAIT_POLICY", "passive")
     resolved = load_config(config, overrides or [], seed)
     if ratio is not None and ratio not in resolved.teacher.ratios:
         raise UserError(f"--ratio is {ratio!r}; {config} has {', '.join(resolved.teacher.ratios)}")

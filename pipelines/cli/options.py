@@ -8,5 +8,8 @@ import typer
 Model = Annotated[
     str, typer.Argument(metavar="MODEL", help="A run id, models:/NAME/VERSION, models:/NAME@ALIAS, or a directory.")
 ]
+Teacher = Annotated[
+    str, typer.Argument(metavar="MODEL", help="A directory, or a name on the hub that may be pinned: NAME@REVISION.")
+]
 Workdir = Annotated[Path, typer.Option(help="Work directory, which holds all output.")]
 Json = Annotated[bool, typer.Option("--json", help="Print JSON and nothing else on stdout.")]

@@ -191,7 +191,7 @@ def _teacher(directory: Path, threads: int) -> Answer:
     from teachers.load import load_teacher
 
     torch.set_num_threads(threads)
-    return _generate(load_teacher(directory), directory)
+    return _generate(load_teacher(directory, compute_dtype=torch.float32), directory)
 
 
 def _generate(model: Any, directory: Path) -> Answer:

@@ -25,7 +25,7 @@ class TeacherRunner(HfRunner):
         """
         if threads:
             torch.set_num_threads(threads)
-        self.model = load_teacher(directory)
+        self.model = load_teacher(directory, compute_dtype=torch.float32)
         self.tokenizer = Tokenizer.from_file(str(directory / "tokenizer.json"))
         config = self.model.config  # has a start token even if config.json has none
         self._ids = SpecialIds(config.decoder_start_token_id, config.pad_token_id, config.eos_token_id)

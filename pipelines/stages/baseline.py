@@ -20,7 +20,7 @@ from pipelines.runner.stage_run import Outcome, StageRun
 from pipelines.workdir.plan import baseline_steps, baseline_training, long_steps
 from students.initialise import student_config
 from students.load import load_dense
-from teachers.load import read_teacher_config
+from teachers.load import open_non_experts
 
 
 def compute(run: StageRun) -> Outcome:
@@ -74,7 +74,7 @@ def compute(run: StageRun) -> Outcome:
 def _model(run: StageRun) -> T5ForConditionalGeneration:
     special_tokens, source = run.data.special_tokens, run.config.baseline.checkpoint
     if source is None and (teachers := run.config.teacher.checkpoints):
-        return new_t5(student_config(read_teacher_config(next(iter(teachers.values())))), seed=run.seed)
+        return new_t5(student_config(open_non_experts(next(iter(teachers.values()))).config), seed=run.seed)
     if source is None:
         ids = {"pad": special_tokens.pad, "eos": special_tokens.eos}
         return build_dense(run.config.model, run.data.vocab_size, **ids, seed=run.seed)

@@ -5,6 +5,7 @@ from transformers import T5ForConditionalGeneration
 
 from distill.data.cached_labels import CachedLabels, LabelledExamples
 from distill.data.examples import Examples
+from distill.errors import UserError
 from distill.evaluation import evaluate
 from distill.models.build import count_parameters, place
 from distill.training.loop import train
@@ -59,4 +60,10 @@ def _objective_and_examples(
     if not settings.runs_teacher:
         return HardLabels(student), examples
     matching = Matching(settings.match, settings.match_weight, settings.match_steps) if settings.match else None
-    return HardAndSoftLabels(student, frozen_teacher(run), **mix, matching=matching), examples
+    running = frozen_teacher(run)
+    if running.streamed:
+        raise UserError(
+            f"teacher {run.ratio} does not fit into memory, so it cannot run at each step; set distill.soft_labels to "
+            "cached and distill.match to [], or raise teacher.memory"
+        )
+    return HardAndSoftLabels(student, running.model, **mix, matching=matching), examples

@@ -3,22 +3,28 @@
 ``student.ffn_init`` selects the initialisation of the FFNs that replace Switch layers.
 """
 
+import gc
+
 import torch
 from transformers import T5ForConditionalGeneration
 
 from distill.data.examples import Batch, Examples
-from distill.models.build import count_parameters, place
+from distill.models.build import count_parameters
+from distill.models.layerwise import in_memory
 from pipelines.runner.stage_run import Outcome, StageRun
+from pipelines.stages.teacher import run_frozen
+from pipelines.workdir.teacher_files import open_finished_teacher
 from students.calibration import ffn_errors, record
 from students.initialise import init_student_with_counts
-from teachers.load import load_teacher
+from students.load import load_dense
 
 
 def compute(run: StageRun) -> Outcome:
-    """Save a student that transformers can load, and measure the error of its FFNs.
+    """Save a student that transformers can load.
 
-    The error of each FFN that replaces a Switch layer (``students.calibration.ffn_errors``) is measured on training
-    text that the calibration has not seen.
+    If FFNs are built from experts, or if ``student.measure_ffn_errors`` asks for it, the error of each FFN that
+    replaces a Switch layer (``students.calibration.ffn_errors``) is measured on training text that the calibration has
+    not seen. Otherwise only the non-expert tensors of the teacher are read.
 
     Returns:
         The FFN errors, and the number of tensors and parameters by origin.
@@ -27,20 +33,26 @@ def compute(run: StageRun) -> Outcome:
         UserError: the teacher is damaged.
         RuntimeError: the saved student does not reproduce the outputs of the student in memory.
     """
-    settings = run.config.student
-    teacher = place(load_teacher(run.inputs["teacher"].read("model"), run.config.teacher), run.accelerator.device)
-    calibration, held_out = _calibration_text(run)
+    settings, stored = run.config.student, open_finished_teacher(run.inputs["teacher"])
+    running = run_frozen(run, stored, torch.float32) if settings.reads_text else None
+    in_place = running.streamed.in_place if running and running.streamed else in_memory
+    calibration, held_out = _calibration_text(run) if running else (None, [])
     student, counts = init_student_with_counts(
-        teacher,
+        running.model if running else stored,
         ffn_init=settings.ffn_init,
         seed=run.seed,
         calibration=calibration,
         copy=settings.non_expert_init == "teacher",
+        in_place=in_place,
     )
-    errors = ffn_errors(student, record(teacher, held_out))
+    errors = {}
+    if running:
+        errors = ffn_errors(student, record(running.model, held_out, in_place=in_place))
     run.save_model(student)
-    _check_reload(run, student)
-    parameters = count_parameters(student)
+    parameters, logits = count_parameters(student), _logits(run, student)
+    del student, running, in_place  # before the saved student is loaded, to save memory
+    gc.collect()  # modules refer to themselves
+    _check_reload(run, logits)
     metrics: dict[str, float] = {f"{kind}_{fate}": n for kind, fates in counts.items() for fate, n in fates.items()}
     metrics |= {f"ffn_error/{layer}": error for layer, error in errors.items()}
     return Outcome({**metrics, "parameters": parameters}, {**counts, "total": parameters})
@@ -59,14 +71,16 @@ def _calibration_text(run: StageRun) -> tuple[list[Batch], list[Batch]]:
     return batches(0, wanted), batches(examples.segments - measured, examples.segments)
 
 
-def _check_reload(run: StageRun, student: T5ForConditionalGeneration) -> None:
-    """Check that the saved student gives the same output as the student in memory. Its quality is not checked."""
-    batch = Examples(run.data, run.config.data, seed=None).batch(range(1))
-    reloaded = T5ForConditionalGeneration.from_pretrained(run.directory / "model", use_safetensors=True).eval()
-    with torch.no_grad():
-        before = student.eval()(**batch._asdict()).logits
-        after = reloaded(**batch._asdict()).logits
-    if not torch.equal(before, after):
+def _check_reload(run: StageRun, logits: torch.Tensor) -> None:
+    """Check that the saved student gives the ``logits`` of the student in memory. Its quality is not checked."""
+    if not torch.equal(logits, _logits(run, load_dense(str(run.directory / "model"), run.stage.title))):
         raise RuntimeError(
             f"the student saved in {run.directory / 'model'} does not reproduce the outputs of the student in memory"
         )
+
+
+@torch.no_grad()
+def _logits(run: StageRun, student: T5ForConditionalGeneration) -> torch.Tensor:
+    """The logits of one evaluated example, [1, T, vocabulary]."""
+    batch = Examples(run.data, run.config.data, seed=None).batch(range(1))
+    return student.eval()(**batch._asdict()).logits

@@ -2,9 +2,9 @@
 
 from distill.data.cached_labels import CachedLabels, make_labels
 from distill.data.examples import Examples
-from distill.io.files import directory_digest
 from pipelines.runner.stage_run import Outcome, StageRun
 from pipelines.stages.teacher import frozen_teacher
+from pipelines.workdir.teacher_files import teacher_digest
 
 
 def compute(run: StageRun) -> Outcome:
@@ -16,10 +16,11 @@ def compute(run: StageRun) -> Outcome:
     Raises:
         UserError: the teacher is damaged.
     """
-    config, settings, source = run.config, run.config.distill, run.inputs["teacher"].model
+    config, settings, teacher = run.config, run.config.distill, run.inputs["teacher"]
     directory = run.directory / "labels"
+    running = frozen_teacher(run)
     make_labels(
-        frozen_teacher(run),
+        running.model,
         Examples(run.data, config.data, seed=settings.labels.seed),
         settings.labels,
         directory,
@@ -27,8 +28,9 @@ def compute(run: StageRun) -> Outcome:
         temperature=settings.temperature,
         batch_size=config.teacher.evaluation_batch_size,
         accelerator=run.accelerator,
-        origin={"teacher": directory_digest(source), "data": run.data.digest},
+        origin={"teacher": teacher_digest(teacher), "data": run.data.digest},
         progress=run.directory / "checkpoints" / "progress.json",
+        forward=running.forward,
         on_batch=run.bar.update,
     )
     labels = CachedLabels(directory)

@@ -247,7 +247,8 @@ def _cost(run: StageRun, model: FinishedStage, training: TrainingConfig, steps: 
 def _forward_flops(run: StageRun, model: FinishedStage, *, experts: int = 1) -> float:
     """Floating-point operations of a forward pass for one example."""
     lengths = example_lengths(run.data, run.config.data)[1]
-    shape = json.loads(model.read("model/config.json").read_text())
+    shape = model.facts.get("shape")  # a loaded teacher has no config.json in its directory
+    shape = shape or json.loads(model.read("model/config.json").read_text())
     return forward_flops(shape, lengths.inputs, lengths.targets, experts=experts)
 
 

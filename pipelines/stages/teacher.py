@@ -5,22 +5,28 @@ import torch
 from transformers import SwitchTransformersForConditionalGeneration
 
 from distill.data.examples import Examples
+from distill.data.prepared_data import example_lengths
 from distill.evaluation import evaluate
-from distill.models.build import count_parameters, freeze, place
+from distill.models.build import count_parameters, place
+from distill.models.layerwise import Forward, by_batch
 from distill.processes import is_main_process
 from distill.training.divergence import TrainingDiverged
 from distill.training.loop import train
 from pipelines.reporting.plot import plot_routing
 from pipelines.runner.stage_run import Outcome, StageRun
+from pipelines.workdir.teacher_files import open_finished_teacher, reference_facts
 from teachers.build import build_teacher, switch_layers
-from teachers.load import load_teacher
+from teachers.load import StoredTeacher, open_teacher
 from teachers.routing import RoutingSummary, measure_routing
 from teachers.save import save_teacher
+from teachers.streaming import RunningTeacher, run_teacher
 from teachers.train_module import HardLabelsAndLoadBalance
 
 
 def compute(run: StageRun) -> Outcome:
-    """Save a teacher that plain transformers can read, and the loss of every evaluated example.
+    """Measure a teacher's quality. Save a trained teacher so that plain transformers can read it.
+
+    A loaded teacher is not copied. The facts name its place, its revision and the SHA-256 of its files.
 
     Raises:
         UserError: the teacher's checkpoint cannot be loaded.
@@ -29,12 +35,17 @@ def compute(run: StageRun) -> Outcome:
     settings, stage = run.config.teacher, run.stage
     held_out = Examples(run.data, run.config.data, seed=None)
     source = settings.checkpoints.get(run.ratio)
-    model = place(load_teacher(source, settings) if source else _build(run), run.accelerator.device)
+    stored = open_teacher(source) if source else None
+    forward: Forward = by_batch
+    if stored:
+        model, forward, *_ = run_frozen(run, stored)
+    else:
+        model = place(_build(run), run.accelerator.device)
 
     def measure() -> tuple[float, np.ndarray, RoutingSummary]:
         with measure_routing(model) as routing:
-            batch_size = settings.evaluation_batch_size
-            quality, losses = evaluate(model, held_out, batch_size=batch_size, accelerator=run.accelerator)
+            size = settings.evaluation_batch_size
+            quality, losses = evaluate(model, held_out, batch_size=size, accelerator=run.accelerator, forward=forward)
         return quality, losses, routing(run.accelerator)
 
     def curves() -> dict[str, float]:
@@ -62,10 +73,13 @@ def compute(run: StageRun) -> Outcome:
     run.save_losses(losses)
     if is_main_process():
         plot_routing(routing.layers, routing.load.numpy(), run.directory / "routing.png")
-        save_teacher(model, run.directory / "model", run.data.tokenizer)
+        if stored is None:
+            save_teacher(model, run.directory / "model", run.data.tokenizer)
     run.accelerator.wait_for_everyone()
     parameters = count_parameters(model)
     facts = {"experts": model.config.num_experts, "parameters": parameters, "checkpoint": source}
+    if source and stored:
+        facts |= reference_facts(source, stored)
     metrics = {
         "quality": quality,
         "parameters": parameters,
@@ -75,18 +89,43 @@ def compute(run: StageRun) -> Outcome:
     return Outcome(metrics, facts)
 
 
-def frozen_teacher(run: StageRun) -> SwitchTransformersForConditionalGeneration:
-    """The frozen teacher of a later stage, with matrices in the precision of the run and ``distill.teacher_routing``.
+def frozen_teacher(run: StageRun) -> RunningTeacher:
+    """The frozen teacher of a later stage, with ``distill.teacher_routing``.
 
     Raises:
-        UserError: its files are missing or damaged.
+        UserError: its files are missing, damaged or not those that the teacher stage has read.
     """
-    model = load_teacher(run.inputs["teacher"].read("model"), run.config.teacher)
-    for _, layer in switch_layers(model):
+    running = run_frozen(run, open_finished_teacher(run.inputs["teacher"]))
+    for _, layer in switch_layers(running.model):
         layer.mlp.routing = run.config.distill.teacher_routing
         layer.mlp.num_sampled_experts = run.config.distill.num_sampled_experts
+    return running
+
+
+def run_frozen(run: StageRun, stored: StoredTeacher, compute_dtype: torch.dtype | None = None) -> RunningTeacher:
+    """A teacher without gradients, which runs layer by layer if it does not fit into ``teacher.memory``.
+
+    Args:
+        run: the stage that needs it.
+        stored: its files.
+        compute_dtype: of its products; None: the precision of the run.
+
+    Raises:
+        UserError: the memory does not even suffice layer by layer.
+    """
     precision = torch.bfloat16 if run.accelerator.mixed_precision == "bf16" else torch.float32
-    return place(freeze(model, precision), run.accelerator.device)
+    lengths = example_lengths(run.data, run.config.data)[1]
+    running = run_teacher(
+        stored,
+        run.config.teacher,
+        compute_dtype=compute_dtype or precision,
+        device=run.accelerator.device,
+        lengths=(lengths.inputs, lengths.targets),
+        directory=run.directory,
+    )
+    if running.sentence:
+        run.workspace.say(f"{run.stage.title:<16} {running.sentence}")
+    return running
 
 
 def _build(run: StageRun) -> SwitchTransformersForConditionalGeneration:

@@ -6,5 +6,7 @@ preflight      checks of data, memory and launcher before anything is written
 loaded_models  checks of the models that a run loads: whether they load, and whether they can be compared
 hub_names      names on the hub that a run reads, at one commit for all of its processes
 disk_budget    disk space that a run needs
+inspection     headers of a Switch model: its layout, its parameters, its student
+stage_needs    memory and disk that each stage needs with a loaded teacher
 commands       commands that messages suggest
 """

@@ -54,18 +54,26 @@ def _training(workspace: Workspace, stage: Stage) -> TrainingConfig | None:
 
 def _checkpoint_bytes(workspace: Workspace, stage: Stage) -> int:
     training = _training(workspace, stage)
-    if training is None:
-        return 0
+    return 0 if training is None else checkpoints_bytes(stage.kind, training, _parameters(workspace, stage))
+
+
+def checkpoints_bytes(kind: str, training: TrainingConfig, parameters: int) -> int:
+    """Bytes of all checkpoints that a stage of this kind has at a time."""
     # The baseline trains three parts (the trunk and two ends), and each of them keeps two checkpoints.
-    number = _CHECKPOINTS + 4 if stage.kind == "baseline" else _CHECKPOINTS
-    return number * training.checkpoint_bytes(_parameters(workspace, stage))
+    number = _CHECKPOINTS + 4 if kind == "baseline" else _CHECKPOINTS
+    return number * training.checkpoint_bytes(parameters)
 
 
 def _output_bytes(workspace: Workspace, stage: Stage) -> int:
     if stage.kind == "label":
         return _label_bytes(workspace, stage)
-    copies = 2 if stage.kind == "distill" else 1  # MLflow's store gets a copy of each student
-    return copies * 4 * _parameters(workspace, stage)
+    return model_bytes(stage.kind, _parameters(workspace, stage))
+
+
+def model_bytes(kind: str, parameters: int) -> int:
+    """Bytes of the model that a stage of this kind writes, in the work directory and in MLflow's store."""
+    copies = 2 if kind == "distill" else 1  # MLflow's store gets a copy of each student
+    return copies * 4 * parameters
 
 
 def _label_bytes(workspace: Workspace, stage: Stage) -> int:

@@ -3,13 +3,13 @@
 Imports torch only after the checks of configs, tokenizers and values of weights.
 """
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from typing import NamedTuple
 
 from distill.data.prepared_data import PreparedData
 from distill.data.vocabulary import Vocabulary, check_same_vocabulary, read_vocabulary
 from distill.errors import UserError
-from distill.models.directory import check_weights
+from distill.models.directory import cached_weights, check_weights
 from distill.models.header import Header, differences, shape_of
 from distill.special_tokens import embedding_rows
 from pipelines.config.run_config import RunConfig
@@ -28,12 +28,15 @@ class LoadedModel(NamedTuple):
     vocabulary: Vocabulary | None  # of the model's own tokenizer; None if it has none
 
 
-def check_models(config: RunConfig, stages: Iterable[Stage] | None = None) -> list[LoadedModel]:
+def check_models(
+    config: RunConfig, stages: Iterable[Stage] | None = None, say: Callable[[str], None] = lambda text: None
+) -> list[LoadedModel]:
     """Read the models that the config loads, and compare their headers and tokenizers.
 
     Args:
         stages: the stages that have not run. Weights are read only for a model that one of these stages loads; if
             ``stages`` is empty, nothing is read. None: no stage has run.
+        say: is called with a sentence for each entry of a teacher's config.json that its tensors contradict.
 
     Raises:
         UserError: a model cannot be loaded, does not match its entry in the config, or cannot be compared with the
@@ -53,6 +56,8 @@ def check_models(config: RunConfig, stages: Iterable[Stage] | None = None) -> li
         models.append(LoadedModel(description, source, None, header, None))
     for ratio, source in config.teacher.checkpoints.items():
         header = check_teacher(source, finite=unread(ratio))
+        for sentence in header.differences:
+            say(f"teacher {source!r}: {sentence}")
         if f"e{header.experts}" != ratio:
             raise UserError(
                 f"teacher.checkpoints.{ratio} {source!r} has {header.experts} experts; name it e{header.experts}"
@@ -92,15 +97,17 @@ def check_tokenizers(config: RunConfig, data: PreparedData, models: list[LoadedM
 
 
 def _check_tensors(model: LoadedModel) -> None:
-    """Check that the tensors of a model on this disk are those of its config."""
-    shapes = check_weights(model.source, model.description, finite=False)
-    if shapes is None:
+    """Check that transformers accepts the config of a model on this disk, and that the tensors fit to it."""
+    if cached_weights(model.source, model.description) is None:
         return
     if model.ratio:
-        from teachers.load import check_tensors
-    else:
-        from students.load import check_tensors
-    check_tensors(model.source, shapes, model.description)
+        from teachers.load import open_non_experts  # imports torch
+
+        open_non_experts(model.source)
+    elif tensors := check_weights(model.source, model.description, finite=False):
+        from students.load import check_tensors  # imports torch
+
+        check_tensors(model.source, tensors, model.description)
 
 
 def _check_among_themselves(models: list[LoadedModel]) -> None:

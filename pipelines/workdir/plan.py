@@ -71,7 +71,8 @@ def _baseline(config: RunConfig, data: str, seed: int) -> Stage:
 def _teacher(config: RunConfig, data: str, ratio: str, experts: int, seed: int | None) -> Stage:
     made: dict[str, Any]
     if source := config.teacher.checkpoints.get(ratio):
-        made, seed = {"checkpoint": _source(source, "teacher")}, None  # all seeds share a loaded teacher
+        # All seeds share a loaded teacher, which is not copied.
+        made, seed = {"checkpoint": _source(source, "teacher"), "copied": False}, None
     else:
         made = {
             "seed": seed,
@@ -100,7 +101,7 @@ def _student(config: RunConfig, teacher: Stage, seed: int, variant: str | None) 
 
 
 def _switch_layer(config: RunConfig) -> dict[str, Any]:
-    return _values(config.teacher, exclude={"experts", "checkpoints", "training", "load_balancing_weight"})
+    return _values(config.teacher, exclude={"experts", "checkpoints", "training", "load_balancing_weight", "memory"})
 
 
 def _student_settings(config: RunConfig) -> dict[str, Any]:
@@ -108,6 +109,8 @@ def _student_settings(config: RunConfig) -> dict[str, Any]:
     unread = set() if config.student.is_calibrated else {"calibration_examples"}
     if config.student.non_expert_init == "teacher":
         unread.add("non_expert_init")  # omitted at its default, as in _distill_settings
+    if not config.student.measure_ffn_errors:
+        unread.add("measure_ffn_errors")
     return _values(config.student, exclude=unread)
 
 

@@ -90,7 +90,7 @@ class FinishedStage:
             UserError: a file is missing or damaged. The message says how to recompute it.
         """
         digests = {file: sha for file, sha in self.digests.items() if file == name or file.startswith(f"{name}/")}
-        check_digests(self.directory, digests, _damage_hint(self.directory, self.title))
+        check_digests(self.directory, digests, damage_hint(self.directory, self.title))
         return self.directory / name
 
     def save(self) -> "FinishedStage":
@@ -128,7 +128,7 @@ def find_finished(stage: Stage, workdir: Path) -> FinishedStage | None:
         UserError: its stage.json is damaged or belongs to another stage.
     """
     directory = stage.directory(workdir)
-    path, hint = directory / "stage.json", _damage_hint(directory, stage.title)
+    path, hint = directory / "stage.json", damage_hint(directory, stage.title)
     if not path.exists():
         return None
     values = read_record(path, hint)
@@ -141,8 +141,8 @@ def find_finished(stage: Stage, workdir: Path) -> FinishedStage | None:
     return found
 
 
-def _damage_hint(directory: Path, title: str) -> str:
-    """The advice that error messages about a stage's files end with."""
+def damage_hint(directory: Path, title: str) -> str:
+    """The advice that messages about the files of a stage end with."""
     # A title begins with the kind, which is the name of a command, and the ratio.
     kind, *ratio = title.split()[:2]
     option = f" --ratio {ratio[0]}" if kind not in ("baseline", "report") else ""

@@ -9,6 +9,7 @@ from distill import evaluation
 from distill.data.examples import Batch, Examples
 from distill.evaluation import cross_entropies, evaluate, negative_log_perplexity
 from distill.models.build import build_dense
+from distill.models.layerwise import ByLayer, in_memory
 from distill.training.loop import make_accelerator
 
 
@@ -92,3 +93,12 @@ def test_each_process_builds_its_own_batches_alone(model, data, data_config):
         shares.append(evaluate(model, examples, batch_size=5, accelerator=fake)[1])
     assert built == [range(5), range(10, 12), range(5, 10)]
     np.testing.assert_array_equal(sum(shares), whole)
+
+
+def test_a_pass_by_layer_gives_the_same_losses(model, data, data_config, tmp_path):
+    examples = Examples(data, data_config, seed=None)
+    forward = ByLayer(in_memory, memory=1000, slice_bytes=20_000, directory=tmp_path)
+    arguments = {"batch_size": 5, "accelerator": make_accelerator("float32")}
+    quality, losses = evaluate(model, examples, **arguments, forward=forward)
+    expected, expected_losses = evaluate(model, examples, **arguments)
+    assert quality == expected and losses.tolist() == expected_losses.tolist()

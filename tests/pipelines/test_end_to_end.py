@@ -217,7 +217,7 @@ def test_init_reports_the_origin_of_every_parameter(smoke, runs):
     parts = [metrics[f"parameters_{fate}"] for fate in ("copied", "renamed", "fresh")]
     assert sum(parts) == metrics["parameters"] and all(parts)
     assert metrics["tensors_skipped_expert"] == 2 * 4 * 2 and metrics["tensors_skipped_router"] == 2
-    assert metrics["ffn_error/encoder.1"] > 0 and metrics["ffn_error/decoder.1"] > 0
+    assert not any(name.startswith("ffn_error") for name in metrics)  # no FFN is built from experts
 
 
 def test_a_second_run_reuses_everything(smoke, cli):

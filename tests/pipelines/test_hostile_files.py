@@ -198,7 +198,7 @@ SOURCES = [
     path for folder in ("distill", "teachers", "students", "pipelines") for path in (ROOT / folder).rglob("*.py")
 ]
 PROGRAMS = {"pickle", "cloudpickle", "dill", "marshal", "shelve", "joblib"}
-CALLS = {"torch.load", "yaml.load", "yaml.unsafe_load", "yaml.full_load", "eval", "exec", "os.system", "compile"}
+CALLS = {"yaml.load", "yaml.unsafe_load", "yaml.full_load", "eval", "exec", "os.system", "compile"}
 
 
 @pytest.mark.parametrize("path", SOURCES, ids=lambda path: str(path.relative_to(ROOT)))
@@ -207,11 +207,13 @@ def test_no_module_executes_code_from_files(path):
     for node in ast.walk(tree):
         if isinstance(node, ast.Import | ast.ImportFrom):
             names = [alias.name for alias in node.names] if isinstance(node, ast.Import) else [node.module or ""]
-            assert not PROGRAMS & {name.split(".")[0] for name in names}
+            only_error = ast.unparse(node) == "from pickle import UnpicklingError"
+            assert only_error or not PROGRAMS & {name.split(".")[0] for name in names}
         if not isinstance(node, ast.Call):
             continue
         call, words = ast.unparse(node.func), {word.arg: ast.unparse(word.value) for word in node.keywords}
         assert call not in CALLS
+        assert call != "torch.load" or words.get("weights_only") == "True"
         assert words.get("trust_remote_code", "False") == "False" and words.get("allow_pickle", "False") == "False"
         assert words.get("weights_only", "True") == "True" and words.get("shell", "False") == "False"
         if call.startswith("Auto") and call.endswith(".from_pretrained") and None not in words:

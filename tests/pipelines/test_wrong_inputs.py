@@ -6,7 +6,7 @@ own process with a limit of two seconds of CPU time, and may begin with environm
 line.
 """
 
-import hashlib
+import functools
 import os
 import re
 import resource
@@ -22,6 +22,7 @@ from pathlib import Path
 from types import SimpleNamespace as Values
 
 import pytest
+import typer.main
 from pydantic import BaseModel
 
 from distill.errors import UserError
@@ -36,10 +37,11 @@ HERE = Path(__file__).parent
 NAMED = runpy.run_path(str(HERE / "wrong_files.py"))["NAMED"]
 LINES = (HERE / "wrong_inputs.txt").read_text(encoding="utf-8").splitlines()
 CASES = [line for line in LINES if line and not line.startswith("#")]
+COMMAND_LINE = functools.cache(typer.main.get_command)  # typer would make the parsers of all commands for each command
 
 
 class Place:
-    """A directory with a work directory in it. Tests compare its bytes before and after a command."""
+    """A directory with a work directory in it. Tests compare its state before and after a command."""
 
     def __init__(self, root: Path):
         self.root, self.files = root, root / "files"
@@ -68,13 +70,15 @@ class Place:
             variables[name] = value
         return words, variables, text.strip()
 
-    def digest(self) -> str:
-        total = hashlib.sha256()
-        for path in sorted(self.root.rglob("*")):
-            total.update(str(path).encode())
-            if path.is_file() and path.stat().st_size < 10_000_000:
-                total.update(path.read_bytes())
-        return total.hexdigest()
+    def state(self) -> dict[str, tuple[int, ...]]:
+        """All paths, and for files the inode, the size and the times of the last write and of the last change."""
+        found: dict[str, tuple[int, ...]] = {}
+        for directory, directories, files in os.walk(self.root):
+            found |= {os.path.join(directory, name): () for name in directories}
+            for path in (os.path.join(directory, name) for name in files):
+                status = os.lstat(path)
+                found[path] = (status.st_ino, status.st_size, status.st_mtime_ns, status.st_ctime_ns)
+        return found
 
 
 @pytest.fixture(scope="module")
@@ -89,6 +93,7 @@ def run(place, monkeypatch, capsys):
     monkeypatch.chdir(place.root)
     monkeypatch.setattr(store_uri, "ASKED_FOR", None)
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+    monkeypatch.setattr("typer.main.get_command", COMMAND_LINE)
 
     def run_here(words: list[str]) -> tuple[int, str]:
         monkeypatch.setattr(sys, "argv", ["switch-distill", *words])
@@ -123,10 +128,10 @@ def check_message(code: int, said: str) -> str:
 @pytest.mark.parametrize("line", CASES)
 def test_wrong_input_gives_one_line_and_changes_nothing(line, place, run):
     words, variables, text = place.command(line)
-    before = place.digest()
+    before = place.state()
     code, said = run_apart(place, words, variables) if line.startswith("!") else run(words)
     assert text in check_message(code, said)
-    assert place.digest() == before
+    assert place.state() == before
 
 
 def load_baseline(source: str) -> object:
@@ -149,8 +154,10 @@ def test_the_python_functions_raise_the_same_message(key, model, place, run):
         if re.search(r"the tokenizer|different tokenizers|tokenizer\.json|differ in", message):
             load(source)
             continue
+        # By default, init_student reads no experts.
+        options = {"ffn_init": "mean"} if load is init_student and "NaN or infinite" in message else {}
         with pytest.raises(UserError) as refused:
-            load(source)
+            load(source, **options)
         assert str(refused.value) == message
 
 

@@ -9,6 +9,7 @@ import json
 import os
 import pickle
 import shutil
+import zipfile
 from collections.abc import Callable
 from pathlib import Path
 
@@ -124,8 +125,32 @@ def _replace_experts(state: dict) -> None:
     state.update({f"{place}.{name}.weight": torch.zeros(8, 8) for place in places for name in ("wi", "wo")})
 
 
+class _Code:
+    """A pickle of it calls a function when it is loaded."""
+
+    def __reduce__(self):
+        return os.system, ("false",)
+
+
 def _as_pickle(path: Path) -> None:
-    torch.save(load_file(path / "model.safetensors"), path / "pytorch_model.bin")
+    """Put the tensors, and code, into a .bin file in place of the safetensors."""
+    torch.save({**load_file(path / "model.safetensors"), "code": _Code()}, path / "pytorch_model.bin")
+    (path / "model.safetensors").unlink()
+
+
+def _repack(path: Path) -> None:
+    """Put the tensors into a .bin file whose records another program has compressed."""
+    torch.save(load_file(path / "model.safetensors"), path / "plain.bin")
+    with zipfile.ZipFile(path / "plain.bin") as old, zipfile.ZipFile(path / "pytorch_model.bin", "w", 8) as new:
+        for entry in old.infolist():
+            new.writestr(entry.filename, old.read(entry))
+    for name in ("plain.bin", "model.safetensors"):
+        (path / name).unlink()
+
+
+def _in_old_format(path: Path) -> None:
+    tensors = load_file(path / "model.safetensors")
+    torch.save(tensors, path / "pytorch_model.bin", _use_new_zipfile_serialization=False)
     (path / "model.safetensors").unlink()
 
 
@@ -161,6 +186,11 @@ NAMED |= {
         "nan_half": {"tensors": _set(EXPERT, float("nan"), torch.float16)},
         "nan_bfloat16": {"tensors": _set(EXPERT, float("nan"), torch.bfloat16)},
         "pickle": {"files_too": _as_pickle},
+        "repacked": {"files_too": _repack},
+        "in_old_format": {"files_too": _in_old_format},
+        "float8": {"tensors": lambda s: s.update({EXPERT: torch.zeros(8, 8).to(torch.float8_e4m3fn)})},
+        "head_of_its_own": {"tensors": lambda state: state.update({"lm_head.weight": torch.ones(512, 8)})},
+        "text_capacity": {"config": {"expert_capacity": "64"}},
         "nothing": {"files_too": lambda path: (path / "model.safetensors").unlink()},
         "without_config": {"files_too": lambda path: (path / "config.json").unlink()},
         "cut": {"files_too": lambda p: os.truncate(p / "model.safetensors", 3000)},
@@ -186,20 +216,8 @@ NAMED |= {
         "odd_activation": {"config": {"dense_act_fn": ["relu"]}},
         "more_experts": {"config": {"num_experts": 4}},
         "fewer_experts": {"config": {"num_experts": 1}},
-        "wider": {"config": {"d_model": 16}},
-        "more_heads": {"config": {"num_heads": 4}},
-        "more_layers": {"config": {"num_layers": 3}},
-        "fewer_layers": {"config": {"num_decoder_layers": 1}},
-        "larger_vocabulary": {"config": {"vocab_size": 1024}},
         "untied": {"config": {"tie_word_embeddings": False}},
-        "gated": {"config": {"is_gated_act": True}},
-        "all_sparse": {"config": {"encoder_sparse_step": 1}},
-        "none_sparse": {"config": {"decoder_sparse_step": 0}},
         "text_size": {"config": {"d_model": "8"}},
-        "huge_size": {"config": {"d_ff": 10**18}},
-        "huge_layers": {"config": {"num_layers": 10**9}},
-        "no_heads": {"config": {"num_heads": 0}},
-        "minus_experts": {"config": {"num_experts": -2}},
         "true_size": {"config": {"d_kv": True}},
         "no_switch_layer": {
             "config": {"encoder_sparse_step": 0, "decoder_sparse_step": 0},

@@ -27,7 +27,7 @@ def batches():
 
 def test_the_recorded_output_follows_from_input_expert_and_gate(teacher, batches):
     """Equation 2 of the paper in NumPy, for one token at a time."""
-    recorded = record(teacher, batches)
+    recorded = dict(record(teacher, batches))
     dropped = 0
     for name, block in switch_layers(teacher):
         seen, layer = recorded[name], block.mlp
@@ -44,7 +44,7 @@ def test_the_recorded_output_follows_from_input_expert_and_gate(teacher, batches
 
 def test_recorded_dropped_tokens_match_the_layers_statistics(teacher, batches):
     name, block = switch_layers(teacher)[0]
-    seen = record(teacher, batches[:1])[name]
+    seen = dict(record(teacher, batches[:1]))[name]
     assert block.statistics.dropped_fraction > 0
     assert (seen.gate == 0).float().mean() == block.statistics.dropped_fraction
     assert torch.equal(torch.bincount(seen.expert, minlength=3) / len(seen.expert), block.statistics.load)
@@ -53,20 +53,20 @@ def test_recorded_dropped_tokens_match_the_layers_statistics(teacher, batches):
 def test_recording_does_not_change_the_teacher(teacher, batches):
     before = {name: tensor.clone() for name, tensor in teacher.state_dict().items()}
     teacher.train()
-    record(teacher, batches)
+    list(record(teacher, batches))
     assert teacher.training and all(torch.equal(before[name], t) for name, t in teacher.state_dict().items())
     assert not any(block.mlp._forward_hooks for _, block in switch_layers(teacher))
 
 
 def test_recording_needs_a_batch(teacher):
     with pytest.raises(ValueError, match="at least one batch"):
-        record(teacher, [])
+        list(record(teacher, []))
 
 
 def test_errors_are_relative_and_squared(teacher, batches):
-    recorded = record(teacher, batches)
+    recorded = dict(record(teacher, batches))
     student = new_t5(student_config(teacher.config), seed=3)
-    errors = ffn_errors(student, recorded)
+    errors = ffn_errors(student, recorded.items())
     assert list(errors) == ["encoder.1", "decoder.1"]
     for (name, seen), error in zip(recorded.items(), errors.values(), strict=True):
         ffn = student.get_submodule(name).DenseReluDense
@@ -74,4 +74,4 @@ def test_errors_are_relative_and_squared(teacher, batches):
         expected = ((y - seen.outputs.numpy()) ** 2).sum() / (seen.outputs.numpy() ** 2).sum()
         assert error == pytest.approx(expected, rel=1e-4)
         ffn.wo.weight.data.zero_()
-    assert list(ffn_errors(student, recorded).values()) == pytest.approx([1.0, 1.0])
+    assert list(ffn_errors(student, recorded.items()).values()) == pytest.approx([1.0, 1.0])

@@ -227,7 +227,7 @@ class TestStudent:
     @pytest.mark.parametrize("feed_forward", ["relu", "gated-gelu"])
     def test_counts_add_up_and_fitted_methods_have_lower_errors(self, shape, feed_forward, batches):
         teacher, errors = self.teacher(shape, feed_forward=feed_forward), {}
-        recorded = record(teacher, batches)
+        recorded = dict(record(teacher, batches))
         for method in ("random", *METHODS):
             student, counts = init_student_with_counts(teacher, ffn_init=method, seed=1, calibration=batches)
             parameters, tensors = counts["parameters"], counts["tensors"]
@@ -236,7 +236,7 @@ class TestStudent:
             assert tensors["fresh" if method == "random" else "built"] == 2 * (3 if "gated" in feed_forward else 2)
             assert method == "random" or parameters["fresh"] == tensors["fresh"] == 0
             assert all(parameter.dtype == torch.float32 for parameter in student.parameters())
-            errors[method] = sum(ffn_errors(student, recorded).values())
+            errors[method] = sum(ffn_errors(student, recorded.items()).values())
         assert errors["regress"] < errors["fit"] < min(errors["random"], errors["mean"], errors["best"])
 
     @pytest.mark.parametrize("feed_forward", ["relu", "gated-gelu"])

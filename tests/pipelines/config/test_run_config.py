@@ -1,3 +1,5 @@
+import re
+
 import pytest
 import yaml
 
@@ -38,6 +40,26 @@ def test_the_corpus_of_a_preset_has_enough_test_examples(name):
     if data.train_tokens:
         held_out = data.train_tokens * data.test_fraction / (1 - data.test_fraction)
         assert held_out > 1.3 * data.test_examples * raw_length_for(data.input_length)
+
+
+@pytest.mark.parametrize("name", ["switch-base", "switch-base-all"])
+def test_the_public_checkpoints_are_pinned_to_commits(name):
+    config = load_config(name)
+    sources = [*config.teacher.checkpoints.values(), config.baseline.checkpoint, config.data.tokenizer]
+    sources.append(config.data.corpus.removeprefix("hf:").removesuffix(":en"))
+    commits = {split_revision(source) for source in sources}
+    assert all(re.fullmatch("[0-9a-f]{40}", commit.revision) for commit in commits)
+    assert len({commit.revision for commit in commits}) == len({commit.name for commit in commits})
+    experts = [8] if name == "switch-base" else [8, 16, 32, 64, 128]
+    assert config.teacher.ratios == {f"e{number}": number for number in experts}
+    for ratio, source in config.teacher.checkpoints.items():
+        assert split_revision(source).name == f"google/switch-base-{ratio[1:]}"
+    assert config.data.tokenizer == config.teacher.checkpoints["e8"]
+
+
+def test_a_run_of_all_public_checkpoints_reuses_the_stages_of_the_first():
+    one, every = (plan(load_config(name), "data") for name in ("switch-base", "switch-base-all"))
+    assert {stage.fingerprint for stage in one[:-1]} < {stage.fingerprint for stage in every}
 
 
 RECIPE = [
@@ -197,6 +219,13 @@ def test_a_misspelt_preset_gets_a_suggestion():
         load_config("dmo")
 
 
+@pytest.mark.parametrize(
+    "text,size", [("8GB", 8e9), ("1.5gb", 1.5e9), ("500 MB", 5e8), ("2TB", 2e12), ("12345", 12345)]
+)
+def test_memory_has_units(text, size):
+    assert load_config("smoke", [f"teacher.memory={text}"]).teacher.memory == size
+
+
 class TestPlan:
     def test_order_and_inputs(self):
         stages = plan(load_config("smoke"), "data")
@@ -222,6 +251,7 @@ class TestPlan:
         assert self.changed("report.resamples=500") == {"report"}
         assert self.changed("teacher.load_balancing_weight=0.1") == set(self.fingerprints()) - {"baseline"}
         assert self.changed(data="other") == set(self.fingerprints())
+        assert self.changed("teacher.memory=8GB") == set()
         assert self.changed() == set()
 
     def test_how_the_student_starts_concerns_init_and_what_comes_after_it(self):

@@ -29,16 +29,18 @@ def ffn_errors(facts: dict) -> float:
 
 
 def test_a_student_fitted_to_the_experts_has_a_smaller_ffn_error(work, cli):
-    random, fitted = init(cli, work), init(cli, work, "ffn_init=fit", "calibration_examples=64")
+    plain, random = init(cli, work), init(cli, work, "measure_ffn_errors=true")
+    assert not set(plain["metrics"]) & LAYERS
+    fitted = init(cli, work, "ffn_init=fit", "calibration_examples=64")
     assert set(random["metrics"]) >= LAYERS and ffn_errors(fitted) < ffn_errors(random)
     parts = fitted["facts"]["parameters"]
     assert parts["built"] == random["facts"]["parameters"]["fresh"] and parts["fresh"] == 0
     client = MlflowClient(f"sqlite:///{work}/mlflow.db")
     read = {
         name: {tag.value for used in client.get_run(facts["run_id"]).inputs.dataset_inputs for tag in used.tags}
-        for name, facts in {"random": random, "fitted": fitted}.items()
+        for name, facts in {"plain": plain, "random": random, "fitted": fitted}.items()
     }
-    assert "train" in read["fitted"] and "train" not in read["random"]
+    assert "train" in read["fitted"] and "train" in read["random"] and "train" not in read["plain"]
 
 
 def test_a_student_can_start_from_random_weights(work, cli):

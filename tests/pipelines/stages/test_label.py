@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -43,6 +44,20 @@ def test_labels_are_files_that_mlflow_knows(labelled):
     sha256 = json.loads(labels_in(work)["labels.json"])["sha256"]
     assert run.data.params["sha256.words.npy"] == sha256["words.npy"]
     assert [file.path for file in client.list_artifacts(facts["run_id"])] == ["config.yaml", "labels.json"]
+
+
+def test_a_teacher_larger_than_memory_makes_the_same_labels_layer_by_layer(labelled, cli, tmp_path):
+    work = tmp_path / "work"
+    shutil.copytree(labelled[0], work)
+    expected = labels_in(work)
+    shutil.rmtree(next(work.glob("stages/label-e4-*")))
+    arguments = ["label", "smoke", "--ratio", "e4", *EXAMPLES, "--workdir", str(work), "--set"]
+    refused = cli(*arguments, "teacher.memory=1KB")
+    assert refused.returncode == 2 and not list(work.glob("stages/label-e4-*"))
+    whole, by_layer = re.search(r"needs (\S+) MB of memory, or (\S+) MB layer by layer", refused.stderr).groups()
+    done = cli(*arguments, f"teacher.memory={(float(whole) + float(by_layer)) / 2:.3f}MB")
+    assert done.returncode == 0 and "so it runs layer by layer" in done.stderr, done.stderr
+    assert labels_in(work) == expected
 
 
 def test_labels_of_a_mixture_have_their_own_stage(labelled, cli, tmp_path):

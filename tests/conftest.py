@@ -30,6 +30,20 @@ if TYPE_CHECKING:
 
 ROOT = Path(__file__).parent.parent
 
+# The files that take longest, with few tests. They come first, so that no worker is alone with one at the end.
+_LONG = (
+    *("pipelines/deploy/test_serve", "pipelines/deploy/test_export", "test_processes", "pipelines/test_wrong_inputs"),
+    *("students/export/test_formats", "pipelines/test_variants", "pipelines/runner/test_side_by_side"),
+    *("distill/training/test_loop", "pipelines/test_end_to_end", "teachers/test_streaming", "pipelines/test_damage"),
+    *("distill/io/test_hub_files", "distill/models/test_remote_weights", "pipelines/reporting/test_bootstrap"),
+)
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Put the files of ``_LONG`` first, in its order."""
+    place = {ROOT / "tests" / f"{name}.py": number for number, name in enumerate(_LONG)}
+    items.sort(key=lambda item: place.get(item.path, len(place)))
+
 
 def pytest_collection_finish() -> None:
     """Use one thread, and exempt what the imports have made from garbage collection."""

@@ -253,9 +253,6 @@ def _runner(
 ) -> "StageRunner":
     from pipelines.config.run_config import load_config
 
-    # Threads of torch wait for work without using a core. On a busy machine, waiting in a loop doubles the time of
-    # small models. OpenMP reads this when torch is imported.
-    os.environ.setdefault("OMP_WAIT_POLICY", "passive")
     resolved = load_config(config, overrides or [], seed)
     if ratio is not None and ratio not in resolved.teacher.ratios:
         raise UserError(f"--ratio is {ratio!r}; {config} has {', '.join(resolved.teacher.ratios)}")

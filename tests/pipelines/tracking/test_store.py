@@ -159,8 +159,8 @@ def test_a_new_store_has_the_tables_that_mlflow_makes_in_a_file(database, tmp_pa
                 tables.execute(f"PRAGMA {name}").fetchone() for name in ("page_size", "auto_vacuum", "encoding")
             ]
             # Each process has one new store, with the directory in which it was made in the location.
-            experiment = tables.execute("SELECT experiment_id, name, artifact_location LIKE '%/mlruns/0' FROM experiments")
-            experiment = experiment.fetchall()
+            columns = "experiment_id, name, artifact_location LIKE '%/mlruns/0'"
+            experiment = tables.execute(f"SELECT {columns} FROM experiments").fetchall()
             version = tables.execute("SELECT * FROM alembic_version").fetchall()
         parts = {(kind, name): sorted(re.split(r",\s+", (sql or "").strip("\n)"))) for kind, name, sql in made}
         return parts, rows, settings, experiment, version

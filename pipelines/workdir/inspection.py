@@ -1,6 +1,7 @@
 """What the files of a Switch model hold, from their headers alone. Imports torch only for ``.bin`` files."""
 
 from collections import Counter
+from collections.abc import Iterable
 from math import prod
 from typing import Any, NamedTuple
 
@@ -9,7 +10,7 @@ from distill.models.directory import cached_weights, read_model_config
 from distill.models.header import EMBEDDINGS, Header
 from distill.models.remote_weights import RemoteWeights, remote_tensors
 from distill.models.stored_tensors import read_headers
-from distill.models.weight_files import StoredTensors, find_weight_files
+from distill.models.weight_files import StoredTensor, StoredTensors, find_weight_files
 from teachers.check import check_teacher_config, teacher_header
 from teachers.layout import LAYERS, Layout, expected_shapes, is_expert, read_layout
 
@@ -125,7 +126,7 @@ def describe(model: Inspected) -> dict[str, Any]:
         "bytes": model.bytes,
         "files": [{"name": name, "bytes": size, "tensors": per_file[name]} for name, size in model.files.items()],
         "init": {
-            "reads": sum(model.tensors[name].extent for name in non_experts),
+            "reads": _bytes(model.tensors[name] for name in non_experts),
             "fetches": model.remote.missing_bytes(non_experts) if model.remote else 0,
         },
         "differences": list(model.header.differences),
@@ -139,8 +140,15 @@ def describe(model: Inspected) -> dict[str, Any]:
 
 def _dtypes(tensors: StoredTensors) -> dict[str, dict[str, int]]:
     """Numbers of tensors and values, and bytes, of each dtype."""
-    found: dict[str, Counter[str]] = {}
+    found: dict[str, list[StoredTensor]] = {}
     for tensor in tensors.values():
-        one = found.setdefault(_DTYPES[tensor.dtype], Counter())
-        one.update(tensors=1, values=tensor.numel, bytes=tensor.extent)
-    return {dtype: dict(found[dtype]) for dtype in sorted(found)}
+        found.setdefault(_DTYPES[tensor.dtype], []).append(tensor)
+    return {
+        dtype: {"tensors": len(ones), "values": sum(one.numel for one in ones), "bytes": _bytes(ones)}
+        for dtype, ones in sorted(found.items())
+    }
+
+
+def _bytes(tensors: Iterable[StoredTensor]) -> int:
+    """Bytes of the tensors. Tensors with the same values in a ``.bin`` file count once."""
+    return sum({(one.file, one.offset): one.extent for one in tensors}.values())

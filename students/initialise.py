@@ -25,7 +25,7 @@ from distill.data.examples import Batch
 from distill.errors import UserError
 from distill.models.build import count_parameters, new_t5
 from distill.models.header import EMBEDDINGS
-from distill.models.layerwise import InPlace, in_memory
+from distill.models.layerwise import InPlace, States, in_memory
 from students.build_ffns import build_ffns
 from students.ffn_init import METHODS, WITHOUT_CALIBRATION
 from students.weight_map import Skip, student_name
@@ -78,12 +78,13 @@ def init_student_with_counts(
     calibration: Iterable[Batch] | None = None,
     copy: bool = True,
     in_place: InPlace = in_memory,
+    states: States | None = None,
 ) -> tuple[T5ForConditionalGeneration, dict[str, dict[str, int]]]:
     """``init_student`` with counts of the tensors and parameters that were copied, renamed, skipped, built and fresh.
 
     Args:
         teacher_or_directory: as for ``init_student``; with "random" also a result of ``open_teacher``.
-        in_place: puts the weights of a block of a teacher in memory in their place, if it has no experts.
+        in_place, states: as for ``students.build_ffns.build_ffns``.
         copy: whether to copy the non-expert weights. False leaves them fresh, as in the row "distillation" of table 6.
 
     Returns:
@@ -108,7 +109,7 @@ def init_student_with_counts(
     student = new_t5(student_config(config), seed=seed)
     counts = _copy(weights, student) if copy else _with_fresh(student, Counter(), Counter(), set())
     if teacher is not None and ffn_init != "random":
-        built = build_ffns(teacher, student, ffn_init, seed, calibration, in_place=in_place)
+        built = build_ffns(teacher, student, ffn_init, seed, calibration, in_place=in_place, states=states)
         for kind, number in built.items():
             counts[kind]["fresh"] -= number
             counts[kind]["built"] = number

@@ -20,6 +20,11 @@ def _bytes(value: Any) -> Any:
     return int(float(match[1]) * _UNITS[match[2]])
 
 
+MINIMUM_CAPACITY = 4  # tokens per expert
+# Above this many weights in another dtype than the tokens', experts are cast one at a time, to save memory.
+CAST_AT_ONCE = 2**26
+
+
 class SwitchConfig(Section):
     """The settings of Switch layers, for trained and loaded teachers."""
 

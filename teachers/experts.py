@@ -11,11 +11,10 @@ import torch
 import torch.nn.functional as F
 
 from distill.models.t5_forward import compute_dtype
+from teachers.config import CAST_AT_ONCE
 
 # Below this many multiply-adds per expert, one call per expert costs more than the products of empty slots.
 _SMALL = 2**24
-# Above this many weights in another dtype than the tokens', experts are cast one at a time, to save memory.
-_CAST_AT_ONCE = 2**26
 Inner = Callable[..., torch.Tensor]  # outputs of wi, and of wi_gate if there is one -> input of wo
 
 
@@ -64,7 +63,7 @@ def run_experts(
         without an expert are unspecified.
     """
     tokens_ND = tokens_ND.to(compute_dtype(tokens_ND))
-    cast_later = wi.dtype != tokens_ND.dtype and wi.numel() > _CAST_AT_ONCE and not torch.is_grad_enabled()
+    cast_later = wi.dtype != tokens_ND.dtype and wi.numel() > CAST_AT_ONCE and not torch.is_grad_enabled()
     if not cast_later:
         wi, wo = wi.to(tokens_ND.dtype), wo.to(tokens_ND.dtype)
         wi_gate = None if wi_gate is None else wi_gate.to(tokens_ND.dtype)

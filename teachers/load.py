@@ -13,9 +13,8 @@ from distill.arguments import require
 from distill.errors import UserError
 from distill.io.files import file_digests
 from distill.io.hub_files import CONFIG, local_files
-from distill.models.build import is_product_matrix
 from distill.models.directory import cached_weights, fetch_weights, read_model_config, weight_digests
-from distill.models.header import EMBEDDINGS
+from distill.models.header import EMBEDDINGS, is_product_matrix
 from distill.models.load import read_config
 from distill.models.read_tensors import TensorReader
 from distill.models.remote_weights import remote_tensors
@@ -176,7 +175,7 @@ def parameter_dtypes(
         if compute_dtype is None or (compute_dtype == torch.float32 and is_expert_weight(name)):
             found[name] = own
         else:
-            computed = compute_dtype == torch.float32 or is_product_matrix(name, parameter)
+            computed = compute_dtype == torch.float32 or is_product_matrix(name, parameter.ndim)
             found[name] = compute_dtype if computed else own
     return found
 
@@ -218,6 +217,9 @@ def describing_config(config: SwitchTransformersConfig, layout: Layout, descript
 
 def _check_tied(reader: TensorReader, description: str) -> None:
     """Check that a tied model's own ``lm_head.weight`` is the embedding. Only then is the scale of the output known."""
+    head, shared = (reader.tensors[name] for name in ("lm_head.weight", "shared.weight"))
+    if (head.file, head.offset) == (shared.file, shared.offset):
+        return
     if not torch.equal(reader.read("lm_head.weight").float(), reader.read("shared.weight").float()):
         raise UserError(
             f"{description} has an lm_head.weight that differs from shared.weight, but its config.json says that both "

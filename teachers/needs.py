@@ -6,19 +6,15 @@ B examples per batch, S input tokens, T target tokens.
 from collections import defaultdict
 from typing import NamedTuple
 
-from distill.models.header import EMBEDDINGS
+from distill.models.header import EMBEDDINGS, is_product_matrix
 from distill.models.weight_files import StoredTensors
 from distill.training.precision import Precision
-from teachers.config import SwitchConfig
+from teachers.config import CAST_AT_ONCE, MINIMUM_CAPACITY, SwitchConfig
 from teachers.layout import Layout, expected_shapes, is_expert
 
-MINIMUM_CAPACITY = 4  # as in teachers.switch_layer
 _LOGITS = 2**23  # at a time, as in distill.evaluation and distill.data.soft_labels
 _BYTES_PER_LOGIT = 32  # float32 logits, log-probabilities and probabilities, float64 sums, and temporary copies
-_CAST_AT_ONCE = 2**26  # largest weight of which ``teachers.experts`` makes a copy in the dtype of the products
 _BYTES = {"bfloat16": 2, "float32": 4}
-# Parts of the names of matrices that the forward pass reads in float32; see distill.models.build.is_product_matrix.
-_ALWAYS_FLOAT32 = ("shared", "embed", "router", "attention_bias")
 
 
 class BatchShape(NamedTuple):
@@ -51,9 +47,10 @@ class Needs(NamedTuple):
         """Bytes with all weights in memory."""
         return self.non_experts + self.experts + self.working
 
-    def by_layer(self, states: int) -> int:
-        """Bytes with the experts of one Switch layer in memory at a time; ``states`` are those of one batch."""
-        return self.non_experts + max(self.layers.values()) + self.working + states
+    @property
+    def by_layer(self) -> int:
+        """Bytes with the experts of one Switch layer in memory at a time, and the states between blocks on disk."""
+        return self.non_experts + max(self.layers.values()) + self.working
 
 
 def needs_of(
@@ -84,9 +81,8 @@ def needs_of(
         if is_expert(name):
             experts[name.partition(".layer.")[0], name.rsplit(".", 2)[1]].append(name)
             continue
-        is_product = len(shape) > 1 and not any(part in name for part in _ALWAYS_FLOAT32)
         own = 2 if tensors[name].dtype == "BF16" else 4
-        width = {None: own, "float32": 4, "bfloat16": 2 if is_product else own}[precision]
+        width = {None: own, "float32": 4, "bfloat16": 2 if is_product_matrix(name, len(shape)) else own}[precision]
         non_experts += width * tensors[name].numel
     layers: dict[str, int] = defaultdict(int)
     products, cast = _BYTES[precision or "float32"], 0
@@ -97,7 +93,7 @@ def needs_of(
         layers[block] += width * values
         cast = max(cast, values if width != products else 0)
     sizes = layout.sizes
-    working = 3 * products * min(cast, _CAST_AT_ONCE) + _activations(layout, switch, batch, products)
+    working = 3 * products * min(cast, CAST_AT_ONCE) + _activations(layout, switch, batch, products)
     return Needs(non_experts, dict(layers), sizes["num_layers"] + sizes["num_decoder_layers"], working)
 
 

@@ -217,7 +217,7 @@ def plan_slices(needed: Needs, limit: int, batch_bytes: int, device: torch.devic
         UserError: the memory does not suffice.
     """
     layer, on_cpu = max(needed.layers.values()), device.type != "cuda"
-    least = needed.by_layer(states=0)  # they may all be on disk
+    least = needed.by_layer
     if least > limit:
         raise UserError(
             f"the teacher needs {decimal(needed.whole)} of memory, or {decimal(least)} layer by layer, but it may use "

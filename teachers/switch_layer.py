@@ -12,9 +12,8 @@ from transformers.activations import ACT2FN
 
 from distill.arguments import require, require_fractions, require_positive, require_sizes
 from distill.models.t5_forward import compute_dtype
+from teachers.config import MINIMUM_CAPACITY
 from teachers.experts import run_all_experts, run_experts, sort_by_expert
-
-MINIMUM_CAPACITY = 4
 
 
 class RoutingStatistics(NamedTuple):

@@ -7,12 +7,10 @@ from torch import nn
 from transformers import PreTrainedModel, T5Config, T5ForConditionalGeneration
 
 from distill.config import ModelConfig
+from distill.models.header import is_product_matrix
 from distill.models.save import set_tie_word_embeddings
 
 Model = TypeVar("Model", bound=PreTrainedModel)
-
-# The forward pass always reads these parameters in float32.
-_ALWAYS_FLOAT32 = ("shared", "embed", "router", "attention_bias")
 
 
 def build_dense(model: ModelConfig, vocab_size: int, *, pad: int, eos: int, seed: int) -> T5ForConditionalGeneration:
@@ -69,21 +67,13 @@ def place(model: Model, device: torch.device) -> Model:
 def freeze(model: Model, dtype: torch.dtype) -> Model:
     """Prepare ``model`` for inference in place: eval mode, no gradients, and the matrices of its products in ``dtype``.
 
-    All other parameters keep their dtype; see ``is_product_matrix``.
+    All other parameters keep their dtype; see ``distill.models.header.is_product_matrix``.
     """
     for name, parameter in model.named_parameters():
         parameter.requires_grad_(False)
-        if is_product_matrix(name, parameter):
+        if is_product_matrix(name, parameter.ndim):
             parameter.data = parameter.data.to(dtype)
     return model.eval()
-
-
-def is_product_matrix(name: str, parameter: torch.Tensor) -> bool:
-    """Whether a parameter is used in matrix products in the dtype of the computation.
-
-    Embeddings, routers, norms and position biases are not: the forward pass always reads them in float32.
-    """
-    return parameter.ndim > 1 and not any(kept in name for kept in _ALWAYS_FLOAT32)
 
 
 def count_parameters(model: nn.Module) -> int:

@@ -19,6 +19,9 @@ POSITIONS = {"relative_attention_num_buckets": 32, "relative_attention_max_dista
 _TOKEN_IDS = {"pad": 0, "eos": 1, "decoder_start": None}
 _SIZES = ("vocab_size", "d_model", "d_ff", "d_kv", "num_heads", "num_layers", *POSITIONS)
 
+# Parts of the names of matrices that the forward pass always reads in float32.
+_ALWAYS_FLOAT32 = ("shared", "embed", "router", "attention_bias")
+
 
 class Header(NamedTuple):
     """The shape and token ids of a dense T5, or of the student of a Switch model."""
@@ -75,6 +78,14 @@ def shape_of(model: ModelConfig, vocab_size: int | None) -> Shape:
     shape |= {"num_decoder_layers": model.num_layers, "feed_forward_proj": model.feed_forward, **POSITIONS}
     shape |= dict.fromkeys(("tie_word_embeddings", "scale_decoder_outputs"), model.tie_word_embeddings)
     return shape if vocab_size is None else {"vocab_size": vocab_size, **shape}
+
+
+def is_product_matrix(name: str, dimensions: int) -> bool:
+    """Whether a parameter is used in matrix products in the dtype of the computation.
+
+    Embeddings, routers, norms and position biases are not: the forward pass always reads them in float32.
+    """
+    return dimensions > 1 and not any(kept in name for kept in _ALWAYS_FLOAT32)
 
 
 def differences(one: Shape, other: Shape) -> list[str]:

@@ -72,7 +72,7 @@ class ByLayer:
             slice_bytes: bytes of the states of a slice. A slice has at least one batch.
             directory: of the temporary file.
         """
-        self._in_place, self._directory = in_place, directory
+        self.in_place, self._directory = in_place, directory
         self.memory, self.slice_bytes = memory, slice_bytes
 
     def __call__(self, model: PreTrainedModel, batches: Iterable[Inputs], on_block: OnBlock) -> Iterator[Output]:
@@ -83,8 +83,8 @@ class ByLayer:
         """
         blocks, done = sum(map(_num_blocks, (model.encoder, model.decoder))), 0
         for part in self._slices(model, batches):
-            with States(self.memory, self._directory) as states:
-                for number, _ in enumerate(run_by_block(model, part, states, self._in_place), 1):
+            with self.states() as states:
+                for number, _ in enumerate(run_by_block(model, part, states, self.in_place), 1):
                     on_block(done + len(part) * number / blocks)
                 for number, batch in enumerate(part):
                     input_ids, labels = (one.to(model.device) for one in batch)
@@ -92,6 +92,10 @@ class ByLayer:
                     hidden = states.get(("decoder", number), model.device).flatten(0, 1).clone()
                     yield Output(input_ids, labels, hidden, model.lm_head.weight)
             done += len(part)
+
+    def states(self) -> "States":
+        """An empty place for the states of a slice."""
+        return States(self.memory, self._directory)
 
     def _slices(self, model: PreTrainedModel, batches: Iterable[Inputs]) -> Iterator[list[Inputs]]:
         part: list[Inputs] = []

@@ -1,5 +1,6 @@
 """Read the headers of weight files. Imports torch only for ``.bin`` files."""
 
+from functools import lru_cache
 from pathlib import Path
 
 from distill.models.weight_files import (
@@ -21,14 +22,17 @@ def read_headers(directory: Path, description: str) -> StoredTensors:
     Raises:
         UserError: a file is missing or damaged, a ``.bin`` file holds more than tensors, or index and files differ.
     """
-    files = find_weight_files(directory, description)
-    return merge_headers(
-        files, {name: _read_header(directory / name, description) for name in files.names}, description
-    )
+    files, headers = find_weight_files(directory, description), {}
+    for name in files.names:
+        path = (directory / name).absolute()
+        stat = path.stat()
+        headers[name] = _read_header(path, description, stat.st_size, stat.st_mtime_ns, stat.st_ctime_ns, stat.st_ino)
+    return merge_headers(files, headers, description)
 
 
-def _read_header(path: Path, description: str) -> StoredTensors:
-    """The tensors of one weight file; raises as ``read_headers``."""
+@lru_cache(maxsize=1000)
+def _read_header(path: Path, description: str, *_: int) -> StoredTensors:
+    """The tensors of one weight file; raises as ``read_headers``. An unchanged file is read once per process."""
     try:
         if path.suffix == ".bin":
             from distill.models.pickled import read_pickled_header  # imports torch

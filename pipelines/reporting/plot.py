@@ -54,6 +54,7 @@ def plot_routing(layers: list[str], load: np.ndarray, path: Path) -> None:
     axes = figure.subplots()
     drawn = axes.imshow(load * experts, aspect="auto", cmap="RdBu_r", vmin=0, vmax=2)
     axes.set_yticks(range(len(layers)), layers)
+    axes.xaxis.get_major_locator().set_params(integer=True)
     axes.set(xlabel="expert", title="Load on held-out text (1: an equal share of the tokens)")
     figure.colorbar(drawn, ax=axes)
     _save(figure, path)

@@ -10,7 +10,7 @@ from transformers import T5ForConditionalGeneration
 
 from distill.data.examples import Batch, Examples
 from distill.models.build import count_parameters
-from distill.models.layerwise import in_memory
+from distill.models.layerwise import ByLayer, States, in_memory
 from pipelines.runner.stage_run import Outcome, StageRun
 from pipelines.stages.teacher import run_frozen
 from pipelines.workdir.teacher_files import open_finished_teacher
@@ -35,7 +35,8 @@ def compute(run: StageRun) -> Outcome:
     """
     settings, stored = run.config.student, open_finished_teacher(run.inputs["teacher"])
     running = run_frozen(run, stored, torch.float32) if settings.reads_text else None
-    in_place = running.streamed.in_place if running and running.streamed else in_memory
+    layers = running.forward if running and isinstance(running.forward, ByLayer) else None
+    in_place, states = (layers.in_place, layers.states) if layers else (in_memory, States)
     calibration, held_out = _calibration_text(run) if running else (None, [])
     student, counts = init_student_with_counts(
         running.model if running else stored,
@@ -44,13 +45,14 @@ def compute(run: StageRun) -> Outcome:
         calibration=calibration,
         copy=settings.non_expert_init == "teacher",
         in_place=in_place,
+        states=states(),
     )
     errors = {}
     if running:
-        errors = ffn_errors(student, record(running.model, held_out, in_place=in_place))
+        errors = ffn_errors(student, record(running.model, held_out, in_place=in_place, states=states()))
     run.save_model(student)
     parameters, logits = count_parameters(student), _logits(run, student)
-    del student, running, in_place  # before the saved student is loaded, to save memory
+    del student, running, layers, in_place, states  # before the saved student is loaded, to save memory
     gc.collect()  # modules refer to themselves
     _check_reload(run, logits)
     metrics: dict[str, float] = {f"{kind}_{fate}": n for kind, fates in counts.items() for fate, n in fates.items()}

@@ -63,7 +63,7 @@ def stage_needs(model: Inspected, config: RunConfig, precision: Precision, memor
         return needs_of(model.layout, model.tensors, config.teacher, precision, batch, tied=model.tied)
 
     needs = teacher(config.teacher.evaluation_batch_size)
-    inference = _choose(needs.whole, needs.by_layer(states=0), memory)  # the states may be on disk
+    inference = _choose(needs.whole, needs.by_layer, memory)
     online = _choose(trained + teacher(per_pass).whole, None, memory)
     alone = _choose(trained, None, memory)
     # transformers makes a head of its own before it ties it, and tensors are converted: two copies of the largest one.

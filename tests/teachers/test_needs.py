@@ -10,9 +10,8 @@ from distill.config import ModelConfig
 from teachers.build import build_teacher, switch_layers
 from teachers.config import SwitchConfig
 from teachers.load import open_teacher, read_teacher
-from teachers.needs import MINIMUM_CAPACITY, BatchShape, needs_of
+from teachers.needs import BatchShape, needs_of
 from teachers.save import save_teacher
-from teachers.switch_layer import MINIMUM_CAPACITY as OF_THE_LAYER
 from tests.teachers.plain_teacher import save_plain_teacher
 
 BATCH = BatchShape(4, 32, 12)
@@ -62,10 +61,5 @@ def test_bytes_of_weights_are_those_in_memory(tmp_path, make, dtype, kept, compu
     assert needs.non_experts + needs.experts == sum(parameter.nbytes for parameter in model.parameters())
     assert needs.blocks == len(model.encoder.block) + len(model.decoder.block)
     assert needs.whole == needs.non_experts + needs.experts + needs.working
-    states = BATCH.state_bytes(16)
-    assert states == 4 * 4 * 16 * (32 + 12)
-    assert needs.by_layer(states) == needs.non_experts + max(experts.values()) + needs.working + states
-
-
-def test_the_minimum_capacity_is_that_of_the_layer():
-    assert MINIMUM_CAPACITY == OF_THE_LAYER
+    assert BATCH.state_bytes(16) == 4 * 4 * 16 * (32 + 12)
+    assert needs.by_layer == needs.non_experts + max(experts.values()) + needs.working

@@ -65,7 +65,7 @@ def run(directory, tmp_path, *, limit=None, extra=0, dtype=FLOAT32, **settings):
     stored = open_teacher(str(directory))
     settings = TeacherConfig(checkpoints={"e8": "x"}, evaluation_batch_size=B, **settings)
     needed = needs(stored, settings, dtype, BatchShape(B, S, T))
-    settings = settings.model_copy(update={"memory": limit or needed.by_layer(0) + extra})
+    settings = settings.model_copy(update={"memory": limit or needed.by_layer + extra})
     arguments = {"compute_dtype": dtype, "device": CPU, "lengths": (S, T), "directory": tmp_path}
     return run_teacher(stored, settings, **arguments)
 

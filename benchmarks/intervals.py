@@ -15,7 +15,7 @@ from rich.table import Table
 from pipelines.config.run_config import load_config
 from pipelines.reporting.bootstrap import Interval, fraction_kept, gain
 from pipelines.runner.runner import StageRunner
-from pipelines.workdir.stage import inputs_of_kind, read_losses
+from pipelines.workdir.stage import inputs_of_kind, read_values
 
 
 def main(config: str, workdir: Annotated[Path, typer.Option(help="Work directory of the run.")] = Path("work")) -> None:
@@ -27,7 +27,7 @@ def main(config: str, workdir: Annotated[Path, typer.Option(help="Work directory
     documents = runner.workspace.data.evaluated(runner.workspace.config.data).documents
 
     def losses(kind: str, ratio: str | None = None, variant: str | None = None, name: str = "losses") -> np.ndarray:
-        return np.array([read_losses(one, name) for one in inputs_of_kind(report, inputs, kind, ratio, variant)])
+        return np.array([read_values(one, name) for one in inputs_of_kind(report, inputs, kind, ratio, variant)])
 
     baseline = losses("baseline", name="baseline_losses")
     number = f"{len(baseline)} seed{'s' * (len(baseline) != 1)}"

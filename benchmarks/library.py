@@ -10,7 +10,7 @@ from benchmarks.models import EXPERTS, SHAPES
 from benchmarks.models import VOCABULARY_SIZE as VOCABULARY_SIZES
 from distill.config import ModelConfig
 from distill.loss import sum_of_losses
-from distill.models.t5_forward import rms_norm
+from distill.models.t5_operations import rms_norm
 from distill.optim.adafactor import Adafactor
 from distill.optim.muon import Muon
 from distill.training.loop import make_accelerator

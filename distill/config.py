@@ -104,7 +104,7 @@ class ModelConfig(Section):
 class TrainingConfig(Section):
     """One training run. The settings have the same meaning for teacher, baseline and student."""
 
-    steps: Positive = 1000
+    steps: Count = Field(1000, description="optimizer steps; 0 leaves a loaded or pretrained teacher as it is")
     batch_size: Size = Field(128, description="examples per optimizer step, over all processes")
     micro_batch_size: Positive | None = Field(None, description="examples per forward pass of one process")
     optimizer: Literal["adamw", "adafactor", "muon"] = Field(
@@ -119,9 +119,17 @@ class TrainingConfig(Section):
         description="last share of the steps, in which inverse_sqrt falls to zero; 1: all after the warm-up",
     )
     gradient_clip: PositiveFloat = 1.0
+    dropout: Annotated[float, Field(ge=0, lt=1)] | None = Field(
+        None, description="dropout in this training, outside of experts; null: that of the model"
+    )
     log_every: Positive = 10
     evaluate_every: Positive | None = Field(None, description="steps between evaluations; null: at the end only")
     checkpoint_every: Positive = 500
+    patience: Positive | None = Field(
+        None,
+        description="evaluations on the validation split without a better quality after which training stops, and the "
+        "best weights are kept; null: all steps, and the last weights",
+    )
     on_divergence: Literal["stop", "restart"] = Field(
         "stop",
         description="restart: from the last good checkpoint with half the learning rate, at most three times",
@@ -129,8 +137,10 @@ class TrainingConfig(Section):
 
     @model_validator(mode="after")
     def _lengths_fit(self) -> "TrainingConfig":
-        if self.warmup_steps >= self.steps:
+        if self.steps and self.warmup_steps >= self.steps:
             raise ValueError(f"warmup_steps ({self.warmup_steps}) must be smaller than steps ({self.steps})")
+        if self.patience and not self.evaluate_every:
+            raise ValueError("patience counts evaluations, but evaluate_every is null; set it")
         if self.schedule == "cosine" and self.cooldown:
             raise ValueError("cooldown belongs to schedule inverse_sqrt; cosine already falls to zero")
         if self.micro_batch_size and self.batch_size % self.micro_batch_size:
@@ -191,6 +201,12 @@ class DistillConfig(Section):
     num_sampled_experts: Positive = Field(
         1, serialization_alias="draws", description="experts per token that sampled draws at each step"
     )
+    targets: Literal["text", "teacher"] = Field(
+        "text", description="hard labels: the targets of the data, or the teacher's answers to the inputs of a task"
+    )
+    beams: Annotated[int, Field(ge=1, le=64)] = Field(
+        1, description="beams of the search for the teacher's answers; 1: greedy"
+    )
     match: list[Literal["hidden", "ffn"]] = Field(
         [], description="hidden: hidden states of all blocks; ffn: outputs of the FFNs that replace Switch layers"
     )
@@ -208,6 +224,10 @@ class DistillConfig(Section):
 
     @model_validator(mode="after")
     def _fits_together(self) -> "DistillConfig":
+        if not self.training.steps:
+            raise ValueError("training.steps is 0; a student needs at least one step")
+        if self.beams > 1 and self.targets == "text":
+            raise ValueError("beams belongs to targets teacher; with targets text nothing is generated for training")
         if self.soft_start >= self.training.steps:
             raise ValueError(
                 f"soft_start ({self.soft_start}) must be smaller than training.steps ({self.training.steps}); "

@@ -9,7 +9,7 @@ from accelerate import Accelerator
 from transformers import PreTrainedModel
 
 from distill.arguments import require
-from distill.data.examples import IGNORE_INDEX, Batch, Examples, checked_batch
+from distill.data.examples import IGNORE_INDEX, Batch, ExampleSet, checked_batch
 from distill.models.layerwise import Forward, by_batch
 from distill.models.t5_forward import is_known
 
@@ -24,7 +24,7 @@ def negative_log_perplexity(
 
     Args:
         model: a T5 or Switch model. It runs in eval mode; its mode is restored afterwards.
-        batches: ``input_ids`` [B, S], without padding, and ``labels`` [B, T]; labels of -100 are ignored.
+        batches: ``input_ids`` [B, S] and ``labels`` [B, T], padded as for ``distill.models.t5_forward.hidden_states``.
         forward: the forward pass; see ``distill.models.layerwise``.
 
     Returns:
@@ -53,7 +53,7 @@ def negative_log_perplexity(
 
 def evaluate(
     model: PreTrainedModel,
-    examples: Examples,
+    examples: ExampleSet,
     *,
     batch_size: int,
     accelerator: Accelerator,
@@ -67,7 +67,7 @@ def evaluate(
     Returns:
         The quality, and the mean cross-entropy of each example in nats, float64 [examples]; equal in all processes.
     """
-    count = examples.config.test_examples
+    count = len(examples)
     losses = torch.zeros(count, dtype=torch.float64)
     starts = range(0, count, batch_size)[accelerator.process_index :: accelerator.num_processes]
     mine = [range(start, min(start + batch_size, count)) for start in starts]
@@ -77,7 +77,7 @@ def evaluate(
         losses[[row for rows in mine for row in rows]] = torch.from_numpy(values)
     if accelerator.num_processes > 1:
         losses = accelerator.reduce(losses.to(accelerator.device), "sum").cpu()
-    return -float(losses.mean()), losses.numpy()
+    return -float(np.average(losses.numpy(), weights=examples.target_tokens)), losses.numpy()
 
 
 def cross_entropies(hidden: torch.Tensor, head: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:

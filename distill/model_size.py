@@ -7,7 +7,7 @@ from distill.config import ModelConfig
 _BUCKETS = 32  # of T5's relative position bias
 
 
-def forward_flops(shape: dict[str, Any], inputs: int, targets: int, *, experts: int = 1) -> float:
+def forward_flops(shape: dict[str, Any], inputs: float, targets: float, *, experts: int = 1) -> float:
     """Floating-point operations of one example's forward pass.
 
     Each multiply-add of the products with weights, of attention and of the head counts as two operations. Element-wise
@@ -16,7 +16,7 @@ def forward_flops(shape: dict[str, Any], inputs: int, targets: int, *, experts: 
 
     Args:
         shape: the values in the ``config.json`` of a T5 or Switch model.
-        inputs, targets: number of tokens in the encoder and in the decoder.
+        inputs, targets: numbers of tokens in the encoder and in the decoder, or their means.
         experts: number of experts per token.
     """
     width, attended = shape["d_model"], shape["num_heads"] * shape["d_kv"]

@@ -17,7 +17,7 @@ from teachers.build import SwitchFeedForward, short_name, switch_layers
 
 
 class Activations(NamedTuple):
-    """The activations of one Switch layer on all tokens of the text, in float32."""
+    """The activations of one Switch layer on all tokens of the text but padding, in float32."""
 
     inputs: torch.Tensor  # [N, D], the input of the router and the experts, after the layer norm
     expert: torch.Tensor  # [N] int64, the expert that the router chooses, for dropped tokens too
@@ -39,7 +39,7 @@ def record(
 
     Args:
         teacher: a model of ``teachers.load_teacher``; its training mode is restored.
-        batches: ``input_ids`` [B, S] and ``labels`` [B, T], both int64.
+        batches: ``input_ids`` [B, S] and ``labels`` [B, T], both int64; padded as for ``hidden_states``.
         in_place: puts the weights of a block in their place; see ``distill.models.layerwise``.
         states: where the states of the text are kept; None: in memory.
 
@@ -76,8 +76,13 @@ def record(
 def _collect(block: SwitchFeedForward, seen: list[Activations]) -> Callable[..., None]:
     """A hook of a Switch layer that appends its activations on a batch."""
 
-    def hook(layer: nn.Module, args: tuple[torch.Tensor, ...], output: tuple[torch.Tensor, Any]) -> None:
-        inputs, outputs = (tensor.flatten(0, -2).float() for tensor in (args[0], output[0]))
+    def hook(
+        layer: nn.Module, args: tuple[torch.Tensor, torch.Tensor | None], output: tuple[torch.Tensor, Any]
+    ) -> None:
+        hidden, mask = args
+        inputs, outputs = (
+            (tensor.flatten(0, -2) if mask is None else tensor[mask]).float() for tensor in (hidden, output[0])
+        )
         gate, expert = F.linear(inputs, block.mlp.router.weight.float()).softmax(-1).max(-1)
         dropped = ~outputs.any(-1)  # a dropped token's output is exactly zero
         seen.append(Activations(inputs, expert, gate.masked_fill(dropped, 0), outputs))

@@ -15,6 +15,8 @@ from teachers.config import CAST_AT_ONCE
 
 # Below this many multiply-adds per expert, one call per expert costs more than the products of empty slots.
 _SMALL = 2**24
+# The same for empty slots alone, if capacity is the largest load: one popular expert then makes many of them.
+_SMALL_EMPTY = {torch.bfloat16: 2**22, torch.float32: 2**19}
 Inner = Callable[..., torch.Tensor]  # outputs of wi, and of wi_gate if there is one -> input of wo
 
 
@@ -42,7 +44,7 @@ def sort_by_expert(expert_N: torch.Tensor, num_experts: int) -> Routing:
 def run_experts(
     tokens_ND: torch.Tensor,
     routing: Routing,
-    capacity: int,
+    capacity: int | None,
     inner: Inner,
     wi: torch.Tensor,
     wi_gate: torch.Tensor | None,
@@ -53,7 +55,7 @@ def run_experts(
     Args:
         tokens_ND: [N, D].
         routing: from ``sort_by_expert``.
-        capacity: tokens per expert.
+        capacity: tokens per expert; None if it is not limited.
         inner: activation and gating, element-wise.
         wi, wi_gate: [E, F, D]; ``wi_gate`` is None if the experts are not gated.
         wo: [E, D, F].
@@ -69,9 +71,15 @@ def run_experts(
         wi_gate = None if wi_gate is None else wi_gate.to(tokens_ND.dtype)
     if tokens_ND.is_cuda and tokens_ND.dtype == torch.bfloat16 and _rows_are_aligned(wi) and not cast_later:
         return _grouped(tokens_ND, routing, inner, wi, wi_gate, wo)
-    if capacity * wi[0].numel() < _SMALL and not cast_later:
+    if capacity is None:
+        capacity = -(-int(routing.load.max()) // 4) * 4  # a CPU needs a kernel per shape
+        empty, calls = len(wi) * capacity - len(tokens_ND), min(len(wi), len(tokens_ND))
+        small = empty * wi[0].numel() < calls * _SMALL_EMPTY.get(tokens_ND.dtype, 0)
+    else:
+        small = capacity * wi[0].numel() < _SMALL
+    if small and not cast_later:
         return _slotted(tokens_ND, routing, capacity, inner, wi, wi_gate, wo)
-    loads = routing.load.tolist()  # the only synchronisation with the device
+    loads = routing.load.tolist()
     wants = torch.is_grad_enabled()
     return _SlicedExperts.apply(tokens_ND, routing, _slices(loads, capacity), inner, wants, wi, wi_gate, wo)
 

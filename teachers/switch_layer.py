@@ -52,6 +52,8 @@ class SwitchLayer(nn.Module):
             sum over ``num_sampled_experts`` experts per token, drawn from p without replacement (all experts if
             there are fewer). The capacity of ``sampled`` is larger by the same factor.
         num_sampled_experts: K of ``sampled``.
+        drops_tokens: whether capacity is limited. If not, the output of a token does not depend on the other tokens of
+            the batch, as generation requires.
     """
 
     def __init__(
@@ -78,6 +80,7 @@ class SwitchLayer(nn.Module):
         self.jitter, self.dropout, self.expert_dropout = jitter, dropout, expert_dropout
         self.routing: Literal["top_1", "mixture", "sampled"] = "top_1"
         self.num_sampled_experts = 1
+        self.drops_tokens = True
         gated = activation.startswith("gated-")
         self.activation = ACT2FN["gelu_new" if activation == "gated-gelu" else activation.removeprefix("gated-")]
         self.router = nn.Linear(d_model, num_experts, bias=False)
@@ -161,8 +164,10 @@ class SwitchLayer(nn.Module):
         gate, expert = gate_NK.T.flatten(), expert_NK.T.flatten()  # [K * N], each token once per expert
         if counted_N is not None:
             expert = expert.where(counted_N.repeat(per_token), self.num_experts)  # no expert
-        capacity, routing = self.capacity(tokens * per_token), sort_by_expert(expert, self.num_experts)
-        taken = (routing.position < capacity) & (expert < self.num_experts)
+        routing, taken, capacity = sort_by_expert(expert, self.num_experts), expert < self.num_experts, None
+        if self.drops_tokens:
+            capacity = self.capacity(tokens * per_token)
+            taken &= routing.position < capacity
         copies = tokens_ND.expand(per_token, *tokens_ND.shape).flatten(0, 1)
         output = run_experts(copies, routing, capacity, self._inner, self.wi, self.wi_gate, self.wo)
         output = (output * gate[:, None].to(output.dtype)).where(taken[:, None], 0)

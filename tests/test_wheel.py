@@ -27,6 +27,7 @@ from zipfile import ZipFile
 import pytest
 import requests
 
+from distill.metrics import METRICS
 from students.export import FORMATS
 
 ROOT = Path(__file__).parent.parent
@@ -135,7 +136,7 @@ def normalised(name: str) -> str:
 def test_every_imported_library_is_declared():
     """An undeclared library that another one installs may be missing later, outside of the tests' environment."""
     distributions = packages_distributions()
-    known = declared("ctranslate2", "onnx", "serve")
+    known = declared("corpora", "ctranslate2", "metrics", "onnx", "serve")
     undeclared = {}
     for path in (path for package in PACKAGES for path in (ROOT / package).rglob("*.py")):
         nodes = list(ast.walk(ast.parse(path.read_text())))
@@ -151,6 +152,7 @@ def test_the_extra_that_a_message_names_brings_what_is_missing():
     for name, (_, libraries, _) in FORMATS.items():
         assert not libraries or set(libraries) <= declared(name)
     assert {"fastapi", "uvicorn", "prometheus-client"} <= declared("serve")
+    assert {metric.library[1] for metric in METRICS.values() if metric.library} <= declared("metrics")
 
 
 class Installed:

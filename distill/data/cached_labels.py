@@ -3,12 +3,13 @@
 Example i of a training stream is a function of (seed, i), so i is the index of its labels. The arrays are memory-mapped
 and verified by their SHA-256. Reading a batch reads only its own rows.
 
-B examples, T target tokens, N = B x T, K token ids per target token.
+B examples, T positions of targets, N = B x T, K token ids per position. An example with fewer than T targets ends with
+padding.
 """
 
 import os
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
@@ -19,7 +20,7 @@ from numpy.lib.format import open_memmap
 from transformers import PreTrainedModel
 
 from distill.config import LabelsConfig
-from distill.data.examples import Examples
+from distill.data.examples import IGNORE_INDEX, Batch, ExampleSet
 from distill.data.soft_labels import equal_shares, sparse_labels
 from distill.errors import UserError
 from distill.io.disk import disk_full_errors, require_space
@@ -29,12 +30,13 @@ from distill.models.layerwise import Forward, Output, by_batch
 from distill.special_tokens import token_type
 
 _STORED_NAMES = {"token_ids": "words"}  # field of SparseSoftLabels -> name of the file, if it differs
+_PADDING = {"token_ids": 0, "probs": 0, "entropy": -1}  # the values at padding; no entropy is negative
 _OFFSETS = 4  # stream of random numbers; distill.data.examples has 1 to 3
 _BATCHES_PER_SAVE = 16  # per process
 
 
 class LabelledBatch(NamedTuple):
-    """A ``distill.data.examples.Batch`` with soft labels for its N target tokens, in the order of the labels."""
+    """A ``distill.data.examples.Batch`` with soft labels for its N positions, in the order of the labels."""
 
     input_ids: torch.Tensor
     labels: torch.Tensor
@@ -74,14 +76,19 @@ class CachedLabels:
 
     def means(self) -> dict[str, float]:
         """Means over target tokens: ``entropy`` in nats; ``mass``, the probability of the K ids (1 if ``sampled``)."""
-        probs = self._arrays.get("probs")
-        mass = 1.0 if probs is None else float(probs.mean(dtype=np.float64)) * probs.shape[-1]
-        return {"entropy": float(self._arrays["entropy"].mean(dtype=np.float64)), "mass": mass}
+        entropy, probs = self._arrays["entropy"], self._arrays.get("probs")
+        is_padding = entropy == _PADDING["entropy"]
+        tokens = 1 - float(is_padding.mean())  # share of the positions
+        mass = 1.0 if probs is None else float(probs.mean(dtype=np.float64)) * probs.shape[-1] / tokens
+        return {"entropy": float(np.where(is_padding, 0, entropy).mean(dtype=np.float64)) / tokens, "mass": mass}
 
-    def batch(self, indices: Sequence[int]) -> SparseSoftLabels:
-        """The labels of examples ``indices`` (modulo their number): token_ids and probs [N, K], entropy [N]."""
+    def batch(self, indices: Sequence[int], length: int | None = None) -> SparseSoftLabels:
+        """The labels of examples ``indices`` (modulo their number): token_ids and probs [N, K], entropy [N].
+
+        ``length`` is the number of positions T; None is that of the longest example.
+        """
         rows = np.asarray(indices) % len(self)
-        read = {name: torch.from_numpy(array[rows]).flatten(0, 1) for name, array in self._arrays.items()}
+        read = {name: torch.from_numpy(array[rows, :length]).flatten(0, 1) for name, array in self._arrays.items()}
         token_ids = read["token_ids"].long()
         probs = read["probs"].float() if "probs" in read else equal_shares(token_ids)
         return SparseSoftLabels(token_ids, probs, read["entropy"].float())
@@ -90,20 +97,21 @@ class CachedLabels:
 class LabelledExamples:
     """Training examples with their cached labels. After the last example, the first one follows again."""
 
-    def __init__(self, examples: Examples, labels: CachedLabels):
+    def __init__(self, examples: ExampleSet, labels: CachedLabels):
         """``examples`` must have the data, settings and seed that the labels were made with."""
         self.examples, self.labels = examples, labels
 
     def batch(self, indices: Sequence[int]) -> LabelledBatch:
-        """Like ``Examples.batch``, with soft labels."""
+        """Like ``ExampleSet.batch``, with soft labels."""
         rows = [index % len(self.labels) for index in indices]
-        return LabelledBatch(*self.examples.batch(rows), self.labels.batch(rows))
+        batch = self.examples.batch(rows)
+        return LabelledBatch(*batch, self.labels.batch(rows, batch.labels.shape[1]))
 
 
 @torch.no_grad()
 def make_labels(
     teacher: PreTrainedModel,
-    examples: Examples,
+    examples: ExampleSet,
     config: LabelsConfig,
     directory: Path,
     *,
@@ -120,7 +128,7 @@ def make_labels(
 
     Writes words.npy [count, T, K] (token ids in uint16; in uint32 if the vocabulary exceeds 65,536), entropy.npy
     [count, T] (float16), for ``top_k`` also probs.npy [count, T, K] (float16), and labels.json, with the settings and
-    the SHA-256 of the arrays.
+    the SHA-256 of the arrays. T is the largest number of targets of an example; padding has entropy -1.
 
     A teacher's expert capacity depends on the batch, but neither ``count`` nor the number of processes may change the
     labels of an example. So every batch is full, the last one too, and each process takes whole batches.
@@ -153,11 +161,10 @@ def make_labels(
     accelerator.wait_for_everyone()
     arrays = _open(directory, facts, "r+")
     mine = range(done + accelerator.process_index, batches, accelerator.num_processes)
-    tokens = examples.lengths.inputs + examples.lengths.targets
-    shown = _Progress(on_batch, done * batch_size, count, tokens)
+    shown = _Progress(on_batch, done * batch_size, count)
     made = forward(
         teacher,
-        (examples.batch(_rows(number, batch_size)) for number in mine),
+        shown.counting((examples.batch(_rows(number, batch_size)) for number in mine), teacher.config.pad_token_id),
         lambda batches: shown.at(batches * batch_size * accelerator.num_processes, {"batches": batches}),
     )
     while done < batches:
@@ -184,15 +191,23 @@ def make_labels(
 class _Progress:
     """Reports the progress of all processes, which never falls."""
 
-    def __init__(self, report: Callable[[int, int, dict[str, float]], None], start: int, count: int, tokens: int):
-        """Begin at example ``start`` of ``count``; an example has this number of tokens."""
-        self.start, self._report, self._count, self._tokens = start, report, count, tokens
+    def __init__(self, report: Callable[[int, int, dict[str, float]], None], start: int, count: int):
+        """Begin at example ``start`` of ``count``."""
+        self.start, self._report, self._count = start, report, count
         self._began, self._most = time.perf_counter(), 0.0
+        self._tokens = self._examples = 0  # of the batches of this process
+
+    def counting(self, batches: Iterable[Batch], pad: int) -> Iterator[Batch]:
+        """``batches``, while their tokens are counted."""
+        for batch in batches:
+            tokens = (batch.input_ids != pad).sum() + (batch.labels != IGNORE_INDEX).sum()
+            self._tokens, self._examples = self._tokens + int(tokens), self._examples + len(batch.labels)
+            yield batch
 
     def at(self, examples: float, metrics: dict[str, float]) -> None:
         """Report that this number of examples is done since the start."""
         self._most = max(self._most, examples)
-        speed = self._most * self._tokens / (time.perf_counter() - self._began)
+        speed = self._most * self._tokens / self._examples / (time.perf_counter() - self._began)
         done = min(int(self.start + self._most), self._count)
         self._report(done, self._count, {**metrics, "tokens_per_second": speed})
 
@@ -209,7 +224,7 @@ def _label_batch(
 
     Rows beyond the last example fill the teacher's batch, and their labels are dropped.
     """
-    offsets, shape = None, output.labels.shape
+    offsets, shape, is_padding = None, output.labels.shape, output.labels == IGNORE_INDEX
     if config.form == "sampled":
         per_example = [np.random.default_rng((_OFFSETS, config.seed, row)).random(shape[1]) for row in rows]
         offsets = torch.from_numpy(np.concatenate(per_example)).to(output.hidden.device)
@@ -217,9 +232,11 @@ def _label_batch(
         output.hidden, output.head, num_tokens=config.num_tokens, temperature=temperature, offsets=offsets
     )
     for name, array in arrays.items():
-        values = getattr(made, name).unflatten(0, shape).cpu().numpy()
-        array[rows.start : rows.stop] = values[: len(array) - rows.start]
-    return float(made.entropy.mean())
+        values = getattr(made, name).unflatten(0, shape)
+        values[is_padding] = _PADDING[name]
+        array[rows.start : rows.stop, : shape[1]] = values[: len(array) - rows.start].cpu().numpy()
+        array[rows.start : rows.stop, shape[1] :] = _PADDING[name]
+    return float(made.entropy[~is_padding.flatten()].mean())
 
 
 def _layout(facts: dict[str, Any]) -> dict[str, tuple[type, tuple[int, ...]]]:

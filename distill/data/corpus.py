@@ -16,6 +16,9 @@ from distill.data.rows import Row, describe, json_rows, parquet_rows, read_rows
 from distill.errors import UserError
 
 KINDS = ("stdlib", "text:GLOB", "jsonl:GLOB", "parquet:GLOB", "hf:NAME[@REVISION][:CONFIG]")
+_CURE = (
+    "fix the row, name another column in data.text_column or data.split_by, or skip such rows with data.bad_rows: skip"
+)
 _NOT_STDLIB = {"test", "tests", "idle_test", "site-packages", "dist-packages", "__pycache__", "_bundled"}
 
 
@@ -59,8 +62,9 @@ def corpus_files(corpus: str) -> list[Path]:
 class BadRows:
     """Refuses bad rows, or skips and counts them; see ``data.bad_rows``."""
 
-    def __init__(self, choice: Literal["refuse", "skip"] = "refuse"):
-        self._refuse = choice == "refuse"
+    def __init__(self, choice: Literal["refuse", "skip"] = "refuse", cure: str = _CURE):
+        """``cure`` is the end of the message about a bad row."""
+        self._refuse, self._cure = choice == "refuse", cure
         self.skipped, self.first = 0, ""
 
     def add(self, sentence: str) -> None:
@@ -70,17 +74,14 @@ class BadRows:
             UserError: bad rows are refused.
         """
         if self._refuse:
-            raise UserError(
-                f"{sentence}; fix the row, name another column in data.text_column or data.split_by, "
-                "or skip such rows with data.bad_rows: skip"
-            )
+            raise UserError(f"{sentence}; {self._cure}")
         self.first = self.first or sentence
         self.skipped += 1
 
     def check(self, good: int) -> None:
         """Raise UserError if all rows were skipped; ``good`` is the number of rows that were not."""
         if self.skipped and not good:
-            raise UserError(f"all {self.skipped:,} rows are bad; the first: {self.first}; use another data.corpus")
+            raise UserError(f"all {self.skipped:,} rows are bad; the first: {self.first}; use another corpus")
 
 
 def read_documents(

@@ -70,7 +70,7 @@ def choose_examples(tokens: np.ndarray, layout: Layout, count: int) -> Evaluated
         layout: with at least ``count`` available examples.
         count: number of examples.
     """
-    given = _shares(layout.available, count)
+    given = even_shares(layout.available, count)
     turn = np.concatenate([np.arange(number) for number in given])
     unit = np.repeat(np.arange(len(given)), given)
     begin = layout.units[unit, 0] + turn * layout.available[unit] // given[unit] * layout.length
@@ -82,7 +82,7 @@ def choose_examples(tokens: np.ndarray, layout: Layout, count: int) -> Evaluated
     return EvaluatedExamples(np.asarray(tokens)[places], unit[order])
 
 
-def _shares(available: np.ndarray, count: int) -> np.ndarray:
+def even_shares(available: np.ndarray, count: int) -> np.ndarray:
     """Shares that add up to ``count``, at most ``available``, with the smallest possible maximum."""
     low, high = 0, count  # search the largest share that all can have
     while low < high:

@@ -23,7 +23,7 @@ def hub_dataset(corpus: str) -> tuple[str, str | None]:
     return split_revision(name).name, config or None
 
 
-def hub_rows(corpus: str, revision: str | None, columns: list[str]) -> Iterator[Row]:
+def hub_rows(corpus: str, revision: str | None, columns: list[str], key: str = "data.corpus") -> Iterator[Row]:
     """Yield the rows of the split ``train``, in order.
 
     ``datasets`` lists the files, and ``distill.data.rows`` reads them. ``datasets`` itself reads other formats.
@@ -32,6 +32,7 @@ def hub_rows(corpus: str, revision: str | None, columns: list[str]) -> Iterator[
         corpus: ``hf:NAME[@REVISION][:CONFIG]``.
         revision: a commit of the data set; None for a local directory.
         columns: required in every row.
+        key: of the config that names the data set, for messages.
 
     Raises:
         UserError: there is no such data set, config or split, or a file of it cannot be read.
@@ -40,7 +41,7 @@ def hub_rows(corpus: str, revision: str | None, columns: list[str]) -> Iterator[
 
     datasets.logging.set_verbosity(datasets.logging.CRITICAL)  # it would print a traceback in addition to our message
     name, config = hub_dataset(corpus)
-    place = dataset_place(f"{name}@{revision}" if revision else name, f"data.corpus {corpus!r}")
+    place = dataset_place(f"{name}@{revision}" if revision else name, f"{key} {corpus!r}")
     try:
         builder = datasets.load_dataset_builder(place.name, config, revision=place.revision)
         files = [str(path) for path in (builder.config.data_files or {}).get("train", [])]
@@ -56,7 +57,7 @@ def hub_rows(corpus: str, revision: str | None, columns: list[str]) -> Iterator[
         raise
     except Exception as error:  # datasets raises many kinds; each means that this corpus cannot be read
         cause = str(error.__cause__ or error).strip().split("\n")[0]
-        raise UserError(f"data.corpus {corpus!r} cannot be read: {cause}") from error
+        raise UserError(f"{key} {corpus!r} cannot be read: {cause}") from error
 
 
 def _reader(builder: "DatasetBuilder", files: list[str]) -> Reader | None:

@@ -5,7 +5,6 @@ import hashlib
 import itertools
 import json
 import shutil
-from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import asdict
@@ -15,15 +14,17 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import numpy as np
 
 from distill.config import DataConfig
-from distill.data.corpus import BadRows, Digest, Document, corpus_files, read_documents, split_of
+from distill.data.corpus import BadRows, Digest, Document, read_documents, split_of
+from distill.data.key import TEXT_VERSION, data_key, task_revisions, text_revisions
 from distill.data.overlap import overlaps
-from distill.data.prepared_data import TEXT, Part, PreparedData, RoundTrip, read_prepared
+from distill.data.prepared_data import TEXT, Part, PreparedData, RoundTrip
+from distill.data.read_prepared import read_prepared
 from distill.errors import UserError
 from distill.io.files import file_digest, file_digests, new_directory, write_record
-from distill.io.hub import resolve_revision
 from distill.io.lock import exclusive_lock
 from distill.models.save import save_tokenizer
 from distill.special_tokens import token_type
+from distill.tasks.config import TaskConfig
 
 if TYPE_CHECKING:  # transformers takes seconds to import, and prepared data is reused without it
     from transformers import PreTrainedTokenizerFast
@@ -32,9 +33,6 @@ if TYPE_CHECKING:  # transformers takes seconds to import, and prepared data is 
 
 T = TypeVar("T")
 
-# Version of the files that _prepare writes; it is a part of the data's fingerprint. Raise it with every change to the
-# reading, splitting or tokenising of documents, or to the choice of evaluated examples (corpus, tokenizer, held_out).
-_VERSION = 3
 _BATCH = 256  # documents that are tokenised at a time
 _MOST_UNKNOWN = 0.25  # share of the tokens; above it, the tokenizer does not fit the text
 _SAMPLE_EVERY = 16  # one of this many documents is decoded again
@@ -46,8 +44,9 @@ def prepare_data(
     say: Callable[[str], None] = lambda text: None,
     check: Callable[[PreparedData], None] = lambda data: None,
     beside: Callable[[], AbstractContextManager[None]] = nullcontext,
+    task: TaskConfig | None = None,
 ) -> PreparedData:
-    """Prepare a corpus in ``root``/<key>, or reuse prepared data of the same files and settings.
+    """Prepare a corpus or a task in ``root``/<key>, or reuse prepared data of the same files and settings.
 
     Args:
         config: the corpus, its splits and its tokenizer.
@@ -55,25 +54,26 @@ def prepare_data(
         say: is called with messages to the user.
         check: is called with new data. If it raises a UserError, the data is removed.
         beside: returns a context for the tokenisation of new data, which leaves the interpreter to other threads.
+        task: the pairs that replace the corpus.
 
     Raises:
         UserError: the corpus or the tokenizer cannot be used, a split is empty, or prepared data is damaged.
         DiskFull: there is no space; unfinished data is removed.
     """
-    directory = root / _key(config)
-    if is_prepared(config, root):
+    directory, name = root / data_key(config, task), config.corpus if task is None else "the pairs of the task"
+    if is_prepared(config, root, task):
         return read_prepared(directory)
 
     def on_wait(by: str) -> None:
-        say(f"Waiting for {by}, which prepares {config.corpus} (Ctrl-C stops waiting)")
+        say(f"Waiting for {by}, which prepares {name} (Ctrl-C stops waiting)")
 
     with exclusive_lock(directory, on_wait):
-        if not is_prepared(config, root):  # the other process may have done it
-            say(f"Preparing {config.corpus}: splitting documents by hash and tokenising them")
+        if not is_prepared(config, root, task):  # the other process may have done it
+            say(f"Preparing {name}: splitting documents by hash and tokenising them")
             for left in root.glob(f".{directory.name}.[0-9]*"):  # of a killed process
                 shutil.rmtree(left)
             with new_directory(directory) as tmp_dir:
-                facts = _prepare(config, tmp_dir, beside)
+                facts = _prepare(config, tmp_dir, beside) if task is None else _pairs(config, task, tmp_dir, beside)
                 write_record(tmp_dir / "data.json", {**facts, "sha256": file_digests(tmp_dir, tmp_dir.rglob("*"))})
                 check(read_prepared(tmp_dir))
             data = read_prepared(directory)
@@ -90,17 +90,25 @@ def _say_losses(data: PreparedData, say: Callable[[str], None]) -> None:
         say(f"The tokenizer loses text of {data.name}: {data.round_trip.summary}")
 
 
-def is_prepared(config: DataConfig, root: Path) -> bool:
+def is_prepared(config: DataConfig, root: Path, task: TaskConfig | None = None) -> bool:
     """Whether ``prepare_data`` would reuse data in ``root``."""
-    return (root / _key(config) / "data.json").exists()
+    return (root / data_key(config, task) / "data.json").exists()
+
+
+def _pairs(
+    config: DataConfig, task: TaskConfig, directory: Path, beside: Callable[[], AbstractContextManager[None]]
+) -> dict[str, Any]:
+    from distill.tasks.prepare import prepare_pairs  # imports transformers
+
+    return prepare_pairs(config, task, directory, task_revisions(config, task), beside)
 
 
 def _prepare(config: DataConfig, directory: Path, beside: Callable[[], AbstractContextManager[None]]) -> dict[str, Any]:
     """Write tokenizer/ and two files per split; return the fields of PreparedData except directory and sha256."""
     from distill.data.round_trip import RoundTripCounter
-    from distill.data.tokenizer import find_special_tokens, load_tokenizer
+    from distill.data.tokenizer import find_special_tokens, load_tokenizer, train_on_split
 
-    revisions, bad_rows = _revisions(config), BadRows(config.bad_rows)
+    revisions, bad_rows = text_revisions(config), BadRows(config.bad_rows)
     documents = _split_documents(config, revisions["revision"], bad_rows)
     loaded = None if config.tokenizer == "train" else load_tokenizer(config.tokenizer)
     with contextlib.ExitStack() as stack:
@@ -108,7 +116,7 @@ def _prepare(config: DataConfig, directory: Path, beside: Callable[[], AbstractC
         if loaded:
             tokenizer = loaded
         else:
-            tokenizer, documents = _train_tokenizer(documents, config)
+            tokenizer, documents = train_on_split(documents, config.vocabulary)
         save_tokenizer(tokenizer, directory / "tokenizer")
         digest, round_trip = Digest(), RoundTripCounter(tokenizer)
         names = ("train", "test", *(["validation"] if config.validation_fraction else []))
@@ -125,7 +133,7 @@ def _prepare(config: DataConfig, directory: Path, beside: Callable[[], AbstractC
     special_tokens = find_special_tokens(tokenizer)
     # Evaluation and resampling depend on the texts of a split and on their grouping into documents.
     split = {name: [part.digest.hexdigest(), file_digest(part.texts)] for name, part in parts.items()}
-    identity = json.dumps([_VERSION, split, special_tokens, tokenizer.backend_tokenizer.to_str()], sort_keys=True)
+    identity = json.dumps([TEXT_VERSION, split, special_tokens, tokenizer.backend_tokenizer.to_str()], sort_keys=True)
     return {
         "name": config.corpus,
         "digest": digest.hexdigest(),
@@ -189,25 +197,6 @@ def _split_documents(config: DataConfig, revision: str | None, bad_rows: BadRows
         yield split_of(document.key, config.test_fraction, config.validation_fraction), document
 
 
-def _train_tokenizer(
-    documents: Iterator[tuple[str, Document]], config: DataConfig
-) -> tuple["PreTrainedTokenizerFast", Iterator[tuple[str, Document]]]:
-    """Train a tokenizer on the first training texts; also returns an iterator over all documents from the first one."""
-    from distill.data.tokenizer import TRAINING_CHARACTERS, train_tokenizer
-
-    kept: deque[tuple[str, Document]] = deque()
-    of_training = of_all = 0
-    for part, document in documents:
-        kept.append((part, document))
-        of_all += len(document.text)
-        of_training += len(document.text) if part == "train" else 0
-        if of_training >= TRAINING_CHARACTERS or of_all >= 4 * TRAINING_CHARACTERS:  # bounds the memory
-            break
-    tokenizer = train_tokenizer((document.text for part, document in kept if part == "train"), config.vocabulary)
-    again = (kept.popleft() for _ in range(len(kept)))  # frees each document after its use
-    return tokenizer, itertools.chain(again, documents)
-
-
 def _write_tokens(
     batch: list[tuple[str, Document]],
     tokenizer: "PreTrainedTokenizerFast",
@@ -246,27 +235,3 @@ def _batches(items: Iterable[T], size: int) -> Iterator[list[T]]:
     iterator = iter(items)
     while batch := list(itertools.islice(iterator, size)):
         yield batch
-
-
-def _revisions(config: DataConfig) -> dict[str, str | None]:
-    """Commits of the corpus and the tokenizer if they are on the hub, as fields of PreparedData."""
-    corpus, tokenizer = None, None
-    if config.corpus.startswith("hf:"):
-        source = config.corpus.removeprefix("hf:").partition(":")[0]
-        corpus = resolve_revision(source, "dataset", f"data.corpus {config.corpus!r}")
-    if config.tokenizer != "train":
-        tokenizer = resolve_revision(config.tokenizer, "model", f"data.tokenizer {config.tokenizer!r}")
-    return {"revision": corpus, "tokenizer_revision": tokenizer}
-
-
-def _key(config: DataConfig) -> str:
-    """A hash of all settings of the preparation, of revisions, and of size and time of every local file."""
-    fractions = {"test_fraction", "validation_fraction"}
-    shaping = config.model_dump(
-        include={"corpus", "text_column", "split_by", "bad_rows", "tokenizer", "vocabulary", "train_tokens", *fractions}
-    )
-    files = corpus_files(config.corpus)
-    if (local := Path(config.tokenizer)).is_dir():
-        files += sorted(path for path in local.iterdir() if path.is_file())
-    stamps = [(str(path), path.stat().st_size, path.stat().st_mtime_ns) for path in files]
-    return hashlib.sha256(json.dumps([_VERSION, shaping, _revisions(config), stamps]).encode()).hexdigest()[:16]

@@ -3,6 +3,7 @@
 Files are read only when they are needed. Does not import torch.
 """
 
+from abc import ABC, abstractmethod
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -14,7 +15,7 @@ from distill.config import DataConfig
 from distill.data.held_out import EvaluatedExamples, Layout, choose_examples, make_layout
 from distill.data.vocabulary import Vocabulary, read_vocabulary
 from distill.errors import UserError
-from distill.io.files import check_digests, read_record
+from distill.io.files import check_digests
 from distill.span_corruption import SpanLengths, raw_length_for, span_lengths
 from distill.special_tokens import SpecialTokens, embedding_rows, token_type
 
@@ -56,9 +57,16 @@ class RoundTrip(NamedTuple):
         )
 
 
+class Lengths(NamedTuple):
+    """Numbers of tokens of an example."""
+
+    inputs: float
+    targets: float
+
+
 @dataclass(frozen=True)
-class PreparedData:
-    """The data that ``distill.data.prepare.prepare_data`` has written to ``directory``."""
+class PreparedData(ABC):
+    """Data that ``distill.data.prepare`` has written to ``directory``: a corpus, or the pairs of a task."""
 
     directory: str
     name: str
@@ -96,6 +104,73 @@ class PreparedData:
     def vocab_size(self) -> int:
         """Vocabulary size of models for this data: that of the tokenizer, rounded up as in T5."""
         return embedding_rows(self.special_tokens.vocabulary_size)
+
+    @abstractmethod
+    def lengths(self, config: DataConfig) -> Lengths:
+        """The largest numbers of input and target tokens of a training example."""
+
+    @abstractmethod
+    def mean_lengths(self, config: DataConfig) -> Lengths:
+        """The mean numbers of input and target tokens of a training example."""
+
+    @abstractmethod
+    def num_training_examples(self, config: DataConfig) -> int:
+        """Number of training examples in an epoch."""
+
+    @abstractmethod
+    def check_examples(self, config: DataConfig) -> None:
+        """Raise UserError if there is too little data for the config."""
+
+    @abstractmethod
+    def evaluated_documents(self, config: DataConfig) -> np.ndarray:
+        """Number of the document of each evaluated example, [E]."""
+
+    @abstractmethod
+    def target_tokens(self, config: DataConfig) -> np.ndarray | None:
+        """Number of target tokens of each evaluated example, [E]; None if all have the same number."""
+
+    def _check_tokenizer(self) -> None:
+        self._check({name for name in self.sha256 if name.startswith("tokenizer/")})
+
+    def _check(self, names: set[str]) -> None:
+        """Verify each file once, when it is first needed. A finished run is reused without reading them."""
+        directory = Path(self.directory)
+        check_digests(directory, {name: self.sha256[name] for name in names - self._checked}, damage_hint(directory))
+        self._checked.update(names)
+
+    @cached_property
+    def _checked(self) -> set[str]:
+        return set()
+
+
+@dataclass(frozen=True)
+class PreparedText(PreparedData):
+    """The corpus that ``distill.data.prepare.prepare_data`` has written to ``directory``."""
+
+    def lengths(self, config: DataConfig) -> Lengths:
+        """Input and target tokens after span corruption, equal for all examples."""
+        _, spans = example_lengths(self, config)
+        return Lengths(spans.inputs, spans.targets)
+
+    def mean_lengths(self, config: DataConfig) -> Lengths:
+        """The same as ``lengths``."""
+        return self.lengths(config)
+
+    def num_training_examples(self, config: DataConfig) -> int:
+        """Number of training examples in an epoch."""
+        return self.parts["train"].tokens // example_lengths(self, config)[0]
+
+    def check_examples(self, config: DataConfig) -> None:
+        """Raise UserError if there are too few training tokens or too few evaluated examples."""
+        example_lengths(self, config)
+        self.layout(config)
+
+    def evaluated_documents(self, config: DataConfig) -> np.ndarray:
+        """Number of the document of each evaluated example, [E]."""
+        return self.evaluated(config).documents
+
+    def target_tokens(self, config: DataConfig) -> None:
+        """None: all examples have the same number of target tokens."""
 
     def tokens(self, part: str) -> np.ndarray:
         """All token ids of the split ``train``, ``test`` or ``validation``, [tokens], memory-mapped.
@@ -135,42 +210,12 @@ class PreparedData:
         """
         return choose_examples(self.tokens(config.eval_split), self.layout(config), config.test_examples)
 
-    def _check_tokenizer(self) -> None:
-        self._check({name for name in self.sha256 if name.startswith("tokenizer/")})
-
-    def _check(self, names: set[str]) -> None:
-        """Verify each file once, when it is first needed. A finished run is reused without reading them."""
-        directory = Path(self.directory)
-        check_digests(directory, {name: self.sha256[name] for name in names - self._checked}, damage_hint(directory))
-        self._checked.update(names)
-
-    @cached_property
-    def _checked(self) -> set[str]:
-        return set()
-
     @cached_property
     def _layouts(self) -> dict[tuple[str, int], Layout]:
         return {}
 
 
-def read_prepared(directory: Path) -> PreparedData:
-    """Read the facts of prepared data in ``directory``.
-
-    Raises:
-        UserError: data.json is damaged.
-    """
-    values = read_record(directory / "data.json", damage_hint(directory))
-    try:
-        parts = {name: Part(**part) for name, part in values.pop("parts").items()}
-        special_tokens, round_trip = SpecialTokens(*values.pop("special_tokens")), RoundTrip(**values.pop("round_trip"))
-        return PreparedData(
-            directory=str(directory), parts=parts, special_tokens=special_tokens, round_trip=round_trip, **values
-        )
-    except (TypeError, KeyError, AttributeError) as error:
-        raise UserError(f"{directory / 'data.json'} is not what was written; {damage_hint(directory)}") from error
-
-
-def example_lengths(data: PreparedData, config: DataConfig) -> tuple[int, SpanLengths]:
+def example_lengths(data: PreparedText, config: DataConfig) -> tuple[int, SpanLengths]:
     """Raw tokens per example, and the lengths after corruption.
 
     Raises:

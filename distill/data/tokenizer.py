@@ -1,10 +1,12 @@
 """Training and loading of tokenizers, with the checks that T5's objective needs."""
 
+import itertools
 import json
+from collections import deque
 from collections.abc import Iterable, Iterator
 from functools import lru_cache
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol, TypeVar
 
 from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers, processors, trainers
 from transformers import AutoTokenizer, PreTrainedTokenizerFast, T5Tokenizer
@@ -17,6 +19,16 @@ SENTINELS = 100
 TRAINING_CHARACTERS = 200_000_000  # enough for any vocabulary here; a bound for corpora like C4
 _NAMES_ITS_CLASS = {"tokenizer.json", "tokenizer_config.json", "config.json"}
 _HIDDEN = "\ufdd0"  # a noncharacter of Unicode, which text should not contain
+
+
+class HasText(Protocol):
+    """A document of a corpus, or a pair of a task."""
+
+    @property
+    def text(self) -> str: ...
+
+
+Text = TypeVar("Text", bound=HasText)
 
 
 def train_tokenizer(texts: Iterable[str], vocabulary_size: int) -> PreTrainedTokenizerFast:
@@ -45,6 +57,32 @@ def train_tokenizer(texts: Iterable[str], vocabulary_size: int) -> PreTrainedTok
         extra_special_tokens=list(reversed(sentinels)),
         model_max_length=10**6,
     )
+
+
+def train_on_split(
+    documents: Iterator[tuple[str, Text]], vocabulary_size: int, characters: int = TRAINING_CHARACTERS
+) -> tuple[PreTrainedTokenizerFast, Iterator[tuple[str, Text]]]:
+    """Train a tokenizer on the first training texts.
+
+    Args:
+        documents: pairs of the name of a split and a document with the attribute ``text``.
+        vocabulary_size: number of tokens.
+        characters: of training text, after which reading stops.
+
+    Returns:
+        The tokenizer, and an iterator over all documents from the first one.
+    """
+    kept: deque[tuple[str, Text]] = deque()
+    of_training = of_all = 0
+    for part, document in documents:
+        kept.append((part, document))
+        of_all += len(document.text)
+        of_training += len(document.text) if part == "train" else 0
+        if of_training >= characters or of_all >= 4 * characters:  # bounds the memory
+            break
+    tokenizer = train_tokenizer((document.text for part, document in kept if part == "train"), vocabulary_size)
+    again = (kept.popleft() for _ in range(len(kept)))  # frees each document after its use
+    return tokenizer, itertools.chain(again, documents)
 
 
 def load_tokenizer(source: str | Path) -> PreTrainedTokenizerFast:

@@ -1,10 +1,11 @@
 """Models: on disk, in memory, and their forward pass.
 
-directory   checks of a model's directory before loading: config, names, shapes and values of its tensors
-header      the shape and token ids of a dense model or a student, from a config alone
-load        loading by transformers, after these checks
-save        saving of T5 models and tokenizers for transformers 4 and 5
-build       a dense T5 from a shape
-layerwise   a forward pass one block at a time, for models whose weights do not fit in memory
-t5_forward  the decoder's hidden states and the head of a T5 or Switch model
+directory      checks of a model's directory before loading: config, names, shapes and values of its tensors
+header         the shape and token ids of a dense model or a student, from a config alone
+load           loading by transformers, after these checks
+save           saving of T5 models and tokenizers for transformers 4 and 5
+build          a dense T5 from a shape
+layerwise      a forward pass one block at a time, for models whose weights do not fit in memory
+t5_forward     the decoder's hidden states and the head of a T5 or Switch model
+t5_operations  the operations of this pass whose gradients are written out
 """

@@ -16,8 +16,10 @@ from typing import IO, Any, NamedTuple
 import torch
 from transformers import PreTrainedModel
 
+from distill.data.examples import IGNORE_INDEX
 from distill.io.disk import disk_full_errors, require_space
 from distill.models.t5_forward import (
+    Encoded,
     compute_dtype,
     embed,
     final_norm,
@@ -25,6 +27,7 @@ from distill.models.t5_forward import (
     position_bias,
     run_block,
     scaled,
+    token_mask,
 )
 
 Inputs = tuple[torch.Tensor, torch.Tensor]  # input_ids [B, S] and labels [B, T], as for ``hidden_states``
@@ -153,7 +156,7 @@ class _Pass:
 
     def __init__(self, model: Any, states: "States", dtype: torch.dtype):
         self._model, self._states, self._dtype = model, states, dtype
-        self._biases: dict[tuple[str, int], torch.Tensor] = {}  # a few lengths, the same for all blocks of a stack
+        self._biases: dict[str, torch.Tensor] = {}  # of the longest batch so far, the same for all blocks of a stack
 
     # Neither setting may be active while ``run_by_block`` waits for its caller.
     @torch.no_grad()
@@ -162,12 +165,19 @@ class _Pass:
         model, stack = self._model, getattr(self._model, kind)
         with torch.autocast(model.device.type, enabled=False):
             x = self._embedded(kind, batch) if index == 0 else self._states.get((kind, number), model.device)
-            encoded = self._states.get(("encoder", number), model.device) if kind == "decoder" else None
-            x, _ = run_block(stack, stack.block[index], x, encoded, self._bias(kind, x.shape[1]), self._dtype)
+            mask, encoded = self._mask(batch[0], model.config.pad_token_id), None
+            if kind == "decoder":
+                encoded = Encoded(self._states.get(("encoder", number), model.device), mask)
+                mask = self._mask(batch[1], IGNORE_INDEX)
+            x, _ = run_block(stack, stack.block[index], x, mask, encoded, self._bias(kind, x.shape[1]), self._dtype)
             if index == len(stack.block) - 1:
                 x = final_norm(stack, x, self._dtype)
                 x = scaled(model, x) if kind == "decoder" else x
             self._states.put((kind, number), x)
+
+    def _mask(self, ids: torch.Tensor, padding: int) -> torch.Tensor | None:
+        mask = token_mask(ids, padding)
+        return None if mask is None else mask.to(self._model.device)
 
     def _embedded(self, kind: str, batch: Inputs) -> torch.Tensor:
         input_ids, labels = (part.to(self._model.device) for part in batch)
@@ -175,9 +185,9 @@ class _Pass:
         return embed(getattr(self._model, kind), ids)
 
     def _bias(self, kind: str, length: int) -> torch.Tensor:
-        if (kind, length) not in self._biases:
-            self._biases[kind, length] = position_bias(getattr(self._model, kind), length, self._dtype)
-        return self._biases[kind, length]
+        if kind not in self._biases or self._biases[kind].shape[1] < length:
+            self._biases[kind] = position_bias(getattr(self._model, kind), length, self._dtype)
+        return self._biases[kind][:, :length, :length]  # it depends only on the distance
 
 
 class States:

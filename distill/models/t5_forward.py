@@ -2,7 +2,11 @@
 
 It computes the same function as transformers, with operations merged: under autocast each weight is cast once; query,
 key and value are one product; the position bias is added in place in the dtype of the scores; normalisation is one
-operation forward and one backward. Residuals and normalisation are in float32. Inputs have no padding.
+operation forward and one backward. Residuals and normalisation are in float32.
+
+Padding is at the end: the model's pad id in inputs, -100 in labels. No token attends to it, and Switch layers neither
+route nor count it. The decoder needs no mask of its own for that, because its attention is causal. A batch without
+padding is computed without masks.
 
 B examples, S input tokens, T target tokens, D d_model, H heads, K d_kv.
 """
@@ -15,6 +19,9 @@ from torch import nn
 from transformers import PreTrainedModel
 from transformers.models.t5.modeling_t5 import T5Attention
 
+from distill.data.examples import IGNORE_INDEX
+from distill.models.t5_operations import diagonals, pack, rms_norm
+
 
 class BlockStates(NamedTuple):
     """The hidden states of one block."""
@@ -22,7 +29,14 @@ class BlockStates(NamedTuple):
     hidden: torch.Tensor  # [B, S or T, D] float32, input of the next block or of the final normalisation
     ffn: torch.Tensor  # [B, S or T, D], output of the block's FFN or Switch layer, before the residual connection
     sparse: bool  # whether ``ffn`` is the output of a Switch layer
-    in_decoder: bool
+    mask: torch.Tensor | None  # [B, S or T], False for padding; None if there is none
+
+
+class Encoded(NamedTuple):
+    """The output of the encoder."""
+
+    hidden: torch.Tensor  # [B, S, D], in the dtype of the products; values at padding are unspecified
+    mask: torch.Tensor | None  # [B, S], False for padding; None if there is none
 
 
 def hidden_states(
@@ -35,21 +49,36 @@ def hidden_states(
 
     Args:
         model: a T5 or Switch model for conditional generation, in training or eval mode.
-        input_ids: [B, S], without padding.
-        labels: [B, T]; the decoder reads them shifted right. -100 at the end of a row is read as padding.
+        input_ids: [B, S]; the model's pad id at the end of a row is padding.
+        labels: [B, T]; the decoder reads them shifted right. -100 at the end of a row is padding.
         states: if given, a list to which the states of every block are appended, encoder first.
 
     Returns:
         hidden [B * T, D] and head [vocabulary, D], so that ``hidden @ head.T`` are the logits: hidden includes the
-        factor D**-0.5 of models that have it. hidden has the dtype of autocast if it is on, else that of the head.
+        factor D**-0.5 of models that have it. hidden has the dtype of autocast if it is on, else that of the head. Its
+        values at padding are unspecified.
     """
+    mask = token_mask(labels, IGNORE_INDEX)  # before the encoder, because it waits for the device
+    encoded = encode(model, input_ids, states)
     dtype = compute_dtype(model.lm_head.weight)
     with torch.autocast(input_ids.device.type, enabled=False):
-        encoded = _stack(model.encoder, input_ids, None, dtype, states)
         # The method belongs to subclasses of PreTrainedModel.
         decoder_ids = model.prepare_decoder_input_ids_from_labels(labels)  # type: ignore[operator]
-        hidden = _stack(model.decoder, decoder_ids, encoded, dtype, states)
+        hidden = _stack(model.decoder, decoder_ids, mask, encoded, dtype, states)
         return scaled(model, hidden).flatten(0, 1), model.lm_head.weight
+
+
+def encode(model: PreTrainedModel, input_ids: torch.Tensor, states: list[BlockStates] | None = None) -> Encoded:
+    """Run the encoder alone; the arguments are those of ``hidden_states``."""
+    dtype, mask = compute_dtype(model.lm_head.weight), token_mask(input_ids, model.config.pad_token_id)
+    with torch.autocast(input_ids.device.type, enabled=False):
+        return Encoded(_stack(model.encoder, input_ids, mask, None, dtype, states), mask)
+
+
+def token_mask(ids: torch.Tensor, padding: int) -> torch.Tensor | None:
+    """False where an id of ``ids`` is ``padding``; None if none is."""
+    mask = ids != padding
+    return None if mask.all() else mask
 
 
 def scaled(model: PreTrainedModel, hidden: torch.Tensor) -> torch.Tensor:
@@ -75,25 +104,21 @@ def compute_dtype(tensor: torch.Tensor) -> torch.dtype:
     return torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else tensor.dtype
 
 
-def rms_norm(x: torch.Tensor, layer_norm: nn.Module, dtype: torch.dtype) -> torch.Tensor:
-    """T5's normalisation, ``weight * x / sqrt(mean(x**2) + eps)``, computed in float32 and returned in ``dtype``."""
-    return _RMSNorm.apply(x, layer_norm.weight, layer_norm.variance_epsilon, dtype)
-
-
 def _stack(
     stack: Any,  # transformers does not annotate the attributes of stacks and blocks
     ids_BS: torch.Tensor,
-    encoded_BSD: torch.Tensor | None,
+    mask_BS: torch.Tensor | None,
+    encoded: Encoded | None,
     dtype: torch.dtype,
     states: list[BlockStates] | None,
 ) -> torch.Tensor:
-    """Run the encoder, or the decoder if ``encoded_BSD`` is given: ids -> normalised hidden states [B, S, D]."""
+    """Run the encoder, or the decoder if ``encoded`` is given: ids -> normalised hidden states [B, S, D]."""
     x = embed(stack, ids_BS)
     bias = position_bias(stack, ids_BS.shape[1], dtype)
     for block in stack.block:
-        x, ffn = run_block(stack, block, x, encoded_BSD, bias, dtype)
+        x, ffn = run_block(stack, block, x, mask_BS, encoded, bias, dtype)
         if states is not None:
-            states.append(BlockStates(x, ffn, hasattr(block.layer[-1], "experts"), encoded_BSD is not None))
+            states.append(BlockStates(x, ffn, hasattr(block.layer[-1], "experts"), mask_BS))
     return final_norm(stack, x, dtype)
 
 
@@ -107,7 +132,8 @@ def run_block(
     stack: Any,
     block: Any,
     x: torch.Tensor,
-    encoded: torch.Tensor | None,
+    mask: torch.Tensor | None,
+    encoded: Encoded | None,
     bias: torch.Tensor,
     dtype: torch.dtype,
 ) -> tuple[torch.Tensor, torch.Tensor]:
@@ -116,7 +142,8 @@ def run_block(
     Args:
         stack, block: modules of transformers.
         x: [B, S or T, D] float32, input of the block.
-        encoded: [B, S, D], output of the encoder, for a block of the decoder; None for one of the encoder.
+        mask: [B, S or T], False for padding; None if there is none.
+        encoded: the output of the encoder, for a block of the decoder; None for one of the encoder.
         bias: the result of ``position_bias``.
         dtype: of the products.
 
@@ -127,14 +154,16 @@ def run_block(
     drop = _dropout_rate(stack)
     attention = block.layer[0]
     normed = rms_norm(x, attention.layer_norm, dtype)
-    x = x + F.dropout(_attention(attention.SelfAttention, normed, None, bias, drop), drop, drop > 0)
+    keys = mask if encoded is None else None  # in the decoder the bias excludes all that follows
+    x = x + F.dropout(_attention(attention.SelfAttention, normed, None, bias, keys, drop), drop, drop > 0)
     if encoded is not None:
         attention = block.layer[1]
         normed = rms_norm(x, attention.layer_norm, dtype)
-        x = x + F.dropout(_attention(attention.EncDecAttention, normed, encoded, None, drop), drop, drop > 0)
+        other = _attention(attention.EncDecAttention, normed, encoded.hidden, None, encoded.mask, drop)
+        x = x + F.dropout(other, drop, drop > 0)
     last = block.layer[-1]
     normed = rms_norm(x, last.layer_norm, dtype)
-    ffn = last.experts(normed) if hasattr(last, "experts") else _dense_ffn(last, normed, drop)
+    ffn = last.experts(normed, mask) if hasattr(last, "experts") else _dense_ffn(last, normed, drop)
     return x + ffn, ffn
 
 
@@ -149,9 +178,14 @@ def _dropout_rate(stack: Any) -> float:
 
 
 def _attention(
-    layer: T5Attention, x_BSD: torch.Tensor, other: torch.Tensor | None, bias: torch.Tensor | None, drop: float
+    layer: T5Attention,
+    x_BSD: torch.Tensor,
+    other: torch.Tensor | None,
+    bias: torch.Tensor | None,
+    mask: torch.Tensor | None,
+    drop: float,
 ) -> torch.Tensor:
-    """Attention of ``x_BSD`` to itself, or to ``other``. T5 does not scale the scores.
+    """Attention of ``x_BSD`` to itself, or to ``other``, where ``mask`` is true. T5 does not scale the scores.
 
     ``F.scaled_dot_product_attention`` has no fused kernel for a learned bias, and in bfloat16 takes 1.5 to 2.5 times
     as long on a CPU.
@@ -160,7 +194,7 @@ def _attention(
 
     def project(x: torch.Tensor, *linears: nn.Linear) -> torch.Tensor:
         """[B, S, D] -> [len(linears), B * H, S, K]"""
-        y = F.linear(x, _Pack.apply(x.dtype, *(linear.weight for linear in linears)))
+        y = F.linear(x, pack(x.dtype, *(linear.weight for linear in linears)))
         y = y.view(batch, -1, len(linears), heads, kv).permute(2, 0, 3, 1, 4)
         return y.reshape(len(linears), batch * heads, -1, kv)
 
@@ -171,6 +205,10 @@ def _attention(
     scores = torch.bmm(q, k.mT)
     if bias is not None:
         scores = scores.view(batch, heads, *scores.shape[1:]).add_(bias).flatten(0, 1)
+    if mask is not None:
+        # Not minus infinity: an input that is padding alone would get scores without a softmax.
+        excluded = torch.zeros_like(mask, dtype=scores.dtype).masked_fill_(~mask, torch.finfo(scores.dtype).min)
+        scores = scores.view(batch, -1, scores.shape[-1]).add_(excluded[:, None]).view_as(scores)
     weights = F.dropout(scores.softmax(-1), drop, drop > 0)
     y = torch.bmm(weights, v).view(batch, heads, -1, kv).transpose(1, 2).flatten(2)
     return F.linear(y, layer.o.weight.to(y.dtype))
@@ -180,7 +218,7 @@ def _dense_ffn(layer: Any, x: torch.Tensor, drop: float) -> torch.Tensor:
     """The FFN of a dense layer; in a gated FFN, ``wi_0`` is the gate."""
     ffn = _dense(layer)
     if hasattr(ffn, "wi_0"):
-        gate, inner = F.linear(x, _Pack.apply(x.dtype, ffn.wi_0.weight, ffn.wi_1.weight)).chunk(2, -1)
+        gate, inner = F.linear(x, pack(x.dtype, ffn.wi_0.weight, ffn.wi_1.weight)).chunk(2, -1)
         inner = ffn.act(gate) * inner
     else:
         inner = ffn.act(F.linear(x, ffn.wi.weight.to(x.dtype)))
@@ -208,62 +246,4 @@ def position_bias(stack: Any, length: int, dtype: torch.dtype) -> torch.Tensor:
     bias = attention.relative_attention_bias(bucket).to(dtype)  # [distances, H]
     if attention.is_decoder:
         bias = bias.masked_fill((distance > 0)[:, None], float("-inf"))
-    return _Diagonals.apply(bias.mT.contiguous(), length)
-
-
-class _Diagonals(torch.autograd.Function):
-    """[H, 2L - 1] -> [H, L, L] with ``y[h, i, j] = x[h, j - i + L - 1]``: one value for each diagonal."""
-
-    @staticmethod
-    def forward(ctx: Any, x: torch.Tensor, length: int) -> torch.Tensor:
-        ctx.length = length
-        return x.unfold(1, length, 1).flip(1)
-
-    @staticmethod
-    @torch.autograd.function.once_differentiable
-    def backward(ctx: Any, dy: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
-        length = ctx.length
-        # Reading the padded rows of 2L as rows of 2L - 1 shifts each row by one place more: diagonals become columns.
-        rows = F.pad(dy.float().flip(1), (0, length)).flatten(1)[:, : length * (2 * length - 1)]
-        return rows.view(len(dy), length, 2 * length - 1).sum(1).to(dy.dtype), None
-
-
-class _RMSNorm(torch.autograd.Function):
-    """y = w * x * r with r = (mean(x**2) + eps)**-0.5, saving only x, w and r for the backward pass.
-
-    ``F.rms_norm`` takes 1.5 to 3 times as long on a CPU.
-    """
-
-    @staticmethod
-    def forward(ctx: Any, x: torch.Tensor, weight: torch.Tensor, eps: float, dtype: torch.dtype) -> torch.Tensor:
-        norm = torch.linalg.vector_norm(x, dim=-1, keepdim=True)
-        r = norm.square_().div_(x.shape[-1]).add_(eps).rsqrt_()
-        ctx.save_for_backward(x, weight, r)
-        return (x * r).mul_(weight).to(dtype)
-
-    @staticmethod
-    @torch.autograd.function.once_differentiable
-    def backward(ctx: Any, dy: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
-        x, weight, r = ctx.saved_tensors
-        dy, unit = dy.float(), x * r
-        product = dy * unit
-        along = (product @ weight)[..., None].div_(x.shape[-1])  # projection of dy * weight on unit
-        d_weight = product.flatten(0, -2).sum(0) if ctx.needs_input_grad[1] else None
-        return torch.mul(dy, weight, out=product).addcmul_(unit, along, value=-1).mul_(r), d_weight, None, None
-
-
-class _Pack(torch.autograd.Function):
-    """Cast weights [n_i, D] to ``dtype`` and concatenate them to [sum n_i, D], in one pass."""
-
-    @staticmethod
-    def forward(ctx: Any, dtype: torch.dtype, *weights: torch.Tensor) -> torch.Tensor:
-        ctx.sizes = [len(weight) for weight in weights]
-        packed = weights[0].new_empty(sum(ctx.sizes), weights[0].shape[1], dtype=dtype)
-        for part, weight in zip(packed.split(ctx.sizes), weights, strict=True):
-            part.copy_(weight)
-        return packed
-
-    @staticmethod
-    @torch.autograd.function.once_differentiable
-    def backward(ctx: Any, gradient: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
-        return None, *gradient.split(ctx.sizes)
+    return diagonals(bias.mT.contiguous(), length)

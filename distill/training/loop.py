@@ -8,7 +8,6 @@ the passes.
 import os
 import time
 from collections.abc import Callable, Iterator
-from contextlib import nullcontext
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -21,12 +20,13 @@ from torch import nn
 
 from distill.config import TrainingConfig
 from distill.data.cached_labels import LabelledBatch, LabelledExamples
-from distill.data.examples import IGNORE_INDEX, Batch, Examples
+from distill.data.examples import Batch, ExampleSet
 from distill.io.disk import require_space
 from distill.io.files import remove_temporary
 from distill.models.build import count_parameters
 from distill.optim.build import make_optimizer
 from distill.processes import num_processes
+from distill.training.best_weights import BestWeights
 from distill.training.checkpoint import (
     MAX_CHECKPOINTS,
     Progress,
@@ -37,11 +37,12 @@ from distill.training.checkpoint import (
     save_checkpoint,
 )
 from distill.training.divergence import MAX_RESTARTS, NormWatch, TrainingDiverged
+from distill.training.dropout import dropout_of
 from distill.training.machine import keep_freed_memory, return_freed_memory
 from distill.training.precision import resolve_precision
 from distill.training.schedule import learning_rate
 from distill.training.sharding import fsdp_requested, gathered_parameters, gathered_states, shard, unshard
-from distill.training.step import MetricWindow, micro_batch_indices, prefetch, seed_pass
+from distill.training.step import MetricWindow, micro_batch_indices, optimizer_step, prefetch, seed_pass
 from distill.training.train_modules import TrainModule
 
 _LARGE_MODEL = 50_000_000  # parameters
@@ -53,6 +54,7 @@ class Hooks:
 
     ``on_step`` gets the step, the number of steps and the metrics (for a progress bar). ``on_metrics`` gets the step
     and the metrics every ``log_every`` steps. ``evaluate`` gets the step and may raise ``TrainingDiverged``.
+    ``validate`` returns the quality on the validation split, for early stopping.
     ``on_attempt`` gets the number of restarts, at the start and after each restart; metrics that earlier attempts have
     logged for later steps are then void. ``say`` gets messages to the user.
     """
@@ -60,6 +62,7 @@ class Hooks:
     on_step: Callable[[int, int, dict[str, float]], None] = lambda step, total, metrics: None
     on_metrics: Callable[[int, dict[str, float]], None] = lambda step, metrics: None
     evaluate: Callable[[int], None] = lambda step: None
+    validate: Callable[[], float] | None = None
     on_attempt: Callable[[int], None] = lambda number: None
     say: Callable[[str], None] = lambda text: None
 
@@ -81,7 +84,7 @@ def make_accelerator(precision: Literal["auto", "bfloat16", "float32"]) -> Accel
 
 def train(
     objective: TrainModule,
-    examples: Examples | LabelledExamples,
+    examples: ExampleSet | LabelledExamples,
     config: TrainingConfig,
     *,
     accelerator: Accelerator,
@@ -127,14 +130,16 @@ def train(
             _check_space(directory, objective, config)
     if not found and (config.on_divergence == "restart" or progress.step == stop):
         loop.save(progress)  # for the first restart; or for branches that begin at step 0
-    while progress.step < stop:
-        hooks.on_attempt(progress.restarts)
-        batches = prefetch(examples, micro_batches, range(progress.step, stop))
-        try:
-            progress = loop.take_steps(progress, batches, seed, steps, stop)
-        except TrainingDiverged as error:
-            progress = loop.go_back(error)
+    with dropout_of(objective.model, config.dropout):
+        while progress.step < stop and not loop.stops_early(progress.step):
+            hooks.on_attempt(progress.restarts)
+            batches = prefetch(examples, micro_batches, range(progress.step, stop))
+            try:
+                progress = loop.take_steps(progress, batches, seed, steps, stop)
+            except TrainingDiverged as error:
+                progress = loop.go_back(error)
     accelerator.wait_for_everyone()
+    loop.restore_best()
     accelerator.unwrap_model(loop.objective, keep_fp32_wrapper=False)
     unshard(objective)
     accelerator.free_memory()
@@ -155,6 +160,25 @@ class TrainingLoop:
         if not sharded:
             self.objective, self.optimizer = accelerator.prepare(objective, self.optimizer)
         self.step, self.restarts = 0, 0
+        self.best = BestWeights(directory, config.patience) if config.patience else None
+
+    def stops_early(self, step: int) -> bool:
+        """Whether the quality on the validation split has not improved for ``config.patience`` evaluations."""
+        return self.best is not None and self.best.is_exhausted(step)
+
+    def restore_best(self) -> None:
+        """With early stopping, load the weights of the best quality on the validation split."""
+        if self.best:
+            with gathered_parameters(self.unwrapped):
+                self.best.restore(self.unwrapped.model)
+
+    def evaluate(self, step: int) -> None:
+        """Evaluate the model after ``step`` steps. Every process must call this method."""
+        with gathered_parameters(self.unwrapped):
+            self.hooks.evaluate(step)
+            if self.best and self.hooks.validate:
+                main = self.accelerator.is_main_process
+                self.best.add(step, self.hooks.validate(), self.unwrapped.model, write=main)
 
     def save(self, progress: Progress) -> None:
         """Save a checkpoint in the main process. Every process must call this method."""
@@ -194,13 +218,14 @@ class TrainingLoop:
                 hooks.on_metrics(done, {**metrics, **restarts, "learning_rate": self.optimizer.param_groups[0]["lr"]})
                 window = MetricWindow()
             # After the last step, the caller's own evaluation could no longer restart training.
-            last = done == stop and config.on_divergence == "restart"
+            last = done == stop and (config.on_divergence == "restart" or self.best is not None)
             if last or (config.evaluate_every and done % config.evaluate_every == 0):
-                with gathered_parameters(self.unwrapped):
-                    hooks.evaluate(done)
-            if done % config.checkpoint_every == 0 or done == stop:
+                self.evaluate(done)
+            if done % config.checkpoint_every == 0 or done == stop or self.stops_early(done):
                 progress = Progress(done, self.restarts, norms=tuple(watch.norms))
                 self.save(progress)
+            if self.stops_early(done):
+                break
         return progress
 
     def go_back(self, error: TrainingDiverged) -> Progress:
@@ -228,50 +253,6 @@ class TrainingLoop:
             "of the learning rate"
         )
         return progress
-
-
-def optimizer_step(
-    objective: nn.Module,
-    optimizer: torch.optim.Optimizer,
-    batches: list[Batch | LabelledBatch],
-    config: TrainingConfig,
-    accelerator: Accelerator,
-    watch: NormWatch,
-    reseed: Callable[[int], None] = lambda number: None,
-) -> tuple[dict[str, torch.Tensor], torch.Tensor]:
-    """Update the weights once from all micro-batches of all processes.
-
-    The sum of the losses is divided by the number of target tokens of the step, in all processes.
-
-    Args:
-        batches: the micro-batches of this process.
-        watch: checks loss and gradient norm before the update.
-        reseed: is called before each forward pass with the number of the pass, counted over all processes.
-
-    Returns:
-        The metrics, summed over target tokens, and the number of target tokens; of all processes.
-
-    Raises:
-        TrainingDiverged: ``watch`` rejects the loss or the gradient. The weights are unchanged.
-    """
-    tokens = torch.stack([(batch.labels != IGNORE_INDEX).sum() for batch in batches]).sum()
-    tokens = accelerator.reduce(tokens, "sum")
-    sums: dict[str, torch.Tensor] = {}
-    for number, batch in enumerate(batches):
-        reseed(number * accelerator.num_processes + accelerator.process_index)
-        with accelerator.no_sync(objective) if number + 1 < len(batches) else nullcontext():
-            with accelerator.autocast():  # accelerate has not prepared a sharded objective
-                loss, metrics = objective(*batch)
-            # Gradients are averaged over processes, so the factor makes them a sum before the division by tokens.
-            accelerator.backward(loss * (accelerator.num_processes / tokens))
-        for name, value in metrics.items():
-            sums[name] = sums.get(name, 0) + value.float()
-    norm = accelerator.clip_grad_norm_(objective.parameters(), config.gradient_clip)
-    sums = accelerator.reduce(sums, "sum")
-    watch.check(float(sums["loss"] / tokens), float(norm))
-    optimizer.step()
-    optimizer.zero_grad()
-    return sums, tokens
 
 
 def _check_space(directory: Path, objective: nn.Module, config: TrainingConfig) -> None:

@@ -2,7 +2,7 @@
 
 Student and teacher have the same number of blocks and the same d_model, so no projection is needed.
 
-B examples, L input or target tokens, T target tokens, D d_model.
+B examples, L input or target tokens, D d_model.
 """
 
 from collections.abc import Collection
@@ -10,7 +10,6 @@ from typing import NamedTuple
 
 import torch
 
-from distill.data.examples import IGNORE_INDEX
 from distill.models.t5_forward import BlockStates
 
 
@@ -29,21 +28,18 @@ class Matching(NamedTuple):
         """The weight at optimizer step ``step``, counted from 0."""
         return self.weight * (1 if self.steps is None else max(1 - step / self.steps, 0))
 
-    def loss(self, student: list[BlockStates], teacher: list[BlockStates], labels: torch.Tensor) -> torch.Tensor:
+    def loss(self, student: list[BlockStates], teacher: list[BlockStates]) -> torch.Tensor:
         """Relative squared error, a float32 scalar: 0 if the states are equal, 1 if the student's states are zero.
 
-        The error of a layer is the mean squared error over the counted tokens, divided by the mean square of the
-        teacher's states. The loss is the mean over layers. Decoder positions with label -100 in ``labels`` [B, T] do
-        not count.
+        The error of a layer is the mean squared error over the tokens, divided by the mean square of the teacher's
+        states. The loss is the mean over layers. Padding does not count.
         """
-        counted_BT = labels != IGNORE_INDEX
         losses: dict[str, list[torch.Tensor]] = {kind: [] for kind in self.kinds}
         for own, target in zip(student, teacher, strict=True):
-            mask = counted_BT if target.in_decoder else None
             if "hidden" in losses:
-                losses["hidden"].append(_relative_error(own.hidden, target.hidden, mask))
+                losses["hidden"].append(_relative_error(own.hidden, target.hidden, target.mask))
             if "ffn" in losses and target.sparse:
-                losses["ffn"].append(_relative_error(own.ffn, target.ffn, mask))
+                losses["ffn"].append(_relative_error(own.ffn, target.ffn, target.mask))
         return torch.stack([torch.stack(of_layers).mean() for of_layers in losses.values()]).sum()
 
 

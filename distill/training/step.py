@@ -1,16 +1,19 @@
-"""The batches of each process, the seed of each forward pass, and a window of metrics."""
+"""One optimizer step: the batches of each process, the seed of each forward pass, the update, a window of metrics."""
 
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import nullcontext
 
 import numpy as np
 import torch
 from accelerate import Accelerator
+from torch import nn
 
 from distill.config import TrainingConfig
 from distill.data.cached_labels import LabelledBatch, LabelledExamples
-from distill.data.examples import Batch, Examples
+from distill.data.examples import IGNORE_INDEX, Batch, ExampleSet
+from distill.training.divergence import NormWatch
 
 
 def micro_batch_indices(config: TrainingConfig, accelerator: Accelerator) -> Callable[[int], list[range]]:
@@ -33,7 +36,7 @@ def micro_batch_indices(config: TrainingConfig, accelerator: Accelerator) -> Cal
 
 
 def prefetch(
-    examples: Examples | LabelledExamples, micro_batches: Callable[[int], list[range]], steps: range
+    examples: ExampleSet | LabelledExamples, micro_batches: Callable[[int], list[range]], steps: range
 ) -> Iterator[list[Batch | LabelledBatch]]:
     """Yield the micro-batches of each step. A thread makes them during the previous step."""
 
@@ -51,6 +54,50 @@ def prefetch(
 def seed_pass(seed: int, step: int, number: int) -> None:
     """Seed dropout and jitter of forward pass ``number`` of a step, independently of process and restarts."""
     torch.manual_seed(int(np.random.SeedSequence((seed, step, number)).generate_state(1, np.uint64)[0]))
+
+
+def optimizer_step(
+    objective: nn.Module,
+    optimizer: torch.optim.Optimizer,
+    batches: list[Batch | LabelledBatch],
+    config: TrainingConfig,
+    accelerator: Accelerator,
+    watch: NormWatch,
+    reseed: Callable[[int], None] = lambda number: None,
+) -> tuple[dict[str, torch.Tensor], torch.Tensor]:
+    """Update the weights once from all micro-batches of all processes.
+
+    The sum of the losses is divided by the number of target tokens of the step, in all processes.
+
+    Args:
+        batches: the micro-batches of this process.
+        watch: checks loss and gradient norm before the update.
+        reseed: is called before each forward pass with the number of the pass, counted over all processes.
+
+    Returns:
+        The metrics, summed over target tokens, and the number of target tokens; of all processes.
+
+    Raises:
+        TrainingDiverged: ``watch`` rejects the loss or the gradient. The weights are unchanged.
+    """
+    tokens = torch.stack([(batch.labels != IGNORE_INDEX).sum() for batch in batches]).sum()
+    tokens = accelerator.reduce(tokens, "sum")
+    sums: dict[str, torch.Tensor] = {}
+    for number, batch in enumerate(batches):
+        reseed(number * accelerator.num_processes + accelerator.process_index)
+        with accelerator.no_sync(objective) if number + 1 < len(batches) else nullcontext():
+            with accelerator.autocast():  # accelerate has not prepared a sharded objective
+                loss, metrics = objective(*batch)
+            # Gradients are averaged over processes, so the factor makes them a sum before the division by tokens.
+            accelerator.backward(loss * (accelerator.num_processes / tokens))
+        for name, value in metrics.items():
+            sums[name] = sums.get(name, 0) + value.float()
+    norm = accelerator.clip_grad_norm_(objective.parameters(), config.gradient_clip)
+    sums = accelerator.reduce(sums, "sum")
+    watch.check(float(sums["loss"] / tokens), float(norm))
+    optimizer.step()
+    optimizer.zero_grad()
+    return sums, tokens
 
 
 class MetricWindow:

@@ -113,7 +113,7 @@ class HardAndSoftLabels(_MixedLabels):
         loss, metrics = self.mixed_loss(input_ids, labels, soft_labels, student_states if weight else None)
         if self.matching and weight:
             # The loop divides by the number of target tokens, so the mean is multiplied by it.
-            match = self.matching.loss(student_states, teacher_states, labels) * (labels != IGNORE_INDEX).sum()
+            match = self.matching.loss(student_states, teacher_states) * (labels != IGNORE_INDEX).sum()
             loss = loss + weight * match
             metrics |= {"loss": loss.detach(), "match_loss": match.detach()}
         return loss, metrics

@@ -118,6 +118,11 @@ def _stage_command(kind: str, description: str, *always: str) -> None:
 _stage_command("teacher", "Stage 1: train or load a Switch teacher.")
 _stage_command("init", "Stage 2: initialise a dense student from the teacher's non-expert weights.")
 _stage_command(
+    "answer",
+    "Generate the teacher's answers once and store them, the hard labels of students with distill.targets=teacher.",
+    "distill.targets=teacher",
+)
+_stage_command(
     "label",
     "Compute the teacher's soft labels once and store them, for students with distill.soft_labels=cached.",
     "distill.soft_labels=cached",

@@ -10,7 +10,9 @@ from pydantic import BaseModel, Field, ValidationError, model_validator
 
 from distill.config import DataConfig, DistillConfig, ModelConfig, Positive, Section, Source
 from distill.errors import UserError
-from pipelines.config.presets import PRESETS, RECIPES
+from distill.tasks.config import TaskConfig
+from pipelines.config.presets import PRESETS
+from pipelines.config.recipes import RECIPES
 from pipelines.config.safe_yaml import parse_yaml, read_yaml
 from students.config import StudentConfig
 from teachers.config import TeacherConfig
@@ -55,6 +57,10 @@ class RunConfig(Section):
     distill: DistillConfig = DistillConfig()
     baseline: BaselineConfig = BaselineConfig()
     report: ReportConfig = ReportConfig()
+    task: TaskConfig | None = Field(None, description="pairs of texts in place of span corruption")
+    pretrained: Source | None = Field(
+        None, description="a CONFIG in the same work directory whose teachers and baseline are fine-tuned on the task"
+    )
     variants: dict[Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9_-]{0,39}$")], dict[str, Any]] = Field(
         {}, description="several students of each teacher: name -> changes of the sections student and distill"
     )
@@ -74,6 +80,16 @@ class RunConfig(Section):
             return self
         values = self.model_dump(exclude={"variants"})
         return RunConfig.model_validate(_merge(values, self.variants[name]))
+
+    def trains_teacher(self, ratio: str) -> bool:
+        """Whether this run trains or fine-tunes the teacher of a ratio, or uses it as it is."""
+        loaded = ratio in self.teacher.checkpoints
+        return self.teacher.training.steps > 0 and (self.task is not None or not loaded)
+
+    @property
+    def trains_teachers(self) -> bool:
+        """Whether this run trains or fine-tunes any teacher."""
+        return any(self.trains_teacher(ratio) for ratio in self.teacher.ratios)
 
     @model_validator(mode="after")
     def _variants_are_students(self) -> "RunConfig":
@@ -97,13 +113,42 @@ class RunConfig(Section):
             raise ValueError(
                 "teacher.checkpoints are loaded models, so data.tokenizer must name their tokenizer, not train"
             )
-        teacher_steps = self.teacher.training.steps if self.teacher.experts else 0
+        if self.teacher.experts and not self.teacher.training.steps and not self.pretrained:
+            raise ValueError("teacher.training.steps is 0, but teacher.experts start from scratch; raise it")
+        _check_task(self)
+        teacher_steps = self.teacher.training.steps if self.trains_teachers else 0
         if (self.baseline.steps or 0) > (most := teacher_steps + self.distill.training.steps):
             raise ValueError(
                 f"baseline.steps is {self.baseline.steps}, but even the long baseline takes only {most} steps, as many "
                 f"as teacher and student together; set it to at most {most}"
             )
         return self
+
+
+def _check_task(config: RunConfig) -> None:
+    """Check the entries that belong to tasks, and early stopping.
+
+    Raises:
+        ValueError: an entry does not fit the others.
+    """
+    if config.task is None:
+        if config.pretrained:
+            raise ValueError("pretrained is fine-tuned on a task, but there is no section task; add it")
+        if config.distill.targets == "teacher":
+            raise ValueError("distill.targets is teacher, but only a task has inputs to answer; add the section task")
+    elif config.task.unlabelled and not config.variants and config.distill.targets == "text":
+        raise ValueError("task.unlabelled needs the teacher's answers as targets; set distill.targets: teacher")
+    if config.pretrained and config.data.tokenizer != "train":
+        raise ValueError("the models of pretrained have a tokenizer already; remove data.tokenizer")
+    if config.pretrained and config.teacher.checkpoints:
+        raise ValueError("pretrained has the teachers to fine-tune; remove teacher.checkpoints, or pretrained")
+    if config.pretrained and config.baseline.checkpoint:
+        raise ValueError("pretrained has the baseline to fine-tune; remove baseline.checkpoint, or pretrained")
+    for name, training in (("teacher", config.teacher.training), ("distill", config.distill.training)):
+        if training.patience and not config.data.validation_fraction:
+            raise ValueError(
+                f"{name}.training.patience needs validation examples, but data.validation_fraction is 0; set a fraction"
+            )
 
 
 def load_config(source: str, overrides: list[str] | tuple[str, ...] = (), seed: int | None = None) -> RunConfig:
@@ -121,10 +166,30 @@ def load_config(source: str, overrides: list[str] | tuple[str, ...] = (), seed: 
         _override(values, override)
     if seed is not None:
         values["seeds"] = [seed]
+    _inherit(values)
     try:
         return RunConfig.model_validate(values)
     except ValidationError as error:
         raise UserError(f"{source}: {_sentence(error)}") from None
+
+
+def _inherit(values: dict[str, Any]) -> None:
+    """Give a config with ``pretrained`` the shape and, unless it names some, the teachers of that other config."""
+    source, teacher = values.get("pretrained"), values.get("teacher", {})
+    if not isinstance(source, str) or not isinstance(teacher, dict):
+        return
+    base = load_config(source)
+    model = base.model.model_dump()
+    if (given := values.get("model", model)) != model and isinstance(given, dict):
+        differing = sorted(name for name in model if given.get(name, model[name]) != model[name])
+        if differing:
+            raise UserError(f"model.{differing[0]} is not that of pretrained {source}; remove the section model")
+    values["model"] = model
+    experts = teacher.get("experts") or base.teacher.experts
+    if isinstance(experts, list) and (unknown := [n for n in experts if n not in base.teacher.experts]):
+        known = ", ".join(map(str, base.teacher.experts)) or "none (it loads its teachers; use teacher.checkpoints)"
+        raise UserError(f"teacher.experts has {unknown[0]}, but pretrained {source} has teachers of {known} experts")
+    values["teacher"] = {**teacher, "experts": experts}
 
 
 def _read(source: str) -> dict[str, Any]:

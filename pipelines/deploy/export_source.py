@@ -6,7 +6,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from distill.data.prepared_data import read_prepared
+from distill.data.read_prepared import read_prepared
 from distill.errors import UserError
 from distill.special_tokens import SpecialTokens
 from pipelines.tracking.data_source import mlflow_source

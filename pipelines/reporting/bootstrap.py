@@ -12,7 +12,6 @@ cover the truth.
 Shapes: S seeds, E examples, D documents.
 """
 
-from functools import lru_cache
 from numbers import Integral
 from typing import NamedTuple
 
@@ -20,28 +19,47 @@ import numpy as np
 from scipy.special import stdtrit  # quantiles of Student's t; scipy.stats takes a second to import
 
 from distill.arguments import require, require_sizes
+from pipelines.reporting.resampling import Interval, quantile_interval, resampled
+from pipelines.reporting.sums import DocumentSums, loss_sums
 
-Interval = tuple[float, float]
 # Documents of equal size. With fewer, the intervals have not been shown to have their nominal coverage.
 MIN_DOCUMENTS = 30
-_BLOCK = 1000  # resamples per block; bounds the memory for weights in floating point
 
 
-class DocumentLosses(NamedTuple):
-    """The losses of a model, summed over the examples of each document."""
-
-    sums: np.ndarray  # [S, D], nats
-    counts: np.ndarray  # [D], examples
-
-    @property
-    def quality(self) -> float:
-        """Negative mean loss per example, in nats per target token."""
-        return -float(self.sums.mean(axis=0).sum() / self.counts.sum())
+def effective_documents(sizes: np.ndarray) -> float:
+    """Effective number of documents (Kish 1965), from ``sizes`` [D], the number of examples of each document."""
+    return float(sizes.sum() ** 2 / (sizes**2).sum())
 
 
-def effective_documents(counts: np.ndarray) -> float:
-    """Effective number of documents (Kish 1965), from ``counts`` [D], the number of examples of each document."""
-    return float(counts.sum() ** 2 / (counts**2).sum())
+class Comparison(NamedTuple):
+    """A teacher and a student, compared with a baseline."""
+
+    gain: float  # of the teacher over the baseline
+    gain_interval: Interval
+    fraction: float | None
+    fraction_interval: Interval | None
+
+
+def compare(
+    baseline: DocumentSums,
+    teacher: DocumentSums,
+    student: DocumentSums,
+    *,
+    resamples: int = 10_000,
+    seed: int = 0,
+    confidence: float = 0.95,
+) -> Comparison:
+    """The gain of a teacher and the fraction of it that a student keeps, in losses or in a metric.
+
+    Args:
+        baseline, teacher, student: sums of ``pipelines.reporting.sums`` over the same documents.
+
+    Other arguments and the cases without a fraction are those of ``fraction_kept``.
+    """
+    gains = _gains(baseline, teacher, resamples, seed, confidence)
+    found = _fraction(gains, baseline, student)
+    fraction, interval = (None, None) if found is None else (found.fraction, found.interval)
+    return Comparison(gains.value, gains.interval, fraction, interval)
 
 
 def fraction_kept(
@@ -50,6 +68,7 @@ def fraction_kept(
     student_losses: np.ndarray,
     *,
     documents: np.ndarray | None = None,
+    weights: np.ndarray | None = None,
     resamples: int = 10_000,
     seed: int = 0,
     confidence: float = 0.95,
@@ -61,6 +80,8 @@ def fraction_kept(
             or [S, E], for the same examples in the same order.
         documents: [E], the document of each example, as values that can be compared. Documents are resampled.
             None: each example is its own document.
+        weights: [E], above 0, the weight of each example in a quality, for example its number of target tokens. None:
+            all examples have the same weight.
         resamples: number of bootstrap samples of documents and seeds.
         seed: of the bootstrap's random generator.
         confidence: of the interval, in (0, 1).
@@ -71,11 +92,13 @@ def fraction_kept(
         only one document and one seed.
 
     Raises:
-        ValueError: the losses differ in shape or are not finite, ``documents`` does not have an entry for each example,
-            or an argument is out of range.
+        ValueError: the losses differ in shape or are not finite, ``documents`` or ``weights`` does not have a valid
+            entry for each example, or an argument is out of range.
     """
-    found = _fractions(baseline_losses, teacher_losses, student_losses, documents, resamples, seed, confidence)
-    return (None, None) if found is None else (found.fraction, found.interval)
+    _check_options(resamples, seed, confidence)
+    models = loss_sums([baseline_losses, teacher_losses, student_losses], documents, weights)
+    found = compare(*models, resamples=resamples, seed=seed, confidence=confidence)
+    return found.fraction, found.fraction_interval
 
 
 def average_kept(
@@ -84,6 +107,7 @@ def average_kept(
     students: list[np.ndarray],
     *,
     documents: np.ndarray | None = None,
+    weights: np.ndarray | None = None,
     resamples: int = 10_000,
 ) -> tuple[float | None, Interval | None]:
     """The mean of ``fraction_kept`` over the ratios that have a fraction, with its 95 % interval.
@@ -97,16 +121,18 @@ def average_kept(
 
     Other arguments, shapes and errors are those of ``fraction_kept``.
     """
-    pairs = zip(teachers, students, strict=True)
-    found = [_fractions(baseline_losses, one, other, documents, resamples, 0, 0.95) for one, other in pairs]
+    _check_options(resamples, 0, 0.95)
+    baseline, *models = loss_sums([baseline_losses, *teachers, *students], documents, weights)
+    pairs = zip(models[: len(teachers)], models[len(teachers) :], strict=True)
+    found = [_fraction(_gains(baseline, one, resamples, 0, 0.95), baseline, other) for one, other in pairs]
     known = [one for one in found if one is not None]
     if not known:
         return None, None
     influence = np.mean([one.influence for one in known], axis=0)
-    stretch = _stretch(influence, known[0].effective_documents, resamples, 0, 0.95)
+    factor = _stretch(influence, effective_documents(baseline.sizes), resamples, 0, 0.95)
     with np.errstate(invalid="ignore"):  # sums of infinities of both signs
-        sampled = np.mean([one.resampled(stretch) for one in known], axis=0)
-    interval = _interval(sampled, 0.95)
+        sampled = np.mean([one.resampled(factor) for one in known], axis=0)
+    interval = quantile_interval(sampled, 0.95)
     return (float(np.mean([one.fraction for one in known])), interval) if np.isfinite(interval).all() else (None, None)
 
 
@@ -115,17 +141,16 @@ def gain(
     teacher_losses: np.ndarray,
     *,
     documents: np.ndarray | None = None,
+    weights: np.ndarray | None = None,
     resamples: int = 10_000,
     seed: int = 0,
     confidence: float = 0.95,
 ) -> tuple[float, Interval]:
     """Q_teacher - Q_baseline in nats per target token, with its paired bootstrap interval; see ``fraction_kept``."""
     _check_options(resamples, seed, confidence)
-    baseline, teacher = _by_document([baseline_losses, teacher_losses], documents)
-    value, influence = _difference(teacher, baseline)
-    deviations = _resampled(influence, resamples, seed)
-    stretch = _stretch(influence, effective_documents(baseline.counts), resamples, seed, confidence)
-    return value, _interval(value + stretch * deviations, confidence)
+    baseline, teacher = loss_sums([baseline_losses, teacher_losses], documents, weights)
+    found = _gains(baseline, teacher, resamples, seed, confidence)
+    return found.value, found.interval
 
 
 def difference(first: np.ndarray, second: np.ndarray) -> tuple[float, Interval]:
@@ -133,6 +158,26 @@ def difference(first: np.ndarray, second: np.ndarray) -> tuple[float, Interval]:
     values = np.asarray(first) - np.asarray(second)
     reach = stdtrit(len(values) - 1, 0.975) * values.std(ddof=1) / np.sqrt(len(values))
     return float(values.mean()), (float(values.mean() - reach), float(values.mean() + reach))
+
+
+class _Gains(NamedTuple):
+    """The gain of a teacher over a baseline, with the parts and the settings of its interval."""
+
+    value: float
+    influence: np.ndarray  # [S, D]
+    deviations: np.ndarray  # [resamples], deviations of the resamples from ``value``
+    interval: Interval
+    resamples: int
+    seed: int
+    confidence: float
+
+
+def _gains(baseline: DocumentSums, teacher: DocumentSums, resamples: int, seed: int, confidence: float) -> _Gains:
+    value, influence = _difference(teacher, baseline)
+    deviations = resampled(influence, resamples, seed)
+    factor = _stretch(influence, effective_documents(baseline.sizes), resamples, seed, confidence)
+    interval = quantile_interval(value + factor * deviations, confidence)
+    return _Gains(value, influence, deviations, interval, resamples, seed, confidence)
 
 
 class _Fraction(NamedTuple):
@@ -143,16 +188,15 @@ class _Fraction(NamedTuple):
     own_deviations: np.ndarray  # [resamples], deviations of the resamples from ``own``
     gain_deviations: np.ndarray  # [resamples], deviations of the resamples from ``gain``
     influence: np.ndarray  # [S, D], influence of each seed and document on the fraction
-    effective_documents: float
     interval: Interval
 
     @property
     def fraction(self) -> float:
         return self.own / self.gain
 
-    def resampled(self, stretch: float) -> np.ndarray:
+    def resampled(self, factor: float) -> np.ndarray:
         """The fraction of every resample, [resamples]."""
-        return _ratios(self.own + stretch * self.own_deviations, self.gain + stretch * self.gain_deviations)
+        return _ratios(self.own + factor * self.own_deviations, self.gain + factor * self.gain_deviations)
 
 
 def _ratios(own: np.ndarray, gains: np.ndarray) -> np.ndarray:
@@ -164,33 +208,20 @@ def _ratios(own: np.ndarray, gains: np.ndarray) -> np.ndarray:
     return np.divide(own, gains, out=np.copysign(np.inf, own), where=gains > 0)
 
 
-def _fractions(
-    baseline_losses: np.ndarray,
-    teacher_losses: np.ndarray,
-    student_losses: np.ndarray,
-    documents: np.ndarray | None,
-    resamples: int,
-    seed: int,
-    confidence: float,
-) -> _Fraction | None:
+def _fraction(gains: _Gains, baseline: DocumentSums, student: DocumentSums) -> _Fraction | None:
     """The fraction with the parts of its interval; None in the cases in which ``fraction_kept`` returns None."""
-    _check_options(resamples, seed, confidence)
-    baseline, teacher, student = _by_document([baseline_losses, teacher_losses, student_losses], documents)
-    effective = effective_documents(baseline.counts)
-    gains, gain_influence = _difference(teacher, baseline)
-    own, own_influence = _difference(student, baseline)
-    gain_deviations = _resampled(gain_influence, resamples, seed)
-    stretch = _stretch(gain_influence, effective, resamples, seed, confidence)
-    if gain_influence.size == 1 or _interval(gains + stretch * gain_deviations, confidence)[0] <= 0:
+    if gains.influence.size == 1 or gains.interval[0] <= 0:
         return None
-    own_deviations = _resampled(own_influence, resamples, seed)
-    influence = (own_influence - own / gains * gain_influence) / gains  # of a ratio, by the delta method
-    stretch = _stretch(influence, effective, resamples, seed, confidence)
-    sampled = _ratios(own + stretch * own_deviations, gains + stretch * gain_deviations)
-    interval = _interval(sampled, confidence)
+    settings = gains.resamples, gains.seed
+    own, own_influence = _difference(student, baseline)
+    own_deviations = resampled(own_influence, *settings)
+    influence = (own_influence - own / gains.value * gains.influence) / gains.value  # of a ratio, by the delta method
+    factor = _stretch(influence, effective_documents(baseline.sizes), *settings, gains.confidence)
+    sampled = _ratios(own + factor * own_deviations, gains.value + factor * gains.deviations)
+    interval = quantile_interval(sampled, gains.confidence)
     if not np.isfinite(interval).all():
         return None
-    return _Fraction(own, gains, own_deviations, gain_deviations, influence, effective, interval)
+    return _Fraction(own, gains.value, own_deviations, gains.deviations, influence, interval)
 
 
 def _check_options(resamples: int, seed: int, confidence: float) -> None:
@@ -199,51 +230,20 @@ def _check_options(resamples: int, seed: int, confidence: float) -> None:
     require("confidence", confidence, "a number between 0 and 1", lambda given: 0 < given < 1)
 
 
-def _by_document(losses: list[np.ndarray], documents: np.ndarray | None) -> list[DocumentLosses]:
-    arrays = [np.atleast_2d(np.asarray(values, dtype=np.float64)) for values in losses]
-    shapes = {values.shape for values in arrays}
-    if len(shapes) != 1 or len(arrays[0].shape) != 2 or not arrays[0].size:
-        raise ValueError(f"losses must have the same seeds and examples, at least one, not shapes {sorted(shapes)}")
-    if not all(np.isfinite(values).all() for values in arrays):
-        raise ValueError("losses contain NaN or infinities; leave such examples out of all losses")
-    examples = arrays[0].shape[1]
-    if documents is None:
-        return [DocumentLosses(values, np.ones(examples)) for values in arrays]
-    if np.shape(documents) != (examples,):
-        raise ValueError(
-            f"documents must have one entry for each of {examples} examples, not shape {np.shape(documents)}"
-        )
-    _, number, counts = np.unique(documents, return_inverse=True, return_counts=True)
-    return [
-        DocumentLosses(np.stack([np.bincount(number, row, len(counts)) for row in values]), counts) for values in arrays
-    ]
-
-
-def _difference(model: DocumentLosses, other: DocumentLosses) -> tuple[float, np.ndarray]:
-    """Difference in quality between ``model`` and ``other``, and the influence of each seed and document, [S, D]."""
-    value = model.quality - other.quality
-    # Documents differ in their number of examples, so a mean over examples is a ratio of two means over documents.
-    influence = (other.sums - model.sums - value * model.counts) / model.counts.mean()
-    if (documents := len(model.counts)) > 1:
+def _difference(model: DocumentSums, other: DocumentSums) -> tuple[float, np.ndarray]:
+    """Difference in a figure between ``model`` and ``other``, and the influence of each seed and document, [S, D]."""
+    value, sizes = model.value - other.value, model.sizes
+    # Documents differ in size, so a mean over examples is a ratio of two means over documents.
+    influence = (model.sums - other.sums - value * sizes) / sizes.mean()
+    if (documents := len(sizes)) > 1:
         # A large document pulls the mean towards itself, so its residual is too small (CR2 of Bell and McCaffrey 2002).
-        influence = influence * np.sqrt((1 - 1 / documents) / (1 - model.counts / model.counts.sum()))
+        influence = influence * np.sqrt((1 - 1 / documents) / (1 - sizes / sizes.sum()))
     return value, influence
-
-
-def _resampled(influence: np.ndarray, resamples: int, seed: int) -> np.ndarray:
-    """The mean of ``influence`` [S, D] in each resample of documents and seeds, [resamples]."""
-    seeds, documents = influence.shape
-    of_documents, of_seeds = _draws(documents, seeds, resamples, seed)
-    means = []
-    for start in range(0, resamples, _BLOCK):
-        block = slice(start, start + _BLOCK)
-        means.append(((of_documents[block] @ influence.T) * of_seeds[block]).sum(axis=1) / influence.size)
-    return np.concatenate(means)
 
 
 def _stretch(influence: np.ndarray, documents: float, resamples: int, seed: int, confidence: float) -> float:
     """The factor for the deviations of the resamples (see the module). ``documents`` is as for ``half_length``."""
-    low, high = _interval(_resampled(influence, resamples, seed), confidence)
+    low, high = quantile_interval(resampled(influence, resamples, seed), confidence)
     return 2 * half_length(influence, confidence, documents=documents) / (high - low) if high > low else 1.0
 
 
@@ -275,24 +275,3 @@ def half_length(values: np.ndarray, confidence: float = 0.95, *, documents: floa
         rest = values - of_seed - of_document + mean
         by_both = (rest**2).sum() / ((seeds - 1) * (columns - 1)) / values.size
     return float(np.sqrt(squared(by_document, documents or columns) + squared(max(by_seed - by_both, 0.0), seeds)))
-
-
-@lru_cache(maxsize=1)
-def _draws(documents: int, seeds: int, resamples: int, seed: int) -> tuple[np.ndarray, np.ndarray]:
-    """Number of times that each document [resamples, D] and each seed [resamples, S] is drawn in each resample."""
-    rng = np.random.default_rng(seed)
-    small = np.uint16 if max(documents, seeds) < 2**16 else np.uint32
-    blocks = [min(_BLOCK, resamples - start) for start in range(0, resamples, _BLOCK)]
-    drawn = [
-        [rng.multinomial(count, np.full(count, 1 / count), size=size).astype(small) for size in blocks]
-        for count in (documents, seeds)
-    ]
-    return np.concatenate(drawn[0]), np.concatenate(drawn[1])
-
-
-def _interval(samples: np.ndarray, confidence: float) -> Interval:
-    """Quantiles of ``samples``. A NaN, which is a mean of infinities of both signs, counts as both infinities."""
-    with np.errstate(invalid="ignore"):  # interpolation between a number and infinity
-        low = np.quantile(np.nan_to_num(samples, nan=-np.inf, posinf=np.inf, neginf=-np.inf), (1 - confidence) / 2)
-        high = np.quantile(np.nan_to_num(samples, nan=np.inf, posinf=np.inf, neginf=-np.inf), (1 + confidence) / 2)
-    return float(low), float(high)

@@ -24,10 +24,10 @@ def plot_report(report: dict[str, Any], path: Path) -> None:
     """
     rows = report["ratios"]
     if len({row["ratio"] for row in rows}) == 1 and len(rows) > 1:
-        figure = _figure(8.5, 1.2 + 0.55 * len(rows))
+        figure = new_figure(8.5, 1.2 + 0.55 * len(rows))
         _draw_bars(figure.subplots(), rows)
     else:
-        figure = _figure(14, 4.4)
+        figure = new_figure(14, 4.4)
         kept, quality, compression = figure.subplots(1, 3)
         _draw_kept(kept, rows)
         _draw_quality(quality, report)
@@ -37,9 +37,10 @@ def plot_report(report: dict[str, Any], path: Path) -> None:
     data = report["data"]
     figure.suptitle(
         f"Distilled students on {data['name']}: {data['test_examples']:,} {data['eval_split']} examples of "
-        f"{describe_sample(data, rows[0]['seeds'])}"
+        f"{describe_sample(data, rows[0]['seeds'])}",
+        parse_math=False,  # dollar signs of a path are no formula
     )
-    _save(figure, path)
+    save_figure(figure, path)
 
 
 def plot_routing(layers: list[str], load: np.ndarray, path: Path) -> None:
@@ -50,24 +51,24 @@ def plot_routing(layers: list[str], load: np.ndarray, path: Path) -> None:
         load: [layers, experts], share of the tokens that each expert gets; each row sums to 1.
     """
     experts = load.shape[1]
-    figure = _figure(max(5.0, 1.5 + 0.2 * experts), 1.4 + 0.35 * len(layers))
+    figure = new_figure(max(5.0, 1.5 + 0.2 * experts), 1.4 + 0.35 * len(layers))
     axes = figure.subplots()
     drawn = axes.imshow(load * experts, aspect="auto", cmap="RdBu_r", vmin=0, vmax=2)
     axes.set_yticks(range(len(layers)), layers)
     axes.xaxis.get_major_locator().set_params(integer=True)
     axes.set(xlabel="expert", title="Load on held-out text (1: an equal share of the tokens)")
     figure.colorbar(drawn, ax=axes)
-    _save(figure, path)
+    save_figure(figure, path)
 
 
-def _figure(width: float, height: float) -> Any:
+def new_figure(width: float, height: float) -> Any:
     """An empty figure of a size in inches. It needs no pyplot, whose import takes longer."""
     from matplotlib.figure import Figure
 
     return Figure(figsize=(width, height), layout="constrained")
 
 
-def _save(figure: Any, path: Path) -> None:
+def save_figure(figure: Any, path: Path) -> None:
     figure.savefig(path, dpi=130, metadata={"Software": None})
 
 
@@ -123,7 +124,7 @@ def _draw_kept(axes: Any, rows: list[dict[str, Any]]) -> None:
     )
     axes.axhline(0, color="0.6", linewidth=0.8)
     room = 0.4 * (max(points) - min(points)) + 5
-    axes.set(ylabel="fraction of the teacher's gain kept (%)", ylim=_near(points, room, axes.get_ylim()))
+    axes.set(ylabel="fraction of the teacher's gain kept (%)", ylim=near(points, room, axes.get_ylim()))
 
 
 def _draw_quality(axes: Any, report: dict[str, Any]) -> None:
@@ -185,7 +186,7 @@ def _draw_bars(axes: Any, rows: list[dict[str, Any]]) -> None:
     axes.axvline(0, color="0.6", linewidth=0.8)
     limits = axes.get_xlim()
     intervals = [row["fraction_interval"] or row["fraction_long_interval"] or () for row in rows]
-    shown = _near([0.0, 100.0, *(100 * edge for interval in intervals for edge in interval)], 10, limits)
+    shown = near([0.0, 100.0, *(100 * edge for interval in intervals for edge in interval)], 10, limits)
     cut = "" if shown == limits else "; longer intervals are cut"
     axes.set(xlabel=f"fraction of the gain of teacher {rows[0]['ratio']} kept (%){cut}")
     axes.set(xlim=shown, ylim=(-0.7, len(rows) - 0.3))
@@ -201,7 +202,7 @@ def _colours(rows: list[dict[str, Any]]) -> list[str]:
     return [COLOURS[number % len(COLOURS)] for number in range(len(_by_variant(rows)))]
 
 
-def _near(values: list[float], room: float, limits: tuple[float, float]) -> tuple[float, float]:
+def near(values: list[float], room: float, limits: tuple[float, float]) -> tuple[float, float]:
     """Limits of an axis: ``limits``, cut at a distance of ``room`` from ``values``."""
     return max(limits[0], min(values) - room), min(limits[1], max(values) + room)
 

@@ -38,11 +38,21 @@ def log_comparison(tracked: TrackedRun, report: dict[str, Any], stage: Stage, in
                 figures |= {f"fraction{suffix}_low": low, f"fraction{suffix}_high": high}
                 if by_seed := row[f"fraction_kept{suffix}_by_seed"]:
                     figures[f"fraction_kept{suffix}_of_seed"] = by_seed[place]
+            figures |= _metric_figures(row, place)
             known = {key: value for key, value in figures.items() if value is not None}
             tracked.log_results({**shared, **known}, run_id=student.run_id, model_id=student.model_id)
             undefined = {key: "undefined" for key, value in figures.items() if value is None}
             tracked.set_tags({**tags, **undefined}, student.run_id)
     tag_students(tracked.store, report, students)
+
+
+def _metric_figures(row: dict[str, Any], seed: int) -> dict[str, float | None]:
+    """The metrics of one student of a task, by its place among the seeds, and the fractions that its row keeps."""
+    figures: dict[str, float | None] = {}
+    for name, of in row.get("metrics", {}).items():
+        figures |= {name: of["student_by_seed"][seed], f"{name}_gain": of["gain"]}
+        figures |= {f"{name}_{key}": of[key] for key in ("fraction_kept", "fraction_kept_long")}
+    return figures
 
 
 def tag_students(store: Store, report: dict[str, Any], students: list[list[FinishedStage]]) -> None:

@@ -5,36 +5,64 @@ import io
 from typing import Any
 
 from rich import box
-from rich.console import JustifyMethod
+from rich.console import Console, JustifyMethod
 from rich.table import Table
 
 from distill.data.overlap import WINDOW
 from pipelines.reporting.bootstrap import MIN_DOCUMENTS
-from pipelines.reporting.paper import kept_in_paper
+from pipelines.reporting.cells import kept, markdown_table, metric_value
+from pipelines.reporting.paper import KEPT_IN_TABLE_8, kept_in_paper
+from pipelines.reporting.task_table import flat_row, task_sections
 from pipelines.reporting.verdict import verdicts, why_none
+
+_WIDTH = 80  # columns of a terminal
 
 
 def report_markdown(report: dict[str, Any]) -> str:
     """The text of report.md: the table, and an explanation of its columns."""
-    header, rows = _cells(report)
-    lines = ["| " + " | ".join(header) + " |", "| :--- |" + " ---: |" * (len(header) - 1)]
-    lines += ["| " + " | ".join(row) + " |" for row in rows]
     data = report["data"]
     return (
-        "# Fraction of the teacher's gain that the student keeps\n\n" + "\n".join(lines) + f"\n\n{_caption(report)}\n\n"
+        "# Fraction of the teacher's gain that the student keeps\n\n"
+        f"{markdown_table(*_cells(report))}\n\n{_caption(report)}\n\n"
         f"Quality Q is the negative log perplexity on {data['test_examples']:,} examples from "
         f"{data['test_documents']:,} documents of the {data['eval_split']} split (the largest has "
         f"{data['largest_document']:.1%} of the examples), in nats per target token; higher is better. Gain is "
         "Q teacher - Q baseline; kept is (Q student - Q baseline) / gain. Intervals are 95 % paired bootstrap "
         f"intervals over documents and seeds. {_sample(report)}\n\n"
-        f"Overlap: {data['overlap']:.1%} of the {data['eval_split']} text also occurs in the training text, in runs of "
-        f"{WINDOW} tokens or more.{_lost(data)}\n\n{_undefined_rows(report)}{_differences(report)}"
+        f"{_overlap(report)}{_lost(data)}\n\n{_undefined_rows(report)}{_differences(report)}"
+        f"{task_sections(report) if is_task(report) else ''}"
         f"## Training of each model\n\n{_training(report)}\n\nThe figures of a student count its own steps, and its "
         "operations include the forward passes of its teacher. They do not count the training behind the student's "
         "initial weights, nor the fit of its FFNs to the teacher's experts (`student.ffn_init`). The long baseline "
         "takes as many steps as teacher and student together.\n\n"
         f"Data: {data['name']}, {data['train_tokens']:,} training tokens, digest `{data['digest']}`. "
         f"Report: `{report['fingerprint']}`.\n"
+    )
+
+
+def is_task(report: dict[str, Any]) -> bool:
+    """Whether a report is on a task, and not on span corruption."""
+    return "metrics" in report["ratios"][0]
+
+
+def _overlap(report: dict[str, Any]) -> str:
+    """Sentences on the text that both splits have, and for a task on truncated texts."""
+    data, split = report["data"], report["data"]["eval_split"]
+    if not is_task(report):
+        return (
+            f"Overlap: {data['overlap']:.1%} of the {split} text also occurs in the training text, in runs of "
+            f"{WINDOW} tokens or more."
+        )
+    cut = [
+        f"{data[f'truncated_{kind}'][part]:.1%} of the {name} {kind}"
+        for kind in ("inputs", "targets")
+        for part, name in (("train", "training"), (split, split))
+        if data[f"truncated_{kind}"][part]
+    ]
+    return (
+        f"Overlap: {data['overlap']:.1%} of the {split} targets are also targets of training examples. All target "
+        "tokens count equally in a quality."
+        + (f" Longer than the task allows, and truncated: {', '.join(cut)}." if cut else "")
     )
 
 
@@ -56,15 +84,7 @@ def report_csv(report: dict[str, Any]) -> str:
     """
     lines = []
     for row in report["ratios"]:
-        line: dict[str, Any] = {}
-        for key, value in row.items():
-            if key.endswith("_interval"):
-                low, high = value or (None, None)
-                line |= {f"{key.removesuffix('_interval')}_low": low, f"{key.removesuffix('_interval')}_high": high}
-            elif isinstance(value, list):
-                line[key] = " ".join(str(one) for one in value)
-            elif not key.endswith("_undefined"):
-                line[key] = value
+        line = flat_row(row)
         line |= {f"{name}_quality": report[name]["quality"] for name in ("baseline", "long_baseline")}
         line |= {key: report["data"][key] for key in ("test_examples", "test_documents", "overlap")}
         lines.append(line | {"data_digest": report["data"]["digest"]})
@@ -78,10 +98,18 @@ def report_csv(report: dict[str, Any]) -> str:
 def report_table(report: dict[str, Any]) -> Table:
     """The report for a terminal of 80 columns, with each interval below its figure.
 
-    If there are variants, their column replaces size and compression, which are in report.md.
+    If there are variants, their column replaces size and compression, which are in report.md. For a task, the first
+    metric replaces the size, if it fits.
     """
+    metrics = list(report["ratios"][0]["metrics"]) if is_task(report) else []
+    if metrics and Console(width=10 * _WIDTH).measure(drawn := _terminal_table(report, metrics[0])).maximum <= _WIDTH:
+        return drawn
+    return _terminal_table(report, None)
+
+
+def _terminal_table(report: dict[str, Any], metric: str | None) -> Table:
     header, rows = _cells(report)
-    left_out = {"size", "compression"} if "variant" in header else set()
+    left_out = {"size", "compression"} if "variant" in header else {"size"} if metric else set()
     shown = [place for place, name in enumerate(header) if name not in left_out]
     drawn = Table(
         title="Fraction of the teacher's gain that the student keeps",
@@ -94,9 +122,21 @@ def report_table(report: dict[str, Any]) -> Table:
         broken = name.replace("compression", "com-\npression").replace("Q ", "Q\n").replace(", ", ",\n")
         justify: JustifyMethod = "left" if name in ("ratio", "variant") else "right"
         drawn.add_column(broken, justify=justify, no_wrap=name != "variant", overflow="fold")
-    for row in rows:
-        drawn.add_row(*(row[place].replace(" [", "\n[") for place in shown))
+    last = [""] * len(rows)  # a mean over ratios has no value of the metric
+    if metric:
+        drawn.add_column(metric.replace("_", "_\n"), justify="right", no_wrap=True, overflow="fold")
+        last[: len(report["ratios"])] = [_metric_cell(metric, row["metrics"][metric]) for row in report["ratios"]]
+    for row, value in zip(rows, last, strict=True):
+        cells = [row[place].replace(" [", "\n[") for place in shown]
+        drawn.add_row(*cells, *([value] if metric else []))
     return drawn
+
+
+def _metric_cell(name: str, row: dict[str, Any]) -> str:
+    """The student's value, and below it the fraction kept."""
+    fraction = row["fraction_kept"]
+    below = why_none([row], "") if fraction is None else f"{fraction:.0%} kept"
+    return f"{metric_value(name, row['student'])}\n{below}"
 
 
 def _cells(report: dict[str, Any]) -> tuple[list[str], list[list[str]]]:
@@ -109,8 +149,8 @@ def _cells(report: dict[str, Any]) -> tuple[list[str], list[list[str]]]:
             f"{row['teacher_quality']:.3f}",
             f"{row['student_quality']:.3f}",
             f"{row['gain']:.3f} [{row['gain_interval'][0]:.3f}, {row['gain_interval'][1]:.3f}]",
-            _kept(row, ""),
-            _kept(row, "_long"),
+            kept(row, ""),
+            kept(row, "_long"),
             kept_in_paper(row["variant"], row["experts"]),
         ]
         for row in report["ratios"]
@@ -118,13 +158,15 @@ def _cells(report: dict[str, Any]) -> tuple[list[str], list[list[str]]]:
     named = [row["variant"] for row in report["ratios"]]
     if len({row["ratio"] for row in report["ratios"]}) > 1:
         for average in report["averages"]:
-            kept = [_kept(average, suffix) for suffix in ("", "_long")]
-            rows.append(["mean", *[""] * 5, *kept, kept_in_paper(average["variant"], None)])
+            both = [kept(average, suffix) for suffix in ("", "_long")]
+            rows.append(["mean", *[""] * 5, *both, kept_in_paper(average["variant"], None)])
             named.append(average["variant"])
     if named[0] is not None:
         header.insert(1, "variant")
         for cells, variant in zip(rows, named, strict=True):
             cells.insert(1, variant)
+    if is_task(report):  # the paper's figures are for span corruption
+        return header[:-1], [cells[:-1] for cells in rows]
     return header, rows
 
 
@@ -178,11 +220,18 @@ def _caption(report: dict[str, Any]) -> str:
     text = (
         f"Size is the teacher's; student and baseline have {_millions(short['parameters'])}. The baseline has quality "
         f"{short['quality']:.3f} after {short['steps']:,} steps{as_students}; the long baseline has "
-        f"{long['quality']:.3f} after {long['steps']:,}, as many as teacher and student together{longer}. Paper: "
-        "fraction kept in its tables 6 and 7 with the same technique or with a teacher of as many experts, and the "
-        "mean of table 7."
+        f"{long['quality']:.3f} after {long['steps']:,}, as many as teacher and student together{longer}. "
     )
-    return f"{text}{verdicts(report)} {_sample(report)}"
+    return f"{text}{_of_paper(report)}{verdicts(report)} {_sample(report)}"
+
+
+def _of_paper(report: dict[str, Any]) -> str:
+    if is_task(report):
+        return f"The paper's student of a fine-tuned teacher keeps {KEPT_IN_TABLE_8:.0%} of its gain (table 8)."
+    return (
+        "Paper: fraction kept in its tables 6 and 7 with the same technique or with a teacher of as many experts, and "
+        "the mean of table 7."
+    )
 
 
 def describe_sample(data: dict[str, Any], seeds: list[int]) -> str:
@@ -213,19 +262,6 @@ def _undefined_rows(report: dict[str, Any]) -> str:
     """A list of the reasons why rows have no fraction."""
     reasons = {(row["ratio"], row[key]): None for row in report["ratios"] for key in row if key.endswith("_undefined")}
     return "".join(f"- {ratio}: {reason}.\n" for ratio, reason in reasons) + ("\n" if reasons else "")
-
-
-def _has_fraction(row: dict[str, Any], suffix: str) -> bool:
-    """Whether a row has a fraction against the baseline of ``suffix``."""
-    return row[f"fraction_kept{suffix}"] is not None
-
-
-def _kept(row: dict[str, Any], suffix: str) -> str:
-    """A fraction with its interval, or one word for its absence (``why_none``)."""
-    if not _has_fraction(row, suffix):
-        return why_none([row], suffix)
-    fraction, (low, high) = row[f"fraction_kept{suffix}"], row[f"fraction{suffix}_interval"]
-    return f"{fraction:.0%} [{100 * low:.0f}, {100 * high:.0f}]"
 
 
 def _millions(parameters: int) -> str:

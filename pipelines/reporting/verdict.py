@@ -8,18 +8,23 @@ from typing import Any
 AGAINST = {"": "baseline", "_long": "long baseline"}
 
 
-def why_undefined(value: float, interval: tuple[float, float], against: str) -> str:
+def why_undefined(
+    value: float, interval: tuple[float, float], against: str, unit: str = "nats per target token"
+) -> str:
     """The reason why a gain has no fraction.
 
     Args:
-        value: the teacher's gain in nats per target token.
+        value: the teacher's gain.
         interval: of the gain.
         against: the name of the baseline.
+        unit: of the gain.
     """
     low, high = interval
+    if low == high == 0:  # a metric of which no model has anything, for example
+        return f"the teacher's gain over the {against} is 0 in every document"
     if low == high:
         return f"one document and one seed give no interval of the teacher's gain over the {against}"
-    gain, bounds = f"{value:.4f} nats per target token", f"95 % interval [{low:.4f}, {high:.4f}]"
+    gain, bounds = f"{value:.4f} {unit}", f"95 % interval [{low:.4f}, {high:.4f}]"
     if high < 0:
         return f"the teacher is worse than the {against}: its gain is {gain}, and its whole {bounds} is below 0"
     reaches = "reaches 0" if low <= 0 else "is too close to 0"

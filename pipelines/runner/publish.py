@@ -26,8 +26,11 @@ from pipelines.workdir.workspace import Workspace
 
 # Files that become artifacts of the stage's run, and directories that become models. MLflow records lineage only
 # through models, so soft labels are logged as a model too.
-_ARTIFACTS = ("*losses.json", "routing.png", "labels/labels.json", "report.*", "documents.json", "fraction_kept.png")
-_MODELS = ("model", "labels")
+_ARTIFACTS = (
+    *("*losses.json", "*answers.json", "routing.png", "labels/labels.json"),
+    *("report.*", "documents.json", "fraction_kept.png", "groups.*"),
+)
+_MODELS = ("model", "labels", "answers")
 _REVISIONS = ("revision", "tokenizer_revision")  # commits of data and tokenizer on the hub
 
 
@@ -123,7 +126,7 @@ class Publisher:
         if stage.kind not in ("init", "report") or (stage.kind == "init" and student.reads_text):
             profile = {**asdict(data.parts["train"]), **data.lost, "most_lost": data.round_trip.most_lost}
             tracked.log_data(data.name, data.digest, "train", self._source, profile)
-        if stage.kind not in ("init", "label"):
+        if stage.kind not in ("init", "answer", "label"):
             split = config.data.eval_split
             held_out = data.parts[split]
             tracked.log_data(f"{data.name}-{split}", held_out.digest, split, self._source, asdict(held_out))
@@ -162,10 +165,10 @@ class Publisher:
         Returns:
             ``found`` with the model's id and URI.
         """
-        made = {"distill": "student", "label": "labels"}.get(stage.kind, stage.kind)
+        made = {"distill": "student", "label": "labels", "answer": "answers"}.get(stage.kind, stage.kind)
         name = "-".join(filter(None, (made, stage.ratio, stage.variant)))
         facts = {"ratio": stage.ratio, "seed": stage.seed, "fingerprint": stage.fingerprint}
-        student, form = made == "student", "soft-labels" if made == "labels" else "seq2seq"
+        student, form = made == "student", {"labels": "soft-labels", "answers": "teacher-answers"}.get(made, "seq2seq")
         model_id, uri = tracked.log_model_output(name, files, facts, upload=student, form=form)
         if student:
             registered = f"{self.workspace.config.name}-{name}"
@@ -176,6 +179,8 @@ class Publisher:
         inputs = {role: self.workspace.finished(upstream) for role, upstream in stage.inputs.items()}
         report = json.loads(found.read("report.json").read_text())
         log_comparison(tracked, report, stage, inputs)
+        if "examples.json" in found.digests:
+            tracked.log_table("examples.json", json.loads(found.read("examples.json").read_text()))
         config = self.workspace.config
         differing: dict[str, Collection[object]] = {
             "variant": config.variants,
@@ -184,7 +189,8 @@ class Publisher:
         }
         coordinates = [name for name, values in differing.items() if len(values) > 1]
         try:
-            publish_view(self.store, config.name, stage.fingerprint[:12], coordinates)
+            metrics = config.task.metrics if config.task else []
+            publish_view(self.store, config.name, stage.fingerprint[:12], coordinates, metrics)
         except Exception as error:  # the view uses the UI's internal format, which a server may refuse
             self.workspace.say(f"Could not save the comparison as a view of the MLflow UI: {cause_of(error)}")
 

@@ -47,13 +47,13 @@ class StageRunner:
         Raises:
             UserError: the MLflow store cannot be used, or the workspace cannot be opened.
         """
-        self.config = config
         check_store(workdir)
         if num_processes() > 1 and (names := names_on_hub(config)):
             share_commits(names, self.accelerator)
         self.workspace = Workspace(
             config, source, workdir, console, kind=kind, ratio=ratio, beside=lambda: load_beside(workdir, kind)
         )
+        self.config = self.workspace.config
 
     @cached_property
     def accelerator(self) -> "Accelerator":

@@ -124,11 +124,17 @@ class StageRun:
         """The prepared data of the workspace."""
         return self.workspace.data
 
-    def hooks(self, evaluate: Callable[[], dict[str, float]], prefix: str = "") -> "Hooks":
+    def hooks(
+        self,
+        evaluate: Callable[[], dict[str, float]],
+        validate: Callable[[], float] | None = None,
+        prefix: str = "",
+    ) -> "Hooks":
         """Hooks of the training loop, which update the progress bar and log the curves.
 
         Args:
             evaluate: called at each evaluation; returns points of curves such as ``eval/quality``.
+            validate: returns the quality on the validation split, for early stopping.
             prefix: put before the name of every curve.
         """
         from distill.training.loop import Hooks
@@ -148,7 +154,12 @@ class StageRun:
                 self.curves.begin_attempt(number)
 
         return Hooks(
-            on_step=self.bar.update, on_metrics=on_metrics, evaluate=on_evaluation, on_attempt=on_attempt, say=say
+            on_step=self.bar.update,
+            on_metrics=on_metrics,
+            evaluate=on_evaluation,
+            validate=validate,
+            on_attempt=on_attempt,
+            say=say,
         )
 
     def log_curve(self, step: int, metrics: dict[str, float]) -> None:

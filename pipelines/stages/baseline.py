@@ -9,13 +9,13 @@ from pathlib import Path
 
 from transformers import T5ForConditionalGeneration
 
-from distill.data.examples import Examples
-from distill.evaluation import evaluate
 from distill.models.build import build_dense, count_parameters, new_t5, place
 from distill.training.checkpoint import checkpoints
 from distill.training.loop import train
 from distill.training.schedule import trunk_steps
 from distill.training.train_modules import HardLabels
+from pipelines.runner.measure import measure, save_measured, validation_quality
+from pipelines.runner.stage_data import training_examples
 from pipelines.runner.stage_run import Outcome, StageRun
 from pipelines.workdir.plan import baseline_steps, baseline_training, long_steps
 from students.initialise import student_config
@@ -31,14 +31,13 @@ def compute(run: StageRun) -> Outcome:
         TrainingDiverged: a loss is not finite.
     """
     config, training = run.config, baseline_training(run.config)
-    examples = Examples(run.data, config.data, seed=run.seed)
-    held_out = Examples(run.data, config.data, seed=None)
-    batch_size = config.teacher.evaluation_batch_size
+    examples = training_examples(run.data, config.data, seed=run.seed, batch_size=training.batch_size)
     short, long = baseline_steps(config), long_steps(config)
     model = place(_model(run), run.accelerator.device)
+    start = {name: value.clone() for name, value in model.state_dict().items()} if training.patience else {}
 
     def quality() -> dict[str, float]:
-        return {"eval/quality": evaluate(model, held_out, batch_size=batch_size, accelerator=run.accelerator)[0]}
+        return {"eval/quality": measure(run, model, answers=False).quality}
 
     def leg(name: str, *, steps: int, stop: int, start: Path | None, prefix: str = "") -> Path:
         directory = run.directory / "checkpoints" / name
@@ -52,18 +51,21 @@ def compute(run: StageRun) -> Outcome:
             steps=steps,
             stop=stop,
             start=start,
-            hooks=run.hooks(quality, prefix),
+            hooks=run.hooks(quality, lambda: validation_quality(run, model), prefix),
         )
         return checkpoints(directory)[-1]
 
-    trunk = leg("trunk", steps=long, stop=trunk_steps(training, short), start=None)
+    # With early stopping, each length has its own best step, so the two share no steps.
+    trunk = None if training.patience else leg("trunk", steps=long, stop=trunk_steps(training, short), start=None)
     measured = {}
-    for steps in sorted({short, long}):  # may be equal if all teachers are loaded
+    for steps in sorted({short, long}):  # may be equal if no teacher is trained
+        if trunk is None:
+            model.load_state_dict(start)
         leg(f"to-{steps}", steps=steps, stop=steps, start=trunk, prefix="short/" if steps < long else "")
-        measured[steps] = evaluate(model, held_out, batch_size=batch_size, accelerator=run.accelerator)
-    run.save_losses(measured[short][1], "baseline_losses")
-    run.save_losses(measured[long][1], "long_baseline_losses")
-    metrics = {"quality": measured[short][0], "quality_long": measured[long][0]}
+        measured[steps] = measure(run, model)
+    save_measured(run, measured[short], "baseline_")
+    save_measured(run, measured[long], "long_baseline_")
+    metrics = {"quality": measured[short].quality, "quality_long": measured[long].quality}
     parameters = count_parameters(model)
     facts = {"steps": short, "long_steps": long, "parameters": parameters}
     run.save_model(model)
@@ -73,6 +75,8 @@ def compute(run: StageRun) -> Outcome:
 
 def _model(run: StageRun) -> T5ForConditionalGeneration:
     special_tokens, source = run.data.special_tokens, run.config.baseline.checkpoint
+    if pretrained := run.inputs.get("pretrained"):
+        return load_dense(str(pretrained.read("model")), pretrained.title)
     if source is None and (teachers := run.config.teacher.checkpoints):
         return new_t5(student_config(open_non_experts(next(iter(teachers.values()))).config), seed=run.seed)
     if source is None:

@@ -8,9 +8,10 @@ import gc
 import torch
 from transformers import T5ForConditionalGeneration
 
-from distill.data.examples import Batch, Examples
+from distill.data.examples import Batch
 from distill.models.build import count_parameters
 from distill.models.layerwise import ByLayer, States, in_memory
+from pipelines.runner.stage_data import evaluated_examples, training_examples
 from pipelines.runner.stage_run import Outcome, StageRun
 from pipelines.stages.teacher import run_frozen
 from pipelines.workdir.teacher_files import open_finished_teacher
@@ -63,14 +64,14 @@ def compute(run: StageRun) -> Outcome:
 def _calibration_text(run: StageRun) -> tuple[list[Batch], list[Batch]]:
     """Batches of training examples for the calibration, and of a quarter as many from the epoch's end for the error."""
     settings, size = run.config.student, run.config.teacher.evaluation_batch_size
-    examples = Examples(run.data, run.config.data, seed=run.seed)
+    examples = training_examples(run.data, run.config.data, seed=run.seed, batch_size=size)
     wanted = settings.calibration_examples if settings.is_calibrated else 0
-    measured = min(-(-settings.calibration_examples // 4), examples.segments)
+    measured = min(-(-settings.calibration_examples // 4), len(examples))
 
     def batches(first: int, last: int) -> list[Batch]:
         return [examples.batch(range(start, min(start + size, last))) for start in range(first, last, size)]
 
-    return batches(0, wanted), batches(examples.segments - measured, examples.segments)
+    return batches(0, wanted), batches(len(examples) - measured, len(examples))
 
 
 def _check_reload(run: StageRun, logits: torch.Tensor) -> None:
@@ -84,5 +85,5 @@ def _check_reload(run: StageRun, logits: torch.Tensor) -> None:
 @torch.no_grad()
 def _logits(run: StageRun, student: T5ForConditionalGeneration) -> torch.Tensor:
     """The logits of one evaluated example, [1, T, vocabulary]."""
-    batch = Examples(run.data, run.config.data, seed=None).batch(range(1))
+    batch = evaluated_examples(run.data, run.config.data).batch(range(1))
     return student.eval()(**batch._asdict()).logits

@@ -1,8 +1,9 @@
 """Cached soft labels, between stages 2 and 3: the teacher labels the training examples once."""
 
 from distill.data.cached_labels import CachedLabels, make_labels
-from distill.data.examples import Examples
+from pipelines.runner.stage_data import training_examples
 from pipelines.runner.stage_run import Outcome, StageRun
+from pipelines.stages.answer import answered_pairs
 from pipelines.stages.teacher import frozen_teacher
 from pipelines.workdir.teacher_files import teacher_digest
 
@@ -21,7 +22,13 @@ def compute(run: StageRun) -> Outcome:
     running = frozen_teacher(run)
     make_labels(
         running.model,
-        Examples(run.data, config.data, seed=settings.labels.seed),
+        training_examples(
+            run.data,
+            config.data,
+            seed=settings.labels.seed,
+            batch_size=settings.training.batch_size,
+            answered=answered_pairs(run),
+        ),
         settings.labels,
         directory,
         count=settings.num_labelled_examples,

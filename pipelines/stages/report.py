@@ -7,35 +7,33 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from distill.config import TrainingConfig
-from distill.data.prepared_data import LOST, example_lengths
+from distill.data.prepared_data import LOST
 from distill.io.files import write_bytes, write_json, write_text
 from distill.model_size import forward_flops
 from distill.processes import is_main_process
-from pipelines.reporting.bootstrap import (
-    MIN_DOCUMENTS,
-    average_kept,
-    difference,
-    effective_documents,
-    fraction_kept,
-    gain,
-)
+from pipelines.reporting.bootstrap import MIN_DOCUMENTS, average_kept, difference, effective_documents
+from pipelines.reporting.comparison import Figure, Models, compared, kept_by_seed, mean_quality
+from pipelines.reporting.group_plot import plot_groups
 from pipelines.reporting.plot import plot_report
+from pipelines.reporting.sums import DocumentSums
 from pipelines.reporting.table import report_csv, report_markdown
-from pipelines.reporting.verdict import AGAINST, why_undefined
+from pipelines.reporting.task_report import TaskResults, task_facts, task_results
+from pipelines.reporting.task_table import groups_csv
+from pipelines.reporting.verdict import AGAINST
+from pipelines.runner.stage_data import task_data
 from pipelines.runner.stage_run import Outcome, StageRun
 from pipelines.workdir.plan import baseline_training
-from pipelines.workdir.stage import FinishedStage, inputs_of_kind, read_losses
+from pipelines.workdir.stage import FinishedStage, inputs_of_kind, read_values
 
 FILES = ("report.json", "report.md", "report.csv", "fraction_kept.png")
+GROUP_FILES = ("groups.csv", "groups.png")  # of a task with groups
 
 
-class Losses(NamedTuple):
-    """Losses of all models on the evaluated examples, [seeds, examples] each, in nats per target token."""
+class Results(NamedTuple):
+    """What all models of a report did with the evaluated examples."""
 
-    baselines: dict[str, np.ndarray]  # by suffix: "" the baseline, "_long" the long baseline
-    teachers: dict[str, np.ndarray]  # by ratio; a loaded teacher has the same row for every seed
-    students: dict[tuple[str, str | None], np.ndarray]  # by ratio and variant
-    documents: np.ndarray  # [examples], number of the document that each example is from
+    quality: Figure
+    task: TaskResults | None
 
 
 def compute(run: StageRun) -> Outcome:
@@ -47,14 +45,19 @@ def compute(run: StageRun) -> Outcome:
     Raises:
         UserError: an input is damaged.
     """
-    losses = _read_losses(run)
-    report = build_report(run, losses)
+    results = _read_results(run)
+    report = build_report(run, results)
     if is_main_process():
-        write_json(run.directory / "documents.json", losses.documents.tolist())
+        write_json(run.directory / "documents.json", results.quality.documents.tolist())
         write_json(run.directory / "report.json", report)
         write_text(run.directory / "report.md", report_markdown(report))
         write_text(run.directory / "report.csv", report_csv(report))
         plot_report(report, run.directory / "fraction_kept.png")
+        if results.task:
+            write_json(run.directory / "examples.json", results.task.table())
+        if results.task and results.task.has_groups:
+            write_text(run.directory / "groups.csv", groups_csv(report))
+            plot_groups(report, run.directory / "groups.png")
     for row in report["ratios"]:
         if row["fraction_kept"] is not None:
             name = "_".join(filter(None, ("kept_by_experts", row["variant"])))
@@ -72,7 +75,7 @@ def compute(run: StageRun) -> Outcome:
 
 
 def copy_report(finished: FinishedStage, workdir: Path) -> dict[str, Any]:
-    """Copy a finished report to the top of the work directory.
+    """Copy a finished report to the top of the work directory. Files of an earlier report do not stay there.
 
     Returns:
         The values of report.json.
@@ -80,57 +83,78 @@ def copy_report(finished: FinishedStage, workdir: Path) -> dict[str, Any]:
     Raises:
         UserError: a file of the report is missing or damaged.
     """
-    for name in FILES:
+    for name in GROUP_FILES:
+        if name not in finished.digests:
+            (workdir / name).unlink(missing_ok=True)
+    for name in (*FILES, *(name for name in GROUP_FILES if name in finished.digests)):
         write_bytes(workdir / name, finished.read(name).read_bytes())
     return json.loads((workdir / "report.json").read_text())
 
 
-def build_report(run: StageRun, losses: Losses) -> dict[str, Any]:
+def build_report(run: StageRun, results: Results) -> dict[str, Any]:
     """The values of report.json: both baselines, a row per ratio and variant, and the data."""
-    config = run.config
+    config, quality = run.config, results.quality
     baseline, training = _of_kind(run, "baseline")[0], baseline_training(config)
     facts = baseline.facts
     variants = config.variants or [None]
-    rows = [_row(run, losses, ratio, variant) for ratio in config.teacher.ratios for variant in variants]
-    return {
+    sums = quality.sums()
+    rows = [_row(run, quality, sums, ratio, variant) for ratio in config.teacher.ratios for variant in variants]
+    report = {
         "baseline": {
-            "quality": -float(losses.baselines[""].mean()),
+            "quality": mean_quality(quality.values.baselines[""], quality.weights),
             "parameters": facts["parameters"],
             "steps": facts["steps"],
             **_cost(run, baseline, training, facts["steps"]),
         },
         "long_baseline": {
-            "quality": -float(losses.baselines["_long"].mean()),
+            "quality": mean_quality(quality.values.baselines["_long"], quality.weights),
             "steps": facts["long_steps"],
             **_cost(run, baseline, training, facts["long_steps"]),
         },
         "ratios": rows,
-        "averages": [_average(run, losses, variant) for variant in variants],
+        "averages": [_average(run, quality, variant) for variant in variants],
         "differences": _differences(rows, list(config.variants)),
-        "data": _data(run, losses.documents),
+        "data": _data(run, quality, results.task),
         "fingerprint": run.stage.fingerprint,
     }
+    if results.task:
+        results.task.add_rows(rows, quality, config.report.resamples)
+        report["examples"] = results.task.shown()
+    return report
 
 
-def _read_losses(run: StageRun) -> Losses:
-    baselines, seeds = _of_kind(run, "baseline"), len(run.config.seeds)
-    teachers, students = {}, {}
-    for ratio in run.config.teacher.ratios:
-        found = _losses(_of_kind(run, "teacher", ratio))
-        teachers[ratio] = np.broadcast_to(found, (seeds, found.shape[1]))
-        for variant in run.config.variants or [None]:
-            students[ratio, variant] = _losses(_of_kind(run, "distill", ratio, variant))
-    return Losses(
-        {"": _losses(baselines, "baseline_losses"), "_long": _losses(baselines, "long_baseline_losses")},
-        teachers,
-        students,
-        run.data.evaluated(run.config.data).documents,
-    )
+def _read_results(run: StageRun) -> Results:
+    config, seeds = run.config, len(run.config.seeds)
+
+    def read(what: str) -> Models[list[Any]]:
+        """The losses or answers of all models, one list per seed; one in all for a loaded teacher."""
+        baselines = _of_kind(run, "baseline")
+        teachers = {ratio: _values(_of_kind(run, "teacher", ratio), what) for ratio in config.teacher.ratios}
+        students = {
+            (ratio, variant): _values(_of_kind(run, "distill", ratio, variant), what)
+            for ratio in config.teacher.ratios
+            for variant in config.variants or [None]
+        }
+        names = {"": f"baseline_{what}", "_long": f"long_baseline_{what}"}
+        return Models({suffix: _values(baselines, name) for suffix, name in names.items()}, teachers, students)
+
+    def of_seeds(values: list[Any]) -> np.ndarray:
+        found = np.array(values)
+        return np.broadcast_to(found, (seeds, found.shape[1]))
+
+    documents, weights = run.data.evaluated_documents(config.data), run.data.target_tokens(config.data)
+    quality = Figure(read("losses").map(of_seeds), documents, weights)
+    if config.task is None:
+        return Results(quality, None)
+    examples = task_data(run.data).task_examples(config.data)
+    return Results(quality, task_results(config.task.metrics, read("answers"), examples, seeds))
 
 
-def _data(run: StageRun, documents: np.ndarray) -> dict[str, Any]:
+def _data(run: StageRun, quality: Figure, task: TaskResults | None) -> dict[str, Any]:
     """The data that models were trained and evaluated on."""
-    split, counts = run.config.data.eval_split, np.unique(documents, return_counts=True)[1]
+    split, documents = run.config.data.eval_split, quality.documents
+    _, number, counts = np.unique(documents, return_inverse=True, return_counts=True)
+    effective = effective_documents(counts if quality.weights is None else np.bincount(number, quality.weights))
     return {
         "name": run.data.name,
         "revision": run.data.revision,
@@ -139,18 +163,18 @@ def _data(run: StageRun, documents: np.ndarray) -> dict[str, Any]:
         "eval_split": split,
         "test_examples": len(documents),
         "test_documents": len(counts),
-        "effective_documents": effective_documents(counts),
-        "too_few_documents": effective_documents(counts) < MIN_DOCUMENTS,
+        "effective_documents": effective,
+        "too_few_documents": effective < MIN_DOCUMENTS,
         "largest_document": float(counts.max() / counts.sum()),
         "overlap": run.data.parts[split].overlap,
         **run.data.lost,
+        **(task_facts(task_data(run.data), split, task) if task else {}),
     }
 
 
-def _row(run: StageRun, losses: Losses, ratio: str, variant: str | None) -> dict[str, Any]:
+def _row(run: StageRun, quality: Figure, sums: Models[DocumentSums], ratio: str, variant: str | None) -> dict[str, Any]:
     teachers, students = _of_kind(run, "teacher", ratio), _of_kind(run, "distill", ratio, variant)
-    teacher, student = losses.teachers[ratio], losses.students[ratio, variant]
-    options: dict[str, Any] = {"documents": losses.documents, "resamples": run.config.report.resamples}
+    resamples = run.config.report.resamples
     row: dict[str, Any] = {
         "ratio": ratio,
         "variant": variant,
@@ -158,33 +182,29 @@ def _row(run: StageRun, losses: Losses, ratio: str, variant: str | None) -> dict
         "teacher_parameters": teachers[0].facts["parameters"],
         "student_parameters": students[0].facts["parameters"],
         "compression": 1 - students[0].facts["parameters"] / teachers[0].facts["parameters"],
-        "teacher_quality": -float(teacher.mean()),
-        "student_quality": -float(student.mean()),
+        "teacher_quality": mean_quality(quality.values.teachers[ratio], quality.weights),
+        "student_quality": mean_quality(quality.values.students[ratio, variant], quality.weights),
         **_training_cost(run, ratio, variant),
         "seeds": run.config.seeds,
         "teacher_run_id": teachers[0].run_id or None,  # None until MLflow has it
         "student_run_id": students[0].run_id or None,
         "student_model_uri": students[0].model_uri,
     }
-    for suffix, baseline in losses.baselines.items():
-        value, interval = gain(baseline, teacher, **options)
-        fraction, bounds = fraction_kept(baseline, teacher, student, **options)
-        row |= {f"gain{suffix}": value, f"gain{suffix}_interval": list(interval)}
-        row |= {f"fraction_kept{suffix}": fraction, f"fraction{suffix}_interval": list(bounds) if bounds else None}
-        if fraction is None:
-            row[f"fraction{suffix}_undefined"] = why_undefined(value, interval, AGAINST[suffix])
-        by_seed = [fraction_kept(*one, **options)[0] for one in zip(baseline, teacher, student, strict=True)]
-        row[f"fraction_kept{suffix}_by_seed"] = None if None in by_seed else by_seed
+    for suffix in AGAINST:
+        row |= compared(sums, ratio, variant, resamples, against=(suffix,))
+        row[f"fraction_kept{suffix}_by_seed"] = kept_by_seed(sums, ratio, variant, suffix, resamples)
     return row
 
 
-def _average(run: StageRun, losses: Losses, variant: str | None) -> dict[str, Any]:
+def _average(run: StageRun, quality: Figure, variant: str | None) -> dict[str, Any]:
     """The mean over all ratios of the fractions that the students of one variant keep, against each baseline."""
-    students = [losses.students[ratio, variant] for ratio in run.config.teacher.ratios]
-    options: dict[str, Any] = {"documents": losses.documents, "resamples": run.config.report.resamples}
+    models = quality.values
+    students = [models.students[ratio, variant] for ratio in run.config.teacher.ratios]
+    options: dict[str, Any] = {"documents": quality.documents, "weights": quality.weights}
+    options["resamples"] = run.config.report.resamples
     average: dict[str, Any] = {"variant": variant}
-    for suffix, baseline in losses.baselines.items():
-        kept, bounds = average_kept(baseline, list(losses.teachers.values()), students, **options)
+    for suffix, baseline in models.baselines.items():
+        kept, bounds = average_kept(baseline, list(models.teachers.values()), students, **options)
         average |= {f"fraction_kept{suffix}": kept, f"fraction{suffix}_interval": list(bounds) if bounds else None}
     return average
 
@@ -220,7 +240,7 @@ def _training_cost(run: StageRun, ratio: str, variant: str | None) -> dict[str, 
     teacher, student = _of_kind(run, "teacher", ratio)[0], _of_kind(run, "distill", ratio, variant)[0]
     settings = run.config.of_variant(variant).distill
     teacher_training, student_training = run.config.teacher.training, settings.training
-    trained_here = ratio not in run.config.teacher.checkpoints
+    trained_here = run.config.trains_teacher(ratio)
     cost = _cost(run, teacher, teacher_training) if trained_here else {"tokens": None, "flops": None}
     own = _cost(run, student, student_training)
     experts = {"top_1": 1, "mixture": run.config.teacher.ratios[ratio], "sampled": settings.num_sampled_experts}
@@ -239,14 +259,17 @@ def _training_cost(run: StageRun, ratio: str, variant: str | None) -> dict[str, 
 
 def _cost(run: StageRun, model: FinishedStage, training: TrainingConfig, steps: int | None = None) -> dict[str, float]:
     """Tokens (inputs and targets) and floating-point operations of a model's training."""
-    lengths = example_lengths(run.data, run.config.data)[1]
+    lengths = run.data.mean_lengths(run.config.data)
     examples = (steps or training.steps) * training.batch_size
-    return {"tokens": examples * (lengths.inputs + lengths.targets), "flops": 3 * examples * _forward_flops(run, model)}
+    return {
+        "tokens": round(examples * (lengths.inputs + lengths.targets)),
+        "flops": 3 * examples * _forward_flops(run, model),
+    }
 
 
 def _forward_flops(run: StageRun, model: FinishedStage, *, experts: int = 1) -> float:
     """Floating-point operations of a forward pass for one example."""
-    lengths = example_lengths(run.data, run.config.data)[1]
+    lengths = run.data.mean_lengths(run.config.data)
     shape = model.facts.get("shape")  # a loaded teacher has no config.json in its directory
     shape = shape or json.loads(model.read("model/config.json").read_text())
     return forward_flops(shape, lengths.inputs, lengths.targets, experts=experts)
@@ -256,5 +279,6 @@ def _of_kind(run: StageRun, kind: str, ratio: str | None = None, variant: str | 
     return inputs_of_kind(run.stage, run.inputs, kind, ratio, variant)
 
 
-def _losses(finished: list[FinishedStage], name: str = "losses") -> np.ndarray:
-    return np.array([read_losses(one, name) for one in finished])
+def _values(finished: list[FinishedStage], name: str) -> list[Any]:
+    """The losses or answers of each of these stages, [stages][E]."""
+    return [read_values(one, name) for one in finished]

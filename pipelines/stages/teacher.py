@@ -1,22 +1,20 @@
 """Stage 1: train a Switch teacher on hard labels with a load-balancing loss, or load one; measure its quality."""
 
-import numpy as np
 import torch
 from transformers import SwitchTransformersForConditionalGeneration
 
-from distill.data.examples import Examples
-from distill.data.prepared_data import example_lengths
-from distill.evaluation import evaluate
 from distill.models.build import count_parameters, place
 from distill.models.layerwise import Forward, by_batch
 from distill.processes import is_main_process
 from distill.training.divergence import TrainingDiverged
 from distill.training.loop import train
 from pipelines.reporting.plot import plot_routing
+from pipelines.runner.measure import Measured, measure, save_measured, validation_quality
+from pipelines.runner.stage_data import training_examples
 from pipelines.runner.stage_run import Outcome, StageRun
 from pipelines.workdir.teacher_files import open_finished_teacher, reference_facts
 from teachers.build import build_teacher, switch_layers
-from teachers.load import StoredTeacher, open_teacher
+from teachers.load import StoredTeacher, open_teacher, read_teacher
 from teachers.routing import RoutingSummary, measure_routing
 from teachers.save import save_teacher
 from teachers.streaming import RunningTeacher, run_teacher
@@ -32,56 +30,55 @@ def compute(run: StageRun) -> Outcome:
         UserError: the teacher's checkpoint cannot be loaded.
         TrainingDiverged: a loss is not finite, or the router of a trained teacher has collapsed.
     """
-    settings, stage = run.config.teacher, run.stage
-    held_out = Examples(run.data, run.config.data, seed=None)
-    source = settings.checkpoints.get(run.ratio)
+    settings, stage, trains = run.config.teacher, run.stage, run.config.trains_teacher(run.ratio)
+    source = _source(run)
     stored = open_teacher(source) if source else None
     forward: Forward = by_batch
-    if stored:
+    if stored and not trains:
         model, forward, *_ = run_frozen(run, stored)
     else:
-        model = place(_build(run), run.accelerator.device)
+        model = place(_trainable(run, stored), run.accelerator.device)
 
-    def measure() -> tuple[float, np.ndarray, RoutingSummary]:
+    def measured(answers: bool) -> tuple[Measured, RoutingSummary]:
         with measure_routing(model) as routing:
-            size = settings.evaluation_batch_size
-            quality, losses = evaluate(model, held_out, batch_size=size, accelerator=run.accelerator, forward=forward)
-        return quality, losses, routing(run.accelerator)
+            found = measure(run, model, forward, answers=False)
+        return measure(run, model, forward) if answers else found, routing(run.accelerator)
 
     def curves() -> dict[str, float]:
-        quality, _, routing = measure()
+        found, routing = measured(answers=False)
         if collapsed := routing.collapse():
             raise TrainingDiverged(f"{collapsed} (or raise teacher.load_balancing_weight)")
-        return {"eval/quality": quality, **routing.layer_metrics()}
+        return {"eval/quality": found.quality, **routing.layer_metrics()}
 
-    if not source:
+    if trains:
+        batch_size = settings.training.batch_size
         train(
             HardLabelsAndLoadBalance(model, load_balancing_weight=settings.load_balancing_weight),
-            Examples(run.data, run.config.data, seed=run.seed),
+            training_examples(run.data, run.config.data, seed=run.seed, batch_size=batch_size),
             settings.training,
             accelerator=run.accelerator,
             directory=run.directory / "checkpoints",
             seed=run.seed,
-            hooks=run.hooks(curves),
+            hooks=run.hooks(curves, lambda: validation_quality(run, model)),
         )
-    quality, losses, routing = measure()
-    if not source and (collapsed := routing.collapse()):
+    found, routing = measured(answers=run.config.task is not None)
+    if trains and (collapsed := routing.collapse()):
         raise TrainingDiverged(
             f"{stage.title} is not a sparse teacher: {collapsed}; raise teacher.load_balancing_weight or lower "
             "teacher.training.learning_rate"
         )
-    run.save_losses(losses)
+    save_measured(run, found)
     if is_main_process():
         plot_routing(routing.layers, routing.load.numpy(), run.directory / "routing.png")
-        if stored is None:
+        if trains:
             save_teacher(model, run.directory / "model", run.data.tokenizer)
     run.accelerator.wait_for_everyone()
     parameters = count_parameters(model)
     facts = {"experts": model.config.num_experts, "parameters": parameters, "checkpoint": source}
-    if source and stored:
+    if source and stored and not trains:
         facts |= reference_facts(source, stored)
     metrics = {
-        "quality": quality,
+        "quality": found.quality,
         "parameters": parameters,
         "experts": model.config.num_experts,
         **routing.overall_metrics(),
@@ -114,18 +111,31 @@ def run_frozen(run: StageRun, stored: StoredTeacher, compute_dtype: torch.dtype 
         UserError: the memory does not even suffice layer by layer.
     """
     precision = torch.bfloat16 if run.accelerator.mixed_precision == "bf16" else torch.float32
-    lengths = example_lengths(run.data, run.config.data)[1]
+    lengths = run.data.lengths(run.config.data)
     running = run_teacher(
         stored,
         run.config.teacher,
         compute_dtype=compute_dtype or precision,
         device=run.accelerator.device,
-        lengths=(lengths.inputs, lengths.targets),
+        lengths=(int(lengths.inputs), int(lengths.targets)),
         directory=run.directory,
     )
     if running.sentence:
         run.workspace.say(f"{run.stage.title:<16} {running.sentence}")
     return running
+
+
+def _source(run: StageRun) -> str | None:
+    """The directory or hub name of a loaded or pre-trained teacher; None if the teacher starts from scratch."""
+    pretrained = run.inputs.get("pretrained")
+    return str(pretrained.read("model")) if pretrained else run.config.teacher.checkpoints.get(run.ratio)
+
+
+def _trainable(run: StageRun, stored: StoredTeacher | None) -> SwitchTransformersForConditionalGeneration:
+    """The teacher that training begins from, in float32."""
+    if stored is None:
+        return _build(run)
+    return read_teacher(stored, run.config.teacher, compute_dtype=torch.float32).float().train()
 
 
 def _build(run: StageRun) -> SwitchTransformersForConditionalGeneration:

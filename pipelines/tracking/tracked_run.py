@@ -215,6 +215,14 @@ class TrackedRun:
         """Upload a file as an artifact of the run."""
         self.client.log_artifact(self.run_id, str(path))
 
+    def log_table(self, name: str, columns: dict[str, list[str]]) -> None:
+        """Log columns of equal length as a table, which the UI shows, in the artifact ``name``, a file of JSON.
+
+        A table that the run already has stays as it is, because MLflow would append the rows to it.
+        """
+        if name not in (one.path for one in self.client.list_artifacts(self.run_id)):
+            self.client.log_table(self.run_id, columns, name)
+
     def close(self, status: str) -> None:
         """Send the rest of the curves and end the run with ``status`` FINISHED, FAILED or KILLED.
 

@@ -42,7 +42,7 @@ def comparison_link(experiment_id: str, tags: dict[str, str], comparison: str | 
     return f"/#/experiments/{experiment_id}/runs?workflowType=machine_learning&compareRunsMode=CHART{view}"
 
 
-def publish_view(store: Store, name: str, comparison: str, coordinates: list[str]) -> None:
+def publish_view(store: Store, name: str, comparison: str, coordinates: list[str], metrics: list[str]) -> None:
     """Save a view of the students of one report: fraction kept against compression and experts, and the curves.
 
     Args:
@@ -50,8 +50,9 @@ def publish_view(store: Store, name: str, comparison: str, coordinates: list[str
         comparison: the name of the view, 12 digits of the report's fingerprint.
         coordinates: the params in which the students differ. They are the axes of a parallel-coordinates chart, whose
             last axis is the fraction that each student keeps.
+        metrics: of the task; each has two columns and two charts: its value, and the fraction of its gain that is kept.
     """
-    state = _state(comparison, coordinates)
+    state = _state(comparison, coordinates, metrics)
     packed = "deflate;" + base64.b64encode(zlib.compress(json.dumps(state).encode(), 9)).decode()
     now = int(time.time() * 1000)
     value = json.dumps({"name": f"{name}: compression ratios", "createdAt": now, "updatedAt": now, "state": packed})
@@ -81,17 +82,19 @@ def serve_ui(store: Store, workdir: Path, host: str, port: int, console: Console
     os.execv(sys.executable, command)  # nosec B606
 
 
-def _state(comparison: str, coordinates: list[str]) -> dict[str, Any]:
-    section = "fraction-kept"
+def _state(comparison: str, coordinates: list[str], metrics: list[str]) -> dict[str, Any]:
+    section, of_metrics = "fraction-kept", [one for name in metrics for one in (name, f"{name}_fraction_kept")]
     charts: list[dict[str, Any]] = [
         {"type": "BAR", "metricKey": "fraction_kept"},
         {"type": "SCATTER", "xaxis": _metric("compression"), "yaxis": _metric("fraction_kept")},
         {"type": "SCATTER", "xaxis": _metric("experts"), "yaxis": _metric("fraction_kept")},
         {"type": "BAR", "metricKey": "fraction_kept_long"},
+        *({"type": "BAR", "metricKey": name} for name in of_metrics),
         *([_parallel(coordinates, "fraction_kept_of_seed")] if coordinates else []),
         _line("eval/quality"),
         _line("train/loss"),
     ]
+    columns = [f"metrics.`{name}`" for name in (*_COLUMNS, *of_metrics)]
     cards = [
         {
             "uuid": f"{section}-{number}",
@@ -111,7 +114,7 @@ def _state(comparison: str, coordinates: list[str]) -> dict[str, Any]:
         "lifecycleFilter": "Active",
         "datasetsFilter": [],
         "modelVersionFilter": "All Runs",
-        "selectedColumns": [*(f"metrics.`{name}`" for name in _COLUMNS), "attributes.`Models`", "attributes.`Dataset`"],
+        "selectedColumns": [*columns, "attributes.`Models`", "attributes.`Dataset`"],
         "columnOrder": [],
         "columnWidths": {},
         "runsHiddenMode": "SHOWALL",

@@ -5,7 +5,6 @@ from pathlib import Path
 from rich.filesize import decimal
 
 from distill.config import TrainingConfig
-from distill.data.prepared_data import example_lengths
 from distill.io.disk import require_space
 from distill.model_size import num_parameters
 from pipelines.workdir.plan import baseline_training
@@ -37,7 +36,7 @@ def check_space(workspace: Workspace, stages: list[Stage]) -> None:
 def _parameters(workspace: Workspace, stage: Stage) -> int:
     """Number of parameters of the model that a stage makes; 0 if its size depends on a loaded model."""
     config = workspace.config
-    if stage.kind in ("label", "report") or (config.teacher.checkpoints.get(stage.ratio or "")):
+    if stage.kind in ("answer", "label", "report") or (config.teacher.checkpoints.get(stage.ratio or "")):
         return 0
     if stage.kind == "baseline" and config.teacher.checkpoints:
         return 0
@@ -80,7 +79,7 @@ def _label_bytes(workspace: Workspace, stage: Stage) -> int:
     from distill.data.cached_labels import labels_bytes
 
     settings = workspace.config.of_variant(stage.variant)
-    targets = example_lengths(workspace.data, settings.data)[1].targets
+    targets = workspace.data.lengths(settings.data).targets
     labels = settings.distill.labels.model_dump(by_alias=True) | {"examples": settings.distill.num_labelled_examples}
     return labels_bytes({**labels, "targets": targets, "vocabulary": workspace.data.vocab_size})
 

@@ -1,5 +1,6 @@
 """The stages of a config, and the settings and inputs that each stage depends on. Imports no torch."""
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -9,30 +10,39 @@ from distill.training.precision import resolve_precision
 from pipelines.config.run_config import RunConfig
 from pipelines.workdir.stage import Stage
 
-_OPTIONS = ("soft_start", "teacher_routing", "num_sampled_experts", "match", "match_weight", "match_steps")
+_OPTIONS = (
+    *("targets", "beams", "soft_start", "teacher_routing", "num_sampled_experts"),
+    *("match", "match_weight", "match_steps"),
+)
 
 
-def plan(config: RunConfig, data: str) -> list[Stage]:
+def plan(config: RunConfig, data: str, pretrained: Sequence[Stage] = ()) -> list[Stage]:
     """All stages of ``config``, each after its inputs. The report is last.
 
-    Each seed has a baseline, a teacher per ratio, and per variant the stages init, label (if labels are cached) and
-    distill. A stage that seeds or variants share occurs once.
+    Each seed has a baseline, a teacher per ratio, and per variant the stages init, answer (if the teacher's answers are
+    the hard labels), label (if labels are cached) and distill. A stage that seeds or variants share occurs once.
 
     Args:
         data: fingerprint of the prepared data.
+        pretrained: the stages of the config that ``config.pretrained`` names.
     """
     stages = []
     for seed in config.seeds:
-        stages.append(_baseline(config, data, seed))
+        stages.append(_baseline(config, data, seed, _pretrained(pretrained, "baseline", None, seed)))
         for ratio, experts in config.teacher.ratios.items():
-            teacher = _teacher(config, data, ratio, experts, seed)
+            start = _pretrained(pretrained, "teacher", ratio, seed)
+            teacher = _teacher(config, data, ratio, experts, seed, start)
             stages.append(teacher)
             for variant in config.variants or [None]:
                 stages += _student(config.of_variant(variant), teacher, seed, variant)
     report = Stage(
         kind="report",
-        settings={"report": _values(config.report), "name": config.name},
-        inputs={stage.title: stage for stage in stages if stage.kind not in ("init", "label")},
+        settings={
+            "report": _values(config.report),
+            "name": config.name,
+            **({"metrics": config.task.metrics} if config.task else {}),
+        },
+        inputs={stage.title: stage for stage in stages if stage.kind not in ("init", "answer", "label")},
         data=data,
     )
     first = {stage.fingerprint: stage for stage in reversed(stages)}
@@ -46,17 +56,26 @@ def baseline_steps(config: RunConfig) -> int:
 
 def long_steps(config: RunConfig) -> int:
     """Training steps of the long baseline: the sum of the teacher's and the student's. A loaded teacher counts 0."""
-    teacher = config.teacher.training.steps if config.teacher.experts else 0
+    teacher = config.teacher.training.steps if config.trains_teachers else 0
     return config.distill.training.steps + teacher
 
 
 def baseline_training(config: RunConfig) -> TrainingConfig:
-    """Training settings of the baseline: the teachers' settings, or the student's if all teachers are loaded."""
-    return config.teacher.training if config.teacher.experts else config.distill.training
+    """Training settings of the baseline: the teachers' settings, or the student's if no teacher is trained."""
+    return config.teacher.training if config.trains_teachers else config.distill.training
 
 
-def _baseline(config: RunConfig, data: str, seed: int) -> Stage:
-    if source := config.baseline.checkpoint:
+def _pretrained(stages: Sequence[Stage], kind: str, ratio: str | None, seed: int) -> dict[str, Stage]:
+    """The pre-trained model that a stage starts from, as its input: of the same seed if there is one."""
+    found = [stage for stage in stages if (stage.kind, stage.ratio) == (kind, ratio)]
+    found.sort(key=lambda stage: stage.seed != seed)
+    return {"pretrained": found[0]} if found else {}
+
+
+def _baseline(config: RunConfig, data: str, seed: int, start: dict[str, Stage]) -> Stage:
+    if start:
+        made: dict[str, Any] = {}
+    elif source := config.baseline.checkpoint:
         made = {"checkpoint": _source(source, "baseline.checkpoint"), "dtype": "float32"}
     elif config.teacher.checkpoints:  # the baseline gets the shape of the first loaded teacher's student
         made = {"shape_of": _source(next(iter(config.teacher.checkpoints.values())), "teacher")}
@@ -65,39 +84,48 @@ def _baseline(config: RunConfig, data: str, seed: int) -> Stage:
     lengths = {"steps": baseline_steps(config), "long_steps": long_steps(config)}
     training = _training_settings(baseline_training(config))
     settings = {**_common(config), "seed": seed, **made, "training": training, **lengths}
-    return Stage("baseline", settings, data=data, seed=seed)
+    return Stage("baseline", settings, start, data=data, seed=seed)
 
 
-def _teacher(config: RunConfig, data: str, ratio: str, experts: int, seed: int | None) -> Stage:
-    made: dict[str, Any]
+def _teacher(
+    config: RunConfig, data: str, ratio: str, experts: int, seed: int | None, start: dict[str, Stage]
+) -> Stage:
+    made: dict[str, Any] = {}
     if source := config.teacher.checkpoints.get(ratio):
-        # All seeds share a loaded teacher, which is not copied.
-        made, seed = {"checkpoint": _source(source, "teacher"), "copied": False}, None
-    else:
-        made = {
+        made = {"checkpoint": _source(source, "teacher")}
+    elif not start:
+        made = {"model": _values(config.model)}
+    if config.trains_teacher(ratio):
+        made |= {
             "seed": seed,
-            "model": _values(config.model),
             "training": _training_settings(config.teacher.training),
             "load_balancing_weight": config.teacher.load_balancing_weight,
         }
+    elif source:  # all seeds share a teacher that is used as it is; it is not copied
+        made, seed = {**made, "copied": False}, None
     settings = {**_common(config), **_switch_layer(config), **made, "experts": experts}
-    return Stage("teacher", settings, data=data, ratio=ratio, seed=seed)
+    return Stage("teacher", settings, start, data=data, ratio=ratio, seed=seed)
 
 
 def _student(config: RunConfig, teacher: Stage, seed: int, variant: str | None) -> list[Stage]:
-    """The stages init, label (if labels are cached) and distill of one student."""
+    """The stages init, answer, label and distill of one student; answer and label only if the student reads them."""
     where: dict[str, Any] = {"data": teacher.data, "ratio": teacher.ratio, "seed": seed, "variant": variant}
     init = Stage("init", {"seed": seed, "student": _student_settings(config)}, {"teacher": teacher}, **where)
     # A student without soft labels or hidden states to match depends on the teacher only through its initial weights.
     soft = {"teacher": teacher} if config.distill.runs_teacher else {}
-    labelling: list[Stage] = []
+    made: list[Stage] = []
+    answers: dict[str, Stage] = {}
+    of_teacher = {**where, "seed": teacher.seed}
+    if config.distill.targets == "teacher":
+        asked = {"precision": _common(config)["precision"], "beams": config.distill.beams}
+        made = [Stage("answer", asked, {"teacher": teacher}, **of_teacher)]
+        answers = {"answer": made[0]}
     if config.distill.reads_cached_labels:
-        of_teacher = {**where, "seed": teacher.seed}
-        labelling = [Stage("label", _label_settings(config), {"teacher": teacher}, **of_teacher)]
-        soft = {"label": labelling[0]}
+        label = Stage("label", _label_settings(config), {"teacher": teacher, **answers}, **of_teacher)
+        made, soft = [*made, label], {"label": label}
     distill = _distill_settings(config.distill)
     settings = {**_common(config), "seed": seed, **_switch_layer(config), "distill": distill}
-    return [init, *labelling, Stage("distill", settings, {**soft, "init": init}, **where)]
+    return [init, *made, Stage("distill", settings, {**soft, **answers, "init": init}, **where)]
 
 
 def _switch_layer(config: RunConfig) -> dict[str, Any]:
@@ -123,8 +151,10 @@ def _distill_settings(distill: DistillConfig) -> dict[str, Any]:
 
 
 def _training_settings(training: TrainingConfig) -> dict[str, Any]:
-    """Settings of training. The default of ``on_divergence`` is omitted, as in _distill_settings."""
-    return _values(training, exclude={"on_divergence"} if training.on_divergence == "stop" else None)
+    """Settings of training without options at their defaults, as in _distill_settings."""
+    options = ("on_divergence", "dropout", "patience")
+    off = {name for name in options if getattr(training, name) == TrainingConfig.model_fields[name].default}
+    return _values(training, exclude=off)
 
 
 def _label_settings(config: RunConfig) -> dict[str, Any]:
@@ -132,6 +162,8 @@ def _label_settings(config: RunConfig) -> dict[str, Any]:
     common = _common(config)
     held_out = ("test_examples", "eval_split")
     shape = {name: value for name, value in common["examples"].items() if name not in held_out}
+    if config.task:  # the order of pairs depends on it
+        shape["batch_size"] = config.distill.training.batch_size
     return {
         **common,
         "examples": shape,
@@ -147,7 +179,9 @@ def _common(config: RunConfig) -> dict[str, Any]:
 
     The precision ``auto`` is resolved on this machine. A machine that resolves it differently has different stages.
     """
-    examples = {"input_length", "noise_density", "mean_span_length", "test_examples", "eval_split"}
+    examples = {"test_examples", "eval_split"}
+    if config.task is None:
+        examples |= {"input_length", "noise_density", "mean_span_length"}
     return {
         "precision": resolve_precision(config.precision),
         "evaluation_batch_size": config.teacher.evaluation_batch_size,

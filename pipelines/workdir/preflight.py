@@ -5,7 +5,7 @@ Imports no torch, so that errors appear at once.
 
 import os
 
-from distill.data.prepared_data import PreparedData, example_lengths
+from distill.data.prepared_data import PreparedData
 from distill.errors import UserError
 from distill.model_size import num_parameters
 from distill.processes import num_processes
@@ -50,15 +50,14 @@ def check_data(config: RunConfig, data: PreparedData, models: list[LoadedModel])
     Raises:
         UserError: there is too little data, or tokenizer and models differ.
     """
-    raw, _ = example_lengths(data, config.data)
-    data.layout(config.data)  # raises UserError if there are too few documents
+    data.check_examples(config.data)
     check_tokenizers(config, data, models)
     students = config.students
     kept = max((one.distill.labels.num_tokens for one in students if one.distill.reads_cached_labels), default=0)
     known = min([data.vocab_size, *(one.header.vocab_size for one in models)])
     if kept > known:
         raise UserError(f"distill.labels.num_tokens is {kept}, but the vocabulary has only {known} tokens; lower it")
-    examples = data.parts["train"].tokens // raw
+    examples = data.num_training_examples(config.data)
     wanted = max((one.student.calibration_examples for one in students if one.student.is_calibrated), default=0)
     if wanted + min(-(-wanted // 4), examples) > examples:
         raise UserError(
@@ -76,12 +75,13 @@ def check_size(config: RunConfig, processes: int) -> None:
         UserError: a batch cannot be divided among the processes, or the memory is too small.
     """
     memory = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    length = config.task.max_input if config.task else config.data.input_length
     for training in (config.teacher.training, *(student.distill.training for student in config.students)):
         examples = training.examples_per_pass(processes)
-        states = 4 * examples * config.data.input_length * config.model.d_model * config.model.num_layers
+        states = 4 * examples * length * config.model.d_model * config.model.num_layers
         if states > memory and not config.teacher.checkpoints:
             raise UserError(
-                f"a pass of {examples} examples of data.input_length {config.data.input_length} takes more than "
+                f"a pass of {examples} examples of {length} input tokens takes more than "
                 f"{states / 1e9:,.0f} GB, but this machine has {memory / 1e9:,.0f} GB; lower training.micro_batch_size"
             )
     size = num_parameters(config.model, config.data.vocabulary, max(config.teacher.experts, default=1))

@@ -19,10 +19,13 @@ from distill.io.files import check_digests, file_digests, read_record, write_rec
 #   intervals, tables                                          report
 # or if the stage's own file computes something else. A change that only affects rounding needs no new version. Data
 # preparation has its own version, in distill/data/prepare.py.
-VERSIONS = {"baseline": 2, "teacher": 2, "init": 2, "label": 2, "distill": 2, "report": 6}
+VERSIONS = {"baseline": 2, "teacher": 2, "init": 2, "answer": 1, "label": 2, "distill": 2, "report": 6}
 
 # The files of a stage's directory that later stages and commands read.
-_READ_LATER = ("model/**/*", "*losses.json", "labels/labels.json", "report.*", "documents.json", "fraction_kept.png")
+_READ_LATER = (
+    *("model/**/*", "*losses.json", "*answers.json", "answers/*", "labels/labels.json"),
+    *("report.*", "documents.json", "fraction_kept.png", "groups.*", "examples.json"),
+)
 
 
 @dataclass(frozen=True)
@@ -104,8 +107,8 @@ class FinishedStage:
         return saved
 
 
-def read_losses(finished: FinishedStage, name: str = "losses") -> list[float]:
-    """The loss of every evaluated example, [examples], in nats per target token.
+def read_values(finished: FinishedStage, name: str = "losses") -> list[Any]:
+    """The loss in nats per target token, or the answer, of every evaluated example, [E].
 
     Raises:
         UserError: the file is missing or damaged.

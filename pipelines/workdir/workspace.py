@@ -11,12 +11,14 @@ from distill.data.prepare import is_prepared, prepare_data
 from distill.data.prepared_data import PreparedData
 from distill.errors import UserError
 from distill.io.lock import exclusive_lock
+from distill.metrics import check_metrics
 from distill.processes import is_main_process, num_processes
 from pipelines.config.run_config import RunConfig
 from pipelines.workdir.commands import suggest
 from pipelines.workdir.loaded_models import check_models
 from pipelines.workdir.plan import plan
 from pipelines.workdir.preflight import check_data, check_launch, check_size
+from pipelines.workdir.pretraining import with_pretrained_tokenizer
 from pipelines.workdir.stage import FinishedStage, Stage, find_finished
 
 
@@ -47,11 +49,16 @@ class Workspace:
         Raises:
             UserError: the config does not fit its data, its models or this machine. Nothing has been written.
         """
-        self.config, self.source, self.directory, self.console = config, source, directory, console
+        self.source, self.directory, self.console = source, directory, console
+        if config.task:
+            check_metrics(config.task.metrics)
+        self.config, self.pretraining = with_pretrained_tokenizer(config, directory)
         check_size(config, check_launch())
         if kind == "label" and not any(one.distill.reads_cached_labels for one in config.students):
             cause = "distill.hard_fraction is 1, so no student reads soft labels; lower it"
             raise UserError(f"there is nothing to label: {cause}")
+        if kind == "answer" and not any(one.distill.targets == "teacher" for one in config.students):
+            raise UserError("no student has the teacher's answers as hard labels; set distill.targets to teacher")
         self.data, self.stages = self._prepared_data_and_stages(kind, ratio, beside)
 
     def select(self, kind: str, ratio: str | None = None) -> list[Stage]:
@@ -71,7 +78,9 @@ class Workspace:
         found = self.find(stage)
         if found is None:
             ratio = ("--ratio", stage.ratio) if stage.ratio else ()
-            command = suggest(stage.kind, self.source, *ratio, workdir=self.directory)
+            of_pretraining = self.pretraining and stage in self.pretraining.stages
+            source = self.pretraining.source if self.pretraining and of_pretraining else self.source
+            command = suggest(stage.kind, source, *ratio, workdir=self.directory)
             raise UserError(
                 f"{stage.title} is missing in {self.directory}; compute it with: {command} "
                 "(and the same --set and --seed)"
@@ -122,23 +131,30 @@ class Workspace:
         self, kind: str | None, ratio: str | None, beside: Callable[[], AbstractContextManager[None]]
     ) -> tuple[PreparedData, list[Stage]]:
         """Prepare the data in the main process. The others wait for its file: a barrier would time out in minutes."""
-        root, config = self.directory / "data", self.config
-        while not is_main_process() and not is_prepared(config.data, root):
+        root, config, task = self.directory / "data", self.config, self.config.task
+        before = self.pretraining.stages if self.pretraining else ()
+        if self.pretraining:  # before anything is prepared
+            for stage in plan(config, "", before):
+                if "pretrained" in stage.inputs:
+                    self.finished(stage.inputs["pretrained"])
+        while not is_main_process() and not is_prepared(config.data, root, task):
             time.sleep(0.5)
-        if not is_prepared(config.data, root):
+        if not is_prepared(config.data, root, task):
             if kind not in (None, "baseline", "teacher"):
                 self._raise_missing_inputs(kind, ratio)
             models = check_models(config, say=self.say)
-            data = prepare_data(config.data, root, self.say, lambda data: check_data(config, data, models), beside)
-            return data, plan(config, data.fingerprint)
-        data = prepare_data(config.data, root)
-        stages = plan(config, data.fingerprint)
+            data = prepare_data(
+                config.data, root, self.say, lambda data: check_data(config, data, models), beside, task
+            )
+            return data, plan(config, data.fingerprint, before)
+        data = prepare_data(config.data, root, task=task)
+        stages = plan(config, data.fingerprint, before)
         # Only unfinished stages read the weights of their models.
         check_data(config, data, check_models(config, [s for s in stages if not self.find(s)], self.say))
         return data, stages
 
     def _raise_missing_inputs(self, kind: str, ratio: str | None) -> None:
         """Raise the UserError of a stage without inputs: without prepared data, no stage has run."""
-        for stage in plan(self.config, ""):
+        for stage in plan(self.config, "", self.pretraining.stages if self.pretraining else ()):
             if stage.kind == kind and ratio in (None, stage.ratio):
                 self.inputs_of(stage)

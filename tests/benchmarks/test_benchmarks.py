@@ -7,6 +7,7 @@ from accelerate.state import AcceleratorState
 from torch.utils.flop_counter import FlopCounterMode
 
 from benchmarks.models import SHAPES, VOCABULARY_SIZE, our_step, plain_step, step_operations, tokens
+from benchmarks.padding import batches, counted, padded_step
 from benchmarks.timing import Candidate, Timing, alternate, ratios
 from distill.config import ModelConfig
 from distill.models.build import build_dense
@@ -41,6 +42,23 @@ def test_the_plain_step_reduces_the_loss(own_precision):
     step = plain_step("demo", 2, "no")
     losses = [step() for _ in range(8)]
     assert losses[-1] < losses[0]
+
+
+def test_padded_batches_have_the_shapes_of_full_ones_and_little_padding():
+    full, padded = batches(False), batches(True)
+    shapes = [(inputs.shape, labels.shape) for inputs, labels in full]
+    assert shapes == [(inputs.shape, labels.shape) for inputs, labels in padded] and len(set(shapes)) == len(shapes)
+    assert counted(full) == sum(inputs.numel() + labels.numel() for inputs, labels in full)
+    assert 0.05 < 1 - counted(padded) / counted(full) < 0.1
+    for inputs, labels in padded:  # padding is at the end, and no example is empty
+        for is_token in (inputs != 0, labels != -100):
+            assert is_token[:, 0].all() and (is_token.long().diff(dim=1) <= 0).all()
+
+
+@pytest.mark.parametrize("kind", ["dense", "Switch"])
+def test_the_padded_step_runs(own_precision, monkeypatch, kind):
+    monkeypatch.setattr("benchmarks.padding.BATCH", 4)
+    padded_step(kind, True, "auto")()
 
 
 def sleeper(seconds: float):

@@ -50,6 +50,22 @@ def test_recorded_dropped_tokens_match_the_layers_statistics(teacher, batches):
     assert torch.equal(torch.bincount(seen.expert, minlength=3) / len(seen.expert), block.statistics.load)
 
 
+def test_padding_is_not_recorded(teacher, batches):
+    """The activations of a padded batch are those of its examples alone, one after the other."""
+    for _, block in switch_layers(teacher):
+        block.mlp.capacity_factor_eval = 3.0  # no token is dropped
+    inputs, labels = batches[0]
+    lengths = [(12, 3), (5, 6), (1, 1), (7, 2)]
+    for row, (inputs_length, targets) in enumerate(lengths):
+        inputs[row, inputs_length:], labels[row, targets:] = 0, -100
+    alone = [Batch(inputs[k : k + 1, :s], labels[k : k + 1, :t]) for k, (s, t) in enumerate(lengths)]
+    together, expected = dict(record(teacher, batches[:1])), dict(record(teacher, alone))
+    assert [len(seen.inputs) for seen in together.values()] == [12 + 5 + 1 + 7, 3 + 6 + 1 + 2]
+    for name, seen in together.items():
+        for found, one in zip(seen, expected[name], strict=True):
+            torch.testing.assert_close(found, one, rtol=1e-4, atol=1e-5)
+
+
 def test_recording_does_not_change_the_teacher(teacher, batches):
     before = {name: tensor.clone() for name, tensor in teacher.state_dict().items()}
     teacher.train()

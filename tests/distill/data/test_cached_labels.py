@@ -7,7 +7,8 @@ import torch
 
 from distill.config import LabelsConfig, TrainingConfig
 from distill.data.cached_labels import CachedLabels, LabelledExamples, make_labels
-from distill.data.examples import Examples
+from distill.data.examples import Batch, Examples
+from distill.data.prepared_data import Lengths
 from distill.errors import DiskFull, UserError
 from distill.models.build import build_dense
 from distill.training.loop import Hooks, make_accelerator, train
@@ -38,12 +39,12 @@ def label(teacher, examples, accelerator, tmp_path):
     def make(name="labels", *, form="top_k", num_tokens=4, count=11, model=teacher, temperature=1.0, **arguments):
         make_labels(
             model,
-            examples,
+            arguments.pop("examples", examples),
             LabelsConfig(form=form, num_tokens=num_tokens, seed=5),
             tmp_path / name,
             count=count,
             temperature=temperature,
-            batch_size=4,
+            batch_size=arguments.pop("batch_size", 4),
             accelerator=accelerator,
             progress=tmp_path / f"{name}.progress.json",
             **{"origin": {"teacher": "t", "data": "d"}, **arguments},
@@ -51,6 +52,26 @@ def label(teacher, examples, accelerator, tmp_path):
         return tmp_path / name
 
     return make
+
+
+class Ragged:
+    """Examples of 1 to 9 inputs and 1 to 6 targets, padded to the longest of their batch."""
+
+    lengths, target_tokens = Lengths(9, 6), None
+
+    def __len__(self):
+        return 1000
+
+    def tokens(self, index: int) -> tuple[torch.Tensor, torch.Tensor]:
+        rng = np.random.default_rng((7, index))
+        parts = (rng.integers(2, 200, rng.integers(1, longest + 1)) for longest in self.lengths)
+        inputs, targets = map(torch.from_numpy, parts)
+        return inputs, targets
+
+    def batch(self, indices) -> Batch:
+        inputs, targets = zip(*map(self.tokens, indices), strict=True)
+        pad = torch.nn.utils.rnn.pad_sequence
+        return Batch(pad(inputs, batch_first=True), pad(targets, batch_first=True, padding_value=-100))
 
 
 def bytes_of(directory):
@@ -102,6 +123,53 @@ def test_files_say_what_they_are(label, form, size, examples):
     whole = labels.batch(range(11))
     assert means["entropy"] == pytest.approx(float(whole.entropy.mean()), rel=1e-5)
     assert means["mass"] == pytest.approx(float(whole.probs.sum(-1).mean()), rel=1e-5)
+
+
+@pytest.mark.parametrize("form", FILES)
+def test_labels_of_targets_of_differing_length_are_those_of_each_example_alone(label, form):
+    together, alone = (
+        CachedLabels(label(f"{form} {size}", form=form, examples=Ragged(), batch_size=size)) for size in (4, 1)
+    )
+    entropies, mass = [], []
+    for index in range(11):
+        length = len(Ragged().tokens(index)[1])
+        mine, expected = together.batch([index], length), alone.batch([index], length)
+        assert torch.equal(mine.token_ids, expected.token_ids)
+        torch.testing.assert_close(mine.probs, expected.probs, rtol=2e-3, atol=1e-4)
+        torch.testing.assert_close(mine.entropy, expected.entropy, rtol=2e-3, atol=2e-3)
+        padding = [part.view(6, -1)[length:] for part in together.batch([index])]
+        assert not padding[0].any() and (padding[2] == -1).all()
+        entropies += mine.entropy.tolist()
+        mass += mine.probs.sum(-1).tolist()
+    means = together.means()
+    assert means["entropy"] == pytest.approx(np.mean(entropies), rel=1e-5)
+    assert means["mass"] == pytest.approx(np.mean(mass), rel=1e-5)
+
+
+def test_batches_of_targets_of_differing_length_have_labels_for_each_position(label, shape, data, teacher):
+    """With K = the vocabulary size, the loss equals that of online labels except for float16."""
+    labels = CachedLabels(label(num_tokens=data.vocab_size, examples=Ragged(), count=12, temperature=1.5))
+    student = build_dense(shape, data.vocab_size, pad=0, eos=1, seed=1)
+    mix = {"hard_fraction": 0.5, "temperature": 1.5}
+    shapes = set()
+    for rows in ([0, 1, 2, 3], [9, 3], [11, 12, 13]):
+        batch = LabelledExamples(Ragged(), labels).batch(rows)
+        assert len(batch.soft_labels.entropy) == batch.labels.numel()
+        shapes.add(batch.labels.shape[1])
+        _, cached = HardAndCachedLabels(student, **mix)(*batch)
+        _, online = HardAndSoftLabels(student, teacher, **mix)(batch.input_ids, batch.labels)
+        for name, value in online.items():
+            torch.testing.assert_close(cached[name], value, rtol=2e-3, atol=5e-3)
+    assert len(shapes) > 1
+
+
+def test_speed_counts_tokens_without_padding(label, monkeypatch):
+    seconds = iter([0.0, *[2.0] * 10])
+    monkeypatch.setattr("distill.data.cached_labels.time", SimpleNamespace(perf_counter=lambda: next(seconds)))
+    seen = []
+    label(examples=Ragged(), count=8, on_batch=lambda done, count, metrics: seen.append(metrics["tokens_per_second"]))
+    counts = [sum(map(len, Ragged().tokens(index))) for index in range(8)]
+    assert seen == pytest.approx([sum(counts[:4]) / 2, sum(counts) / 2])
 
 
 def test_a_large_vocabulary_gets_wider_ids(label, shape):

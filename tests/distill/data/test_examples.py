@@ -162,7 +162,7 @@ def test_examples_hold_the_text_in_fixed_lengths(data, data_config):
 
 def test_an_epoch_reads_every_segment_once_and_the_next_in_another_order(data, data_config):
     examples = Examples(data, data_config, seed=0)
-    n = examples.segments
+    n = len(examples)
     epochs = [
         [rebuild(data, *row) for row in zip(*examples.batch(range(e * n, e * n + n)), strict=True)] for e in range(2)
     ]

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from distill.config import DataConfig
-from distill.data import prepare
+from distill.data import prepare, tokenizer
 from distill.data.corpus import Document, read_documents, split_of
 from distill.data.prepare import prepare_data
 from distill.data.tokenizer import encode_texts
@@ -20,7 +20,7 @@ from tests.conftest import ROOT
 _DIES = """
 import os, signal, sys
 from pathlib import Path
-from distill.data import prepare
+from distill.data import prepare, tokenizer
 from distill.config import DataConfig
 write, calls = prepare._write_tokens, []
 def write_some(*arguments):
@@ -74,12 +74,12 @@ def test_new_texts_are_tokenised_beside_the_work_of_the_caller(corpus, tmp_path,
         yield
         log.append("end")
 
-    for name in ("_train_tokenizer", "_write_tokens"):
-        done = getattr(prepare, name)
-        monkeypatch.setattr(prepare, name, lambda *values, name=name, done=done: log.append(name) or done(*values))
+    for module, name in ((tokenizer, "train_on_split"), (prepare, "_write_tokens")):
+        done = getattr(module, name)
+        monkeypatch.setattr(module, name, lambda *values, name=name, done=done: log.append(name) or done(*values))
     for _ in range(2):  # the second call reuses the data
         prepare_data(corpus, tmp_path / "data", beside=beside)
-    assert log == ["begin", "_train_tokenizer", *["_write_tokens"] * 5, "end"]
+    assert log == ["begin", "train_on_split", *["_write_tokens"] * 5, "end"]
 
 
 def test_a_preparation_that_was_killed_ends_with_the_same_files(corpus, tmp_path):

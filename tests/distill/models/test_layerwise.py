@@ -9,6 +9,8 @@ import torch
 from distill.errors import DiskFull
 from distill.models.layerwise import ByLayer, States, by_batch, in_memory, run_by_block, state_bytes
 from distill.models.t5_forward import hidden_states
+from teachers.build import build_teacher, switch_layers
+from teachers.config import TeacherConfig
 from tests.distill.models.test_t5_forward import build
 
 D = 32
@@ -17,11 +19,13 @@ CPU = torch.device("cpu")
 
 @pytest.fixture
 def batches():
-    """Seven batches of three lengths, some with ignored labels."""
+    """Seven batches of three lengths, some with padding: of targets alone, of inputs alone, and of both."""
     torch.manual_seed(1)
     sizes = [(3, 21, 9), (3, 21, 9), (2, 21, 9), (3, 17, 9), (3, 17, 12), (1, 21, 12), (3, 21, 9)]
     found = [(torch.randint(2, 50, (b, s)), torch.randint(2, 50, (b, t))) for b, s, t in sizes]
     found[1][1][0, -2:] = -100
+    found[3][0][2, 5:] = 0
+    found[4][0][:2, -3:], found[4][1][1:, -7:] = 0, -100
     return found
 
 
@@ -47,6 +51,16 @@ def test_outputs_are_the_same_bytes_as_those_of_hidden_states(tmp_path, batches,
             assert torch.equal(output.hidden, hidden) and output.hidden.dtype == hidden.dtype
             assert output.head is head and torch.equal(output.input_ids, batch[0])
             assert torch.equal(output.labels, batch[1])
+
+
+@torch.no_grad()
+def test_a_teacher_routes_the_tokens_that_it_routes_in_hidden_states(tmp_path, batches, shape):
+    """With a small capacity, a token that was routed differently would displace others."""
+    settings = TeacherConfig(experts=[4], capacity_factor_eval=1.0)
+    model = build_teacher(shape, settings, 50, 4, pad=0, eos=1, seed=0).eval()
+    for output, batch in zip(by_layer(tmp_path)(model, batches, ignore), batches, strict=True):
+        assert torch.equal(output.hidden, hidden_states(model, *batch)[0])
+        assert switch_layers(model)[0][1].statistics.dropped_fraction > 0
 
 
 def test_each_block_is_put_in_place_once_per_slice_in_its_order(tmp_path, batches):

@@ -3,8 +3,8 @@ from types import SimpleNamespace
 
 import pytest
 
-from pipelines.reporting.registry import tag_students
-from pipelines.workdir.stage import FinishedStage
+from pipelines.reporting.registry import log_comparison, tag_students
+from pipelines.workdir.stage import FinishedStage, Stage
 
 
 class Client:
@@ -75,3 +75,37 @@ def test_a_good_seed_of_a_student_with_a_worse_mean_is_not_the_champion():
     students = [[student("s-e2", 1, -3.0), student("s-e2", 2, -2.5)], [student("s-e4", 7, -2.7)]]
     tag_students(SimpleNamespace(client=client), rows(baseline=-2.72), students)
     assert client.aliases == {"s-e4": {"champion": "7"}}
+
+
+class Tracked:
+    """The report's run, which keeps what is logged to other runs."""
+
+    def __init__(self):
+        self.store, self.results, self.tags = SimpleNamespace(client=Client()), {}, {}
+
+    def set_tags(self, tags, run_id):
+        self.tags.setdefault(run_id, {}).update(tags)
+
+    def log_results(self, metrics, *, run_id, model_id):
+        self.results[run_id] = metrics
+
+
+def test_the_run_of_each_student_has_its_own_metrics_of_a_task():
+    teacher = Stage("teacher", {}, ratio="e4")
+    inputs = {"teacher": teacher} | {f"seed {n}": Stage("distill", {"n": n}, ratio="e4", seed=n) for n in (0, 1)}
+    finished = {"teacher": FinishedStage("teacher", "f", "of teacher", "m", None, {}, {}, Path())}
+    for n in (0, 1):
+        uri = f"models:/s-e4/{n + 1}"
+        finished[f"seed {n}"] = FinishedStage("distill", "f", f"of {n}", "m", uri, {"quality": -2.5}, {}, Path())
+    report = rows(means=[-2.75])
+    metrics = {"gain": 20.0, "fraction_kept": 0.6, "fraction_kept_long": None, "student_by_seed": [41.5, 43.5]}
+    figures = {"gain": 0.3, "fraction_kept_long": 0.4, "fraction_long_interval": [0.3, 0.5], "variant": None}
+    by_seed = {"fraction_kept_by_seed": [0.4, 0.6], "fraction_kept_long_by_seed": None}
+    report["ratios"][0] |= {"ratio": "e4", "experts": 4, **figures, **by_seed, "metrics": {"chrf": metrics}}
+    tracked = Tracked()
+    log_comparison(tracked, report, Stage("report", {}, inputs), finished)
+    for n, value in enumerate((41.5, 43.5)):
+        logged = tracked.results[f"of {n}"]
+        assert (logged["chrf"], logged["chrf_gain"], logged["chrf_fraction_kept"]) == (value, 20.0, 0.6)
+        assert "chrf_fraction_kept_long" not in logged and logged["fraction_kept"] == 0.5
+        assert tracked.tags[f"of {n}"]["chrf_fraction_kept_long"] == "undefined"

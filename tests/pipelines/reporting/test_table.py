@@ -223,3 +223,60 @@ def test_the_report_states_losses_of_the_corpus():
     text = report_markdown({**whole, "data": {**whole["data"], **lost}})
     assert "Bad rows of the corpus that were skipped: 1,234. The tokenizer loses text: 4.3% of the tokens" in text
     assert "decoding loses 3.1% of the characters" in text
+
+
+def task_report(metric="exact_match", *rows: dict, **truncated: dict) -> dict:
+    """A report on a task with one metric, with no groups."""
+    interval = {
+        "gain": 0.2,
+        "gain_interval": [0.1, 0.3],
+        "fraction_interval": [0.4, 0.8],
+        "fraction_long_interval": None,
+    }
+    values = {"better": "higher", "baseline": 0.1, "long_baseline": 0.2, "teacher": 0.3, "student": 0.221}
+    values |= {**interval, "fraction_kept": 0.605, "fraction_kept_long": None, "student_by_seed": [0.221]}
+    known = report(*(one | {"metrics": {metric: values}} for one in rows or [row()]))
+    facts = {"truncated_inputs": {"train": 0.0, "test": 0.0}, "truncated_targets": {"train": 0.0, "test": 0.0}}
+    return known | {"examples": [], "data": {**known["data"], **facts, "remarks": [], **truncated}}
+
+
+def drawn_table(of: dict) -> str:
+    console = Console(width=80, file=io.StringIO())
+    console.print(report_table(of))
+    return console.file.getvalue()
+
+
+@pytest.mark.parametrize("metric,shown", [("exact_match", "22.1%"), ("chrf", "0.2"), ("error_rate", "22.1%")])
+def test_the_terminal_shows_the_first_metric_of_a_task(metric, shown):
+    drawn = drawn_table(task_report(metric, row(), row(ratio="e16", experts=16)))
+    assert max(map(len, drawn.splitlines())) <= 80 and "…" not in drawn
+    last = [line.split()[-1] for line in drawn.splitlines() if line.split()]
+    assert last.count(shown) == 2 and drawn.count("60% kept") == 2 and metric.partition("_")[0] in drawn
+    assert " 31%" not in drawn and "Paper:" not in drawn  # figures of the paper for span corruption
+    assert "The paper's student of a fine-tuned teacher keeps 30% of its gain" in " ".join(drawn.split())
+
+
+def test_a_metric_that_does_not_fit_is_left_out_of_the_terminal():
+    """Nothing is cut, neither with the metric nor without it."""
+    long = {"gain": -10.1, "gain_interval": [-10.123, 10.567], "fraction_interval": [-1.31, 15.2]}
+    wide = row(variant="gentle-hard-labels", **long)
+    for one, fits in ((row(**long), True), (wide, False)):
+        drawn = drawn_table(task_report("exact_match", one))
+        assert ("exact" in drawn) == fits and ("60% kept" in drawn) == fits and "…" not in drawn
+        assert all(text in drawn for text in ("[-10.123, 10.567]", "[-131, 1520]", "undefined", "student"))
+        assert max(map(len, drawn.splitlines())) <= 80
+    assert "| `exact_match` | e4 gentle" in report_markdown(task_report("exact_match", wide))
+
+
+def test_the_markdown_of_a_task_states_what_was_truncated():
+    whole = report_markdown(task_report())
+    assert "Overlap: 16.7% of the test targets are also targets of training examples." in whole
+    assert "truncated" not in whole and "| paper |" not in whole and "in runs of 16 tokens" not in whole
+    cut = task_report(truncated_inputs={"train": 0.25, "test": 0.0}, truncated_targets={"train": 0.0, "test": 0.031})
+    assert "truncated: 25.0% of the training inputs, 3.1% of the test targets." in report_markdown(cut)
+
+
+def test_the_csv_of_a_task_has_its_metrics():
+    (line,) = csv.DictReader(io.StringIO(report_csv(task_report("chrf"))))
+    assert (line["chrf_student"], line["chrf_gain_low"], line["chrf_fraction_high"]) == ("0.221", "0.1", "0.8")
+    assert line["chrf_fraction_kept_long"] == "" and line["gain"] == "0.1"

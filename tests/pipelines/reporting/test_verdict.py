@@ -44,11 +44,19 @@ def said(*rows: dict, baseline: float = -2.0, long: float = -2.0) -> str:
             "[0.0010, 0.0300] is too close to 0",
         ),
         (-0.2, (-0.2, -0.2), "one document and one seed give no interval of the teacher's gain over the baseline"),
+        (0.0, (0.0, 0.0), "the teacher's gain over the baseline is 0 in every document"),
     ],
 )
 def test_reason_for_an_undefined_fraction(value, interval, sentence):
     assert why_undefined(value, interval, "baseline") == sentence
     assert why_undefined(value, interval, "long baseline") == sentence.replace("the baseline", "the long baseline")
+
+
+def test_the_reason_names_the_unit_of_a_metric():
+    sentence = (
+        "the teacher's gain over the baseline is 0.5000 in chrf, and its 95 % interval [-0.5000, 1.5000] reaches 0"
+    )
+    assert why_undefined(0.5, (-0.5, 1.5), "baseline", "in chrf") == sentence
 
 
 def test_a_gain_with_its_whole_interval_below_0_is_negative():

@@ -119,3 +119,16 @@ def test_params_are_kept_whole_up_to_the_length_that_mlflow_takes(tmp_path, monk
     tracked.log_params({"data": {"long": "x" * 6000, "longer": "y" * 6001, "list": [1, 2]}})
     params = store.client.get_run(tracked.run_id).data.params
     assert params == {"data.long": "x" * 6000, "data.longer": "y" * 6000, "data.list": "[1, 2]"}
+
+
+def test_a_table_that_is_logged_again_has_its_rows_once(tmp_path, monkeypatch):
+    """MLflow appends to a table. A stage that was interrupted while it was published logs everything again."""
+    monkeypatch.setattr(store_uri, "ASKED_FOR", None)
+    store = Store(tmp_path, "x")
+    describe_run(tmp_path, {"stage": "report"})
+    columns = {"input": ["a", "b"], "teacher e8": ["1", "日本\n"]}
+    for _ in range(2):
+        tracked = TrackedRun(store, tmp_path, "report")
+        tracked.log_table("examples.json", columns)
+    assert store.client.load_table(store.experiment, "examples.json").to_dict("list") == columns
+    assert "examples.json" in store.client.get_run(tracked.run_id).data.tags["mlflow.loggedArtifacts"]

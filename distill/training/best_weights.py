@@ -1,0 +1,66 @@
+"""Early stopping: the qualities on the validation split, and the weights of the best one."""
+
+import shutil
+from pathlib import Path
+
+from safetensors.torch import load_file, save_model
+from torch import nn
+
+from distill.io.files import check_digests, file_digests, new_directory, read_record, write_record
+from distill.training.sharding import copy_into
+
+_HINT = "delete its directory and run the same command again"
+
+
+class BestWeights:
+    """The evaluations of a run, and the weights of the best one on disk.
+
+    The state at a step depends only on the evaluations up to it. So a run that is killed and resumed stops at the same
+    step, with the same weights.
+    """
+
+    def __init__(self, directory: Path, patience: int):
+        """``directory`` is that of the run's checkpoints; ``patience`` the evaluations without a better quality."""
+        self._weights, self._record, self._patience = directory / "best", directory / "evaluations.json", patience
+        self.qualities: dict[int, float] = {}  # by step
+        if self._record.exists():
+            stored = read_record(self._record, _HINT)["qualities"]
+            self.qualities = {int(step): quality for step, quality in stored.items()}
+
+    def best_step(self, step: int) -> int:
+        """The step with the best quality up to ``step``; the first of several."""
+        return max((one for one in sorted(self.qualities) if one <= step), key=lambda one: self.qualities[one])
+
+    def is_exhausted(self, step: int) -> bool:
+        """Whether training stops at ``step``: the last ``patience`` evaluations were not the best."""
+        known = [one for one in self.qualities if one <= step]
+        return bool(known) and sum(one > self.best_step(step) for one in known) >= self._patience
+
+    def add(self, step: int, quality: float, model: nn.Module, *, write: bool) -> None:
+        """Record the quality at ``step``, and keep the weights if it is the best so far.
+
+        Args:
+            write: whether this process writes the files.
+        """
+        self.qualities[step] = quality
+        if write and self.best_step(step) == step:
+            shutil.rmtree(self._weights, ignore_errors=True)
+            with new_directory(self._weights) as tmp_dir:
+                save_model(model, str(tmp_dir / "model.safetensors"))
+                digests = file_digests(tmp_dir, tmp_dir.iterdir())
+                write_record(tmp_dir / "best.json", {"step": step, "sha256": digests})
+        if write:
+            write_record(self._record, {"qualities": {str(one): value for one, value in self.qualities.items()}})
+
+    def restore(self, model: nn.Module) -> int:
+        """Load the best weights into ``model``; returns their step.
+
+        Raises:
+            UserError: the file is damaged.
+        """
+        record = read_record(self._weights / "best.json", _HINT)
+        check_digests(self._weights, record["sha256"], _HINT)
+        parameters = dict(model.named_parameters(remove_duplicate=False))
+        for name, values in load_file(self._weights / "model.safetensors").items():
+            copy_into(parameters[name], values)
+        return int(record["step"])

@@ -1,0 +1,86 @@
+"""The presets of tasks. They are plain values, like those of ``pipelines.config.presets``."""
+
+from typing import Any
+
+from pipelines.config.recipes import CONTROL, RECIPES
+
+
+def task_smoke() -> dict[str, Any]:
+    """All four stages on a task in well under a minute. Shows that everything works, and nothing about quality."""
+    training = {"batch_size": 8, "learning_rate": 5e-3, "warmup_steps": 2, "log_every": 2, "checkpoint_every": 8}
+    return {
+        "name": "task-smoke",
+        "data": {"vocabulary": 512, "train_tokens": 40_000, "test_fraction": 0.3, "test_examples": 64},
+        "task": {
+            "examples": "stdlib:docstrings",
+            "metrics": ["exact_match", "token_f1"],
+            "max_input": 64,
+            "max_target": 32,
+        },
+        "model": {"d_model": 32, "d_ff": 64, "d_kv": 16, "num_heads": 2, "num_layers": 2},
+        "teacher": {"experts": [2, 4], "training": {**training, "steps": 16}},
+        "distill": {"training": {**training, "steps": 8}},
+        "report": {"resamples": 1000},
+    }
+
+
+def _on_task(task: dict[str, Any], steps: int, student_steps: int, learning_rate: float) -> dict[str, Any]:
+    """A comparison on a task for two cores, in batches of 256 short pairs; the baseline takes the teachers' steps."""
+    training = {
+        "batch_size": 256,
+        "optimizer": "adafactor",
+        "learning_rate": learning_rate,
+        "warmup_steps": 200,
+        "cooldown": 0.5,
+        "log_every": 100,
+        "evaluate_every": 500,
+        "checkpoint_every": 500,
+    }
+    student = {
+        **training,
+        "steps": student_steps,
+        "learning_rate": RECIPES["paper"]["distill"]["training"]["learning_rate"],
+        "warmup_steps": 50,
+        "cooldown": 1.0,
+        "log_every": 25,
+        "evaluate_every": 200,
+    }
+    paper, best = RECIPES["paper"], RECIPES["best"]
+    return {
+        "jobs": 2,
+        "data": {"vocabulary": 1024, "test_fraction": 0.1, "validation_fraction": 0.05, "test_examples": 4096},
+        "task": task,
+        "model": {"d_model": 64, "d_ff": 32, "d_kv": 16, "num_heads": 4, "num_layers": 2, "sparse_every": 1},
+        "teacher": {
+            "experts": [4, 8, 16, 32, 64],
+            "capacity_factor_train": 2.0,
+            "evaluation_batch_size": 512,
+            "training": {**training, "steps": steps},
+        },
+        "baseline": {"steps": steps},
+        "distill": {"training": student},
+        "variants": {
+            "best": best,
+            "best-hard-labels": {**best, "distill": {**best["distill"], **CONTROL["distill"]}},
+            "paper": paper,
+            "hard-labels": {**paper, "distill": {**paper["distill"], **CONTROL["distill"]}},
+        },
+    }
+
+
+def names() -> dict[str, Any]:
+    """Names of languages, territories, scripts and currencies in the locales of CLDR, in an hour on two cores."""
+    task = {
+        "examples": "babel:names",
+        "metrics": ["exact_match", "chrf"],
+        "max_input": 32,
+        "max_target": 24,
+    }
+    return {**_on_task(task, 3000, 600, 0.03), "name": "names"}
+
+
+def translate() -> dict[str, Any]:
+    """Django's messages in about 98 languages, with a group per language, on two cores."""
+    task = {"examples": "django:messages", "metrics": ["chrf"], "max_input": 64, "max_target": 64}
+    base = _on_task(task, 3000, 600, 0.03)
+    return {**base, "name": "translate", "teacher": {**base["teacher"], "experts": [4, 16]}}

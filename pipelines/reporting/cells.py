@@ -1,0 +1,43 @@
+"""Cells of the tables of a report."""
+
+import re
+from typing import Any
+
+from distill.metrics import METRICS
+from pipelines.reporting.verdict import why_none
+
+_MARKUP = re.compile(r"([\\`*_\[\]<>|~&$])")
+
+
+def kept(row: dict[str, Any], suffix: str) -> str:
+    """A fraction with its interval, or one word for its absence (``why_none``)."""
+    if row[f"fraction_kept{suffix}"] is None:
+        return why_none([row], suffix)
+    fraction, (low, high) = row[f"fraction_kept{suffix}"], row[f"fraction{suffix}_interval"]
+    return f"{fraction:.0%} [{100 * low:.0f}, {100 * high:.0f}]"
+
+
+def metric_value(name: str, value: float) -> str:
+    """A value of a metric: in per cent, or as it is if its scale ends at 100."""
+    return f"{100 * value:.1f}%" if METRICS[name].in_percent else f"{value:.1f}"
+
+
+def metric_gain(name: str, row: dict[str, Any]) -> str:
+    """A gain in points of a metric, with its interval."""
+    scale = 100 if METRICS[name].in_percent else 1
+    low, high = row["gain_interval"]
+    return f"{scale * row['gain']:.1f} [{scale * low:.1f}, {scale * high:.1f}]"
+
+
+def escaped(text: str, most: int = 200) -> str:
+    """Text of the data as a cell of Markdown: on one line, without effect on the table, at most ``most`` characters."""
+    line = " ".join(text.split())
+    line = line if len(line) <= most else line[: most - 1] + "…"
+    return _MARKUP.sub(r"\\\1", line)
+
+
+def markdown_table(header: list[str], rows: list[list[str]], *, of_text: bool = False) -> str:
+    """A table in Markdown. The first column and columns of text are aligned to the left, and others to the right."""
+    other = " :--- |" if of_text else " ---: |"
+    lines = ["| " + " | ".join(header) + " |", "| :--- |" + other * (len(header) - 1)]
+    return "\n".join([*lines, *("| " + " | ".join(row) + " |" for row in rows)])

@@ -48,7 +48,7 @@ VOCABULARY_SIZE = {"small": 1024, "middle": 1024, "base": 32_128}
 EXPERTS = {"small": 32, "middle": 32, "base": 8}
 EXAMPLES = {"small": 1024, "middle": 512, "base": 32}
 BATCH = {"small": 64, "middle": 64, "base": 16}
-STEPS = {"small": 300, "middle": 150, "base": 0}  # of training
+STEPS = {"small": 300, "middle": 120, "base": 0}  # of training
 MAX_LENGTH = 24
 TARGET = 3.0  # times the rate of the plain loop
 _FIRST = 10  # the token that stands for 0
@@ -135,11 +135,7 @@ def our_answers(
 ) -> Callable[[], Ids]:
     """Make a step: the answers of this project to all examples."""
     accelerator = make_accelerator(precision)
-    model: PreTrainedModel = (
-        load_dense(directory, "the student")
-        if kind == "student"
-        else load_teacher(directory, compute_dtype=torch.float32)
-    )
+    model: PreTrainedModel = load_dense(directory, "student") if kind == "student" else load_teacher(directory)
     place(model, accelerator.device)
     inputs, _ = examples(EXAMPLES[size], VOCABULARY_SIZE[size], 0)
 

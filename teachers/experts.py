@@ -72,7 +72,7 @@ def run_experts(
     if tokens_ND.is_cuda and tokens_ND.dtype == torch.bfloat16 and _rows_are_aligned(wi) and not cast_later:
         return _grouped(tokens_ND, routing, inner, wi, wi_gate, wo)
     if capacity is None:
-        capacity = -(-int(routing.load.max()) // 4) * 4  # a CPU needs a kernel per shape
+        capacity = -(-max(int(routing.load.max()), 1) // 4) * 4  # a CPU needs a kernel per shape
         empty, calls = len(wi) * capacity - len(tokens_ND), min(len(wi), len(tokens_ND))
         small = empty * wi[0].numel() < calls * _SMALL_EMPTY.get(tokens_ND.dtype, 0)
     else:

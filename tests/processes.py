@@ -20,6 +20,7 @@ from distill.config import DataConfig, ModelConfig, TrainingConfig
 from distill.data.examples import Examples
 from distill.data.prepare import PreparedData, read_prepared
 from distill.evaluation import evaluate
+from distill.generation import generate
 from distill.models.build import build_dense
 from distill.training.divergence import TrainingDiverged
 from distill.training.loop import Hooks, make_accelerator, train
@@ -78,8 +79,8 @@ def course(
         die: a step, and the end of this process after it.
 
     Returns:
-        Losses and identities of the examples of this process, by step; at the end, test losses and the SHA-256 of the
-        weights.
+        Losses and identities of the examples of this process, by step; at the end, test losses, answers to the test
+        inputs, and the SHA-256 of the weights.
     """
     objective, losses, seen, evaluated = make_objective(kind, data), {}, {}, []
     model, held_out = objective.model, Examples(data, DATA, seed=None)
@@ -118,8 +119,10 @@ def course(
     except KeyboardInterrupt:
         return {"losses": losses, "seen": seen}
     _, test = evaluate(model, held_out, batch_size=5, accelerator=accelerator)
+    inputs = held_out.batch(range(DATA.test_examples))[0]
+    answers = generate(model, list(inputs), max_length=6, batch_size=5, accelerator=accelerator)
     weights = hashlib.sha256(b"".join(p.detach().numpy().tobytes() for p in model.parameters())).hexdigest()
-    return {"losses": losses, "seen": seen, "test": test.tolist(), "weights": weights}
+    return {"losses": losses, "seen": seen, "test": test.tolist(), "answers": answers, "weights": weights}
 
 
 def courses(data: PreparedData, directory: Path, accelerator: Accelerator) -> dict[str, Any]:

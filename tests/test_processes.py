@@ -85,6 +85,12 @@ def test_two_processes_have_the_losses_of_one(alone, both, case):
 
 
 @pytest.mark.parametrize("kind", KINDS)
+def test_two_processes_share_out_the_answers(alone, both, kind):
+    assert len(alone[kind]["answers"]) == 12
+    assert all(rank[kind]["answers"] == alone[kind]["answers"] for rank in both.ranks)
+
+
+@pytest.mark.parametrize("kind", KINDS)
 def test_the_same_training_twice_gives_the_same_bits(alone, both, kind):
     for results in (alone, *both.ranks):
         assert results[kind]["weights"] == results[f"{kind} again"]["weights"]

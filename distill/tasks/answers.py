@@ -4,6 +4,7 @@ Source: Kim and Rush 2016, "Sequence-Level Knowledge Distillation" (arXiv:1606.0
 """
 
 import shutil
+import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -51,7 +52,7 @@ def make_answers(
         batch_size: inputs per forward pass.
         origin: facts about teacher and data for answers.json.
         units: a directory for the answers so far.
-        on_unit: gets the number of answered inputs, of all inputs, and the mean length of the answers.
+        on_unit: gets the number of answered inputs, of all inputs, and the mean length and the speed of the answers.
 
     Raises:
         DiskFull: there is no space for the answers.
@@ -62,6 +63,7 @@ def make_answers(
         require_space(directory.parent, 4 * max_length * len(inputs) // 4, "storing the teacher's answers")
         _discard_others(units, facts)
     accelerator.wait_for_everyone()
+    began, answered = time.perf_counter(), 0
     for start in range(0, len(inputs), _UNIT):
         path, rows = units / f"{start // _UNIT:08d}.npz", order[start : start + _UNIT]
         if not path.exists():
@@ -71,8 +73,10 @@ def make_answers(
             )
             if main:
                 _write_unit(path, [one if len(one) >= max_length else [*one, eos] for one in made])
+            answered += sum(len(one) for one in made)
+            speed = answered / (time.perf_counter() - began)
             mean = float(np.mean([len(one) for one in made]))
-            on_unit(start + len(rows), len(inputs), {"answer_tokens": mean})
+            on_unit(start + len(rows), len(inputs), {"answer_tokens": mean, "tokens_per_second": speed})
         accelerator.wait_for_everyone()
     if main:
         _collect(units, directory, order, facts)

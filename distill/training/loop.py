@@ -20,7 +20,7 @@ from torch import nn
 
 from distill.config import TrainingConfig
 from distill.data.cached_labels import LabelledBatch, LabelledExamples
-from distill.data.examples import Batch, ExampleSet
+from distill.data.examples import IGNORE_INDEX, Batch, ExampleSet
 from distill.io.disk import require_space
 from distill.io.files import remove_temporary
 from distill.models.build import count_parameters
@@ -205,11 +205,12 @@ class TrainingLoop:
             self.step = done
             for group in self.optimizer.param_groups:
                 group["lr"] = learning_rate(config, step, steps) * 0.5**self.restarts
-            batches = [batch.to(accelerator.device) for batch in next(batches_of_steps)]
+            made = next(batches_of_steps)
+            processed = sum(self._count_tokens(batch) for batch in made)
+            batches = [batch.to(accelerator.device) for batch in made]
             self.unwrapped.step = step
             reseed = partial(seed_pass, seed, step)
             sums, tokens = optimizer_step(self.objective, self.optimizer, batches, config, accelerator, watch, reseed)
-            processed = sum(batch.input_ids.numel() + batch.labels.numel() for batch in batches)
             metrics = window.add(sums, tokens, processed, began)
             hooks.on_step(done, steps, metrics)
 
@@ -227,6 +228,11 @@ class TrainingLoop:
             if self.stops_early(done):
                 break
         return progress
+
+    def _count_tokens(self, batch: Batch | LabelledBatch) -> int:
+        """Number of input and target tokens, without padding."""
+        inputs = batch.input_ids != self.unwrapped.model.config.pad_token_id
+        return int(inputs.sum() + (batch.labels != IGNORE_INDEX).sum())
 
     def go_back(self, error: TrainingDiverged) -> Progress:
         """Load the checkpoint to restart from, with half the learning rate, or stop as the config says.

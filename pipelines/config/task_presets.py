@@ -84,3 +84,32 @@ def translate() -> dict[str, Any]:
     task = {"examples": "django:messages", "metrics": ["chrf"], "max_input": 64, "max_target": 64}
     base = _on_task(task, 3000, 600, 0.03)
     return {**base, "name": "translate", "teacher": {**base["teacher"], "experts": [4, 16]}}
+
+
+def docstrings() -> dict[str, Any]:
+    """Fine-tuning of the models of the preset best on docstrings, with the dropouts of the paper's table 4."""
+    task = {
+        "examples": "stdlib:docstrings",
+        "metrics": ["chrf", "rougeL", "exact_match"],
+        "max_input": 128,
+        "max_target": 32,
+    }
+    base = _on_task(task, 600, 300, 0.01)
+    del base["model"]  # that of the pre-training
+    short = {"batch_size": 64, "warmup_steps": 50, "evaluate_every": 100}
+    teacher = {
+        **base["teacher"],
+        "experts": [16],
+        "expert_dropout": 0.4,
+        "training": {**base["teacher"]["training"], **short, "dropout": 0.1},
+    }
+    student = {**base["distill"]["training"], **short, "dropout": 0.1}
+    return {
+        **base,
+        "name": "docstrings",
+        "pretrained": "best",
+        "data": {"test_fraction": 0.15, "validation_fraction": 0.1, "test_examples": 1024},
+        "teacher": teacher,
+        "baseline": {"steps": 600},
+        "distill": {"training": student},
+    }

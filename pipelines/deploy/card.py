@@ -1,9 +1,11 @@
-"""The ``model_card.md`` of an export: its origin, its quality, and code to load it."""
+"""The ``model_card.md`` of an export: its origin, its quality, its task, and code to load it."""
 
 import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from pipelines.deploy.verify import CheckedExport
+from pipelines.reporting.cells import kept, markdown_table, metric_value
 from pipelines.reporting.table import describe_sample
 from pipelines.tracking.lineage import nodes
 from pipelines.tracking.store import Store
@@ -11,30 +13,32 @@ from pipelines.tracking.store import Store
 if TYPE_CHECKING:
     from students.export.parity import Parity
 
+# An input in the code, unless there is one of the task.
+_INPUT = "The quick <extra_id_0> jumps over the lazy dog."
 # Python code to run in the directory of the export.
 _LOAD = {
     "hf": """from transformers import AutoModelForSeq2SeqLM, AutoTokenizer
 
 tokenizer = AutoTokenizer.from_pretrained(".")
 model = AutoModelForSeq2SeqLM.from_pretrained(".")
-inputs = tokenizer(["The quick <extra_id_0> jumps over the lazy dog."], return_tensors="pt")
+inputs = tokenizer([INPUT], return_tensors="pt")
 print(tokenizer.batch_decode(model.generate(inputs.input_ids, attention_mask=inputs.attention_mask)))""",
     "onnx": """from students.runtime import decode, encode, load_runner  # needs onnxruntime and tokenizers, not torch
 
 runner = load_runner(".")
-ids = encode(runner.tokenizer, "The quick <extra_id_0> jumps over the lazy dog.")
+ids = encode(runner.tokenizer, INPUT)
 print(decode(runner.tokenizer, runner.generate([ids], [64])[0]))""",
     "ctranslate2": """from ctranslate2 import Translator
 from tokenizers import Tokenizer
 
 tokenizer, translator = Tokenizer.from_file("tokenizer.json"), Translator(".")
-tokens = tokenizer.encode("The quick <extra_id_0> jumps over the lazy dog.").tokens
+tokens = tokenizer.encode(INPUT).tokens
 answer = translator.translate_batch([tokens], beam_size=1, min_decoding_length=0, max_input_length=0)[0].hypotheses[0]
 print(tokenizer.decode([tokenizer.token_to_id(token) for token in answer], skip_special_tokens=False))""",
     "mlflow": """import mlflow, pandas
 
 model = mlflow.pyfunc.load_model(".")
-frame = pandas.DataFrame({"text": ["The quick <extra_id_0> jumps over the lazy dog."]})
+frame = pandas.DataFrame({"text": [INPUT]})
 print(model.predict(frame, params={"max_tokens": 64}))""",
 }
 
@@ -69,9 +73,7 @@ def model_card(
     row: dict[str, Any] | None,
     format: str,
     precision: str,
-    parity: "Parity",
-    plain: "Parity | None",
-    versions: dict[str, str],
+    checked: CheckedExport,
 ) -> str:
     """The model card in Markdown. Facts that are not known are left out.
 
@@ -79,33 +81,79 @@ def model_card(
         lineage: of the export.
         row: from ``report_row``.
         format, precision: of the export.
-        parity: of the export's own runtime.
-        plain: parity of a reader without transformers, for the format ``hf``.
-        versions: versions of the libraries that the runtime imported.
+        checked: the results of the check of the export.
     """
-    student = lineage["inputs"][0]
+    student, task = lineage["inputs"][0], checked.task
     lines = [f"# {student['model']}", "", f"A dense T5, exported as {format} in {precision}.", ""]
-    facts = {**_origin(student), **_comparison(row), "parity": _parity(parity), "tried with": _tried(versions, plain)}
+    facts = {
+        **_origin(student, "test inputs of the task" if task else "held-out text"),
+        **_comparison(row),
+        "parity": _parity(checked.parity, "targets of the task" if task and task["examples"] else "held-out text"),
+        "tried with": _tried(checked.versions, checked.plain),
+    }
     lines += [f"- **{name}**: {text}" for name, text in facts.items() if text]
-    lines += ["", "Load it from this directory:", "", "```python", _LOAD[format], "```", ""]
+    if task:
+        lines += ["", *_task(task, row, f"{format} {precision}")[:-1]]
+    example = task["example"]["input"] if task and task["example"] else _INPUT
+    code = _LOAD[format].replace("INPUT", repr(example))
+    lines += ["", "Load it from this directory:", "", "```python", code, "```", ""]
     lines += ["All runs that led to this model: `lineage.json`, or `switch-distill lineage` on this directory.", ""]
     return "\n".join(lines)
 
 
-def _origin(student: dict[str, Any]) -> dict[str, str | None]:
+def _origin(student: dict[str, Any], of: str) -> dict[str, str | None]:
     quality = student["metrics"].get("quality")
     teacher = next((node for node in nodes(student) if node["stage"] == "teacher"), None)
     made = f"run `{student['run_id']}`, model `{student['model_id']}`, " if student["run_id"] else ""
     data = [f"{entry['name']} ({entry['context']}), digest `{entry['digest']}`" for entry in student["datasets"]]
     known = teacher["metrics"].get("quality") if teacher else None
     reached = f", quality {known:.4f}" if known is not None else ""
-    measure = "negative log perplexity on held-out text, nats per token; higher is better"
+    measure = f"negative log perplexity on {of}, nats per token; higher is better"
     return {
         "student": f"{made}weights `{student['sha256']}`",
         "distilled from": f"{teacher['model']}, run `{teacher['run_id']}`{reached}" if teacher else None,
         "data": "; ".join(data),
         "quality": f"{quality:.4f} ({measure})" if quality is not None else None,
     }
+
+
+def _task(task: dict[str, Any], row: dict[str, Any] | None, export: str) -> list[str]:
+    """The lines of the card on a task, from the manifest and from the row of the report.
+
+    Args:
+        task: from ``pipelines.deploy.task_record.task_record``.
+        row: from ``report_row``.
+        export: name of the column of the export.
+    """
+    lines = ["## Task", ""]
+    if task["input"] is not None:
+        lines += ["The template of the inputs, with the names of columns in braces:", "", _verbatim(task["input"]), ""]
+    if example := task["example"]:
+        lines += ["An input of the held-out examples:", "", _verbatim(example["input"]), ""]
+        lines += ["The student's answer:", "", _verbatim(example["answer"]), ""]
+    if row and row.get("metrics"):
+        header = ["metric", "baseline", "long baseline", "teacher", "student", "kept", "kept, long"]
+        models = ("baseline", "long_baseline", "teacher", "student")
+        rows = [
+            [name, *(metric_value(name, of[model]) for model in models), kept(of, ""), kept(of, "_long")]
+            for name, of in row["metrics"].items()
+        ]
+        lines += [f"On the {row['data']['test_examples']:,} examples of the report:", "", markdown_table(header, rows)]
+        lines += [""]
+    if task["metrics"]:
+        header = ["metric", "better", "student in float32", f"this export ({export})"]
+        rows = [
+            [name, of["better"], metric_value(name, of["student"]), metric_value(name, of["export"])]
+            for name, of in task["metrics"].items()
+        ]
+        lines += [f"On {task['examples']} held-out examples, before and after the export:", ""]
+        lines += [markdown_table(header, rows), ""]
+    return lines
+
+
+def _verbatim(text: str) -> str:
+    """A text of the data as a block of Markdown without markup."""
+    return "\n".join(f"    {line}" for line in (text or "(empty)").splitlines())
 
 
 def _comparison(row: dict[str, Any] | None) -> dict[str, str | None]:
@@ -130,9 +178,9 @@ def _fraction(row: dict[str, Any], suffix: str) -> str:
     return f"{row[f'fraction_kept{suffix}']:.1%} (95 % interval of {of}: [{low:.1%}, {high:.1%}])"
 
 
-def _parity(parity: "Parity") -> str:
+def _parity(parity: "Parity", of: str) -> str:
     return (
-        f"on {parity.tokens:,} tokens of held-out text, its quality differs from the student's by "
+        f"on {parity.tokens:,} tokens of {of}, its quality differs from the student's by "
         f"{parity.quality_difference:+.2g} nats; the log probability of a token of the student's own answers differs "
         f"by at most {parity.log_probability_difference_max:.2g} nats; {parity.greedy_agreement:.0%} of greedy answers "
         "are equal"

@@ -13,7 +13,8 @@ from distill.errors import UserError
 from distill.io.disk import require_space
 from distill.io.files import directory_digest, file_digest, new_directory, write_json, write_text
 from pipelines.deploy.card import model_card, report_row
-from pipelines.deploy.export_source import Source, find_source, held_out_text
+from pipelines.deploy.export_source import Source, find_source
+from pipelines.deploy.verify import verify_export
 from pipelines.tracking.lineage import read_lineage
 from pipelines.tracking.store_uri import UNREADABLE, check_path
 from pipelines.tracking.tracked_run import TrackedRun, describe_run
@@ -55,7 +56,7 @@ def export_student(
         model: a run id, ``models:/NAME/VERSION``, ``models:/NAME@ALIAS``, or a directory.
         output: a directory that does not exist yet.
         format, precision: see ``students.export.FORMATS``.
-        workdir: the work directory whose store knows the model and whose held-out text the check reads.
+        workdir: the work directory whose store knows the model and whose held-out data the check reads.
         text: files (a glob) to compare on instead, for a model that no store knows.
         say: called with each line of progress.
 
@@ -81,21 +82,22 @@ def export_student(
         write_export(source.directory, tmp_dir, format, precision)
         write_json(tmp_dir / "manifest.json", settings)
         say(f"{title}: comparing the export, in a new process, with the student")
-        parity, plain, reply = _verify(source, workdir, text, tmp_dir, settings, tracked)
+        checked = verify_export(source, workdir, text, tmp_dir, settings, tracked)
         (tmp_dir / "manifest.json").unlink()  # only for the check; the final manifest follows
-        lineage = _lineage(source, title, tmp_dir, output, parity, tracked)
+        lineage = _lineage(source, title, tmp_dir, output, checked.parity, tracked)
         write_json(tmp_dir / "lineage.json", lineage)
         row = report_row(source.store, lineage) if source.store else None
-        card = model_card(lineage, row, format, precision, parity, plain, reply["versions"])
+        card = model_card(lineage, row, format, precision, checked)
         write_text(tmp_dir / "model_card.md", card)
         manifest = {
             "format": format,
             "precision": precision,
-            "compute_type": reply["compute_type"],
-            "versions": reply["versions"],
+            "compute_type": checked.compute_type,
+            "versions": checked.versions,
             "processor": _processor(),
-            "parity": asdict(parity),
-            **({"parity_of_plain_t5": asdict(plain)} if plain else {}),
+            "parity": asdict(checked.parity),
+            **({"parity_of_plain_t5": asdict(checked.plain)} if checked.plain else {}),
+            **({"task": checked.task} if checked.task else {}),
             "files": {name: file_digest(tmp_dir / name) for name in _names(tmp_dir)},
         }
         write_json(tmp_dir / "manifest.json", manifest)
@@ -115,53 +117,6 @@ def _check_output(output: Path, format: str) -> None:
             f"--output {output} cannot be read by MLflow, which gives {found[0]!r} in a model's path another meaning; "
             "choose a directory without it"
         )
-
-
-def _verify(
-    source: Source,
-    workdir: Path,
-    text: str | None,
-    directory: Path,
-    settings: dict[str, str],
-    tracked: TrackedRun | None,
-) -> tuple["Parity", "Parity | None", dict[str, Any]]:
-    """Check the parity of the export with the student. The figures are logged also if the check fails.
-
-    Returns:
-        Parity of the export's own runtime, parity of ``PlainT5`` (for ``hf``, else None), and the facts that the
-        runtime reports about itself.
-    """
-    from tokenizers import Tokenizer
-
-    from students.export.parity import (
-        check_parity,
-        compare,
-        compare_plain_t5,
-        make_examples,
-        run_export,
-        student_reference,
-    )
-
-    held_out = held_out_text(source, workdir, text)
-    if tracked:
-        size = {"tokens": len(held_out.tokens)}
-        tracked.log_data(held_out.name, held_out.digest, held_out.split, held_out.source, size)
-    tokenizer = Tokenizer.from_file(str(source.directory / "tokenizer.json"))
-    examples = make_examples(held_out.tokens, held_out.special_tokens, tokenizer)
-    reference = student_reference(source.directory, examples)
-    reply = run_export(directory, examples, reference.answers)
-    parity = compare(reference, reply)
-    if tracked:
-        tracked.log_results(asdict(parity))
-    check_parity(parity, settings["precision"], "the export differs from the student")
-    if settings["format"] != "hf":
-        return parity, None, reply
-    plain = compare_plain_t5(directory, examples, reference)
-    if tracked:
-        tracked.log_results({f"plain_t5_{name}": value for name, value in asdict(plain).items()})
-    only = f"only transformers {reply['versions']['transformers']} reads the files of this hf export correctly"
-    check_parity(plain, settings["precision"], f"{only}; use --format onnx or ctranslate2. Another reader differs")
-    return parity, plain, reply
 
 
 @contextlib.contextmanager

@@ -17,6 +17,7 @@ from distill.data.vocabulary import check_same_vocabulary, read_vocabulary
 from distill.errors import UserError
 from distill.io.files import directory_uri
 from distill.module_command import module_command
+from distill.tasks.template import check_template
 from pipelines.workdir.commands import quoted, suggest
 from students.runtime import Runner, load_runner, read_manifest
 from students.serving.limits import Limits
@@ -65,20 +66,23 @@ def serve_model(
         check_same_tokenizer(model, directory, teacher)
         longest = _answer_length(directory)
         name = served_name(directory)
+        template = stored_template(directory)
         models = [
             Model(
                 name,
                 lambda: load_runner(directory, threads=threads),
                 limits,
                 max_tokens=min(longest, limits.max_output),
+                template=template,
             )
         ]
         if teacher is not None:
             # One prompt at a time: experts have a capacity per batch, so other prompts in the batch change an answer.
             alone = replace(limits, max_batch=1)
             beside = name + "-teacher"
+            most = models[0].max_tokens
             models.append(
-                Model(beside, lambda: _load_teacher(teacher, threads), alone, "teacher", models[0].max_tokens)
+                Model(beside, lambda: _load_teacher(teacher, threads), alone, "teacher", most, template=template)
             )
         serve(models, host, port, allowed_hosts=allowed_hosts, say=say)
 
@@ -162,6 +166,22 @@ def served_name(directory: Path) -> str:
     if not path.is_file():
         return directory.resolve().name
     return json.loads(path.read_text(encoding="utf-8"))["inputs"][0]["model"]
+
+
+def stored_template(directory: Path) -> str | None:
+    """The template of the inputs of the student's task in the manifest of an export; None if there is none.
+
+    Raises:
+        UserError: the manifest is damaged.
+    """
+    task = read_manifest(directory).get("task")
+    if task is None:
+        return None
+    try:
+        template = task["input"]
+        return template if template is None else check_template(template)
+    except (ValueError, TypeError, KeyError) as error:
+        raise UserError(f"the task in the manifest.json of {directory} is damaged; export the model again") from error
 
 
 def _answer_length(directory: Path) -> int:

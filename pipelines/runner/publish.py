@@ -20,6 +20,7 @@ from pipelines.tracking.store import Store
 from pipelines.tracking.store_uri import StoreError, cause_of, label
 from pipelines.tracking.tracked_run import COLOURS, TrackedRun, describe_run
 from pipelines.tracking.view import publish_view
+from pipelines.workdir.plan import baseline_training
 from pipelines.workdir.stage import FinishedStage, Stage
 from pipelines.workdir.teacher_files import Reference, reference_of
 from pipelines.workdir.workspace import Workspace
@@ -127,12 +128,25 @@ class Publisher:
             profile = {**asdict(data.parts["train"]), **data.lost, "most_lost": data.round_trip.most_lost}
             tracked.log_data(data.name, data.digest, "train", self._source, profile)
         if stage.kind not in ("init", "answer", "label"):
-            split = config.data.eval_split
-            held_out = data.parts[split]
-            tracked.log_data(f"{data.name}-{split}", held_out.digest, split, self._source, asdict(held_out))
+            for split in self._held_out(stage):
+                held_out = data.parts[split]
+                tracked.log_data(f"{data.name}-{split}", held_out.digest, split, self._source, asdict(held_out))
+        if config.task and config.task.unlabelled and {stage.kind, *stage.inputs} & {"answer"}:
+            source = mlflow_source(config.task.unlabelled, None, Path(data.directory))
+            inputs = data.parts["unlabelled"]
+            tracked.log_data(config.task.unlabelled, inputs.digest, "unlabelled", source, asdict(inputs))
         models = {role: self.workspace.finished(upstream).model_id for role, upstream in stage.inputs.items()}
         tracked.log_model_inputs({role: model_id for role, model_id in models.items() if model_id})
         return tracked
+
+    def _held_out(self, stage: Stage) -> list[str]:
+        """The splits that a stage evaluates its model on; with early stopping also the validation split."""
+        config = self.workspace.config
+        training = config.of_variant(stage.variant).distill.training
+        if stage.kind != "distill":
+            training = {"teacher": config.teacher.training}.get(stage.kind, baseline_training(config))
+        stops = stage.kind != "report" and training.patience is not None
+        return list(dict.fromkeys([config.data.eval_split, *(["validation"] if stops else [])]))
 
     def _send(self, stage: Stage, tracked: TrackedRun, *, late: bool) -> None:
         """Send artifacts, model and metrics. ``late``: the MLflow run begins only now, after the stage has finished."""

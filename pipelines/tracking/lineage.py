@@ -30,7 +30,7 @@ def read_lineage(store: Store, model: str) -> dict[str, Any]:
     Returns:
         A tree with the keys model, model_id, sha256, run_id, run, stage, ratio, variant, fingerprint, commit, metrics,
         datasets (name, digest, context, source, revision), loaded (name and revision of a loaded model, else None),
-        and inputs, a list of trees of the same form. Cached soft labels count as a model.
+        and inputs, a list of trees of the same form. Cached soft labels and answers count as models.
 
     Raises:
         UserError: the store has no such model.
@@ -171,7 +171,8 @@ def _draw(node: dict[str, Any], parent: Tree | None) -> Tree:
     label = Text.assemble((node["model"], "bold"), about)  # no markup: names of files may contain brackets
     tree = parent.add(label) if parent else Tree(label)
     if node["sha256"]:
-        tree.add(f"{'labels ' if node['stage'] == 'label' else 'weights'}  sha256 {node['sha256']}")
+        files = {"label": "labels ", "answer": "answers"}.get(node["stage"], "weights")
+        tree.add(f"{files}  sha256 {node['sha256']}")
     if loaded := node["loaded"]:
         tree.add(Text(f"loaded   {loaded['name']}{_revision(loaded)}"))
     for dataset in node["datasets"]:

@@ -22,8 +22,16 @@ def names_on_hub(config: RunConfig) -> Names:
     """The sources that the config names and that are not local directories."""
     data = config.data
     named: Names = []
-    if data.corpus.startswith("hf:"):
-        named.append((data.corpus.removeprefix("hf:").partition(":")[0], "dataset", f"data.corpus {data.corpus!r}"))
+    if config.task is None:
+        sources = {data.corpus: "data.corpus"}
+    else:
+        sources = {one.source: "task.examples" for one in config.task.sources}
+        sources |= {config.task.unlabelled: "task.unlabelled"} if config.task.unlabelled else {}
+    named += [
+        (source.removeprefix("hf:").partition(":")[0], "dataset", f"{key} {source!r}")
+        for source, key in sources.items()
+        if source.startswith("hf:")
+    ]
     if data.tokenizer != "train":
         named.append((data.tokenizer, "model", f"data.tokenizer {data.tokenizer!r}"))
     if config.baseline.checkpoint:

@@ -1,4 +1,4 @@
-"""The parity check of every export: its runtime, in a new process, against the student on held-out text."""
+"""The parity check of every export: its runtime, in a new process, against the student on held-out examples."""
 
 import json
 import math
@@ -11,23 +11,17 @@ from typing import Any, NamedTuple, TypeVar
 
 import numpy as np
 import torch
-from tokenizers import Tokenizer
 
-from distill.errors import ExpectedError, UserError
+from distill.errors import ExpectedError
 from distill.module_command import module_command
-from distill.span_corruption import corrupt_spans
-from distill.special_tokens import SpecialTokens
+from students.export.parity_examples import ParityExamples
 from students.export.plain_t5 import PlainT5
-from students.runtime import decode, encode
 from students.runtime.batches import pad
 from students.runtime.hf_runner import HfRunner
 
 T = TypeVar("T")
 
-EXAMPLES = 64
 BATCH_SIZE = 8
-MAX_TOKENS = 48
-SHORTEST, LONGEST = 4, 144  # raw tokens of an example
 
 
 class ParityFailure(ExpectedError, RuntimeError):
@@ -52,14 +46,6 @@ class Tolerance(NamedTuple):
 
 # float32 runtimes differ by rounding alone, about 1e-5. For int8, several times the differences of trained students.
 TOLERANCES = {"float32": Tolerance(2e-5, 1e-4, 1e-5), "int8": Tolerance(2e-2, 1.5e-1, 1e-2)}
-
-
-class ParityExamples(NamedTuple):
-    """The examples of the parity check, as rows of token ids of different lengths."""
-
-    inputs: list[list[int]]  # encoded from text, ``</s>`` included
-    targets: list[list[int]]
-    max_tokens: list[int]  # the largest number of tokens to generate for each input
 
 
 @dataclass(frozen=True)
@@ -92,36 +78,6 @@ class Parity:
             ("gap at a different greedy token", self.greedy_gap, tolerance.gap),
         )
         return [f"{name} {found:.2g} nats (allowed {most:.2g})" for name, found, most in checks if not found <= most]
-
-
-def make_examples(tokens: np.ndarray, special_tokens: SpecialTokens, tokenizer: Tokenizer) -> ParityExamples:
-    """Make EXAMPLES examples by span corruption of evenly spaced pieces of ``tokens`` [N].
-
-    The pieces have SHORTEST to LONGEST tokens, or fewer if N is small.
-
-    Raises:
-        UserError: there are fewer than 4 x SHORTEST tokens per example.
-    """
-    longest = min(LONGEST, len(tokens) // EXAMPLES)
-    if longest < 4 * SHORTEST:
-        needed = EXAMPLES * 4 * SHORTEST
-        raise UserError(f"the held-out text has {len(tokens)} tokens, and {needed} are needed; give more text")
-    generator = np.random.default_rng(0)
-    lengths = np.linspace(SHORTEST, longest, EXAMPLES).astype(int)
-    generator.shuffle(lengths)  # every batch has different lengths
-    inputs, targets = [], []
-    for number, length in enumerate(lengths):
-        start = number * len(tokens) // EXAMPLES
-        corrupted, target = corrupt_spans(
-            tokens[start : start + length],
-            generator,
-            sentinel_start=special_tokens.sentinel_start,
-            eos=special_tokens.eos,
-        )
-        inputs.append(encode(tokenizer, decode(tokenizer, corrupted.tolist())))
-        targets.append(target.tolist())
-    inputs[0] = encode(tokenizer, decode(tokenizer, inputs[0][:1]))  # the shortest input
-    return ParityExamples(inputs, targets, [MAX_TOKENS - number % 8 for number in range(EXAMPLES)])
 
 
 @torch.inference_mode()
@@ -182,15 +138,16 @@ def run_export(directory: Path, examples: ParityExamples, answers: list[list[int
 
 
 def compare_plain_t5(directory: Path, examples: ParityExamples, reference: Reference) -> Parity:
-    """Compare ``PlainT5`` on an ``hf`` export with the student, on 4 examples from the longest to the shortest.
+    """Compare ``PlainT5`` on an ``hf`` export with the student, on about 4 examples from the longest to the shortest.
 
     ``PlainT5`` scores the targets and the student's answers. It does not generate.
 
     Raises:
         ParityFailure: ``PlainT5`` cannot read the export.
     """
-    by_length = sorted(range(EXAMPLES), key=lambda number: len(examples.inputs[number]))
-    chosen = by_length[:: -(EXAMPLES // 3)]
+    number_of_examples = len(examples.inputs)
+    by_length = sorted(range(number_of_examples), key=lambda number: len(examples.inputs[number]))
+    chosen = by_length[:: -max(number_of_examples // 3, 1)]
 
     def select(rows: list[T]) -> list[T]:
         return [rows[number] for number in chosen]

@@ -6,7 +6,7 @@ import mlflow
 import pandas as pd
 
 from distill.io.files import directory_uri
-from students.runtime import GREEDY, Decoding, OnToken, decode
+from students.runtime import GREEDY, Decoding, OnToken, decode, encode
 from students.runtime.hf_runner import HfRunner
 
 
@@ -29,9 +29,10 @@ class MlflowRunner(HfRunner):
     ) -> list[list[int]]:
         longest = max(max_tokens)
         if decoding == GREEDY:  # predict is always greedy
-            frame = pd.DataFrame({"text": [decode(self.tokenizer, row) for row in inputs]})
-            predicted = self._loaded.predict(frame, params={"max_tokens": longest})
-            full = super().generate(inputs, [longest] * len(inputs))
+            texts = [decode(self.tokenizer, row) for row in inputs]
+            predicted = self._loaded.predict(pd.DataFrame({"text": texts}), params={"max_tokens": longest})
+            # Truncated inputs and unknown tokens may not be restored by decoding, so the T5 gets the same texts.
+            full = super().generate([encode(self.tokenizer, text) for text in texts], [longest] * len(texts))
             if predicted != (expected := [decode(self.tokenizer, row) for row in full]):
                 wrong = next(n for n, text in enumerate(expected) if predicted[n] != text)
                 raise RuntimeError(f"predict answered {predicted[wrong]!r}, its T5 {expected[wrong]!r}")

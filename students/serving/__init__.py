@@ -6,6 +6,7 @@ responses    completions and stream events in OpenAI's format
 hosts        the check of the Host header
 answers      the text of an answer while its tokens are generated, and stop sequences
 batching     batches of concurrent requests, computed in one worker thread
+inputs       the text of a request that gives the columns of a task
 models       the models of a server, and how they are loaded
 metrics      the metrics of /metrics
 completions  the handling of a completion request, streamed or not

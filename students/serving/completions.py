@@ -15,6 +15,7 @@ from starlette.requests import ClientDisconnect
 from distill.errors import UserError
 from students.serving.answers import Answer
 from students.serving.batching import Batcher, QueueFull
+from students.serving.inputs import render_inputs
 from students.serving.limits import Limits
 from students.serving.metrics import Metrics
 from students.serving.models import Model, find_model
@@ -76,17 +77,21 @@ async def _accept(request: Request, service: Service, deadline: float) -> _Accep
     model = find_model(service.models, parameters.model or service.models[0].name)
     if model.batcher is None:
         raise RequestError(503, f"{model.name} is still loading; try again when /health answers 200")
-    encodings = await asyncio.to_thread(model.runner.tokenizer.encode_batch, parameters.prompts)
+    if parameters.inputs is None:
+        name, texts = "prompt", parameters.prompts
+    else:
+        name, texts = "inputs", [render_inputs(model, parameters.inputs)]
+    encodings = await asyncio.to_thread(model.runner.tokenizer.encode_batch, texts)
     inputs = [encoding.ids for encoding in encodings]
     if (longest := max(map(len, inputs))) > model.limits.max_input:
         raise RequestError(
             400,
-            f"prompt is {longest} tokens long; the limit is {model.limits.max_input}",
-            param="prompt",
+            f"{name} is {longest} tokens long; the limit is {model.limits.max_input}",
+            param=name,
             code="context_length_exceeded",
         )
     if min(map(len, inputs)) < 2:  # </s> alone
-        raise RequestError(400, "the tokenizer finds no token in prompt; give another text", param="prompt")
+        raise RequestError(400, f"the tokenizer finds no token in {name}; give another text", param=name)
     max_tokens = min(parameters.max_tokens or model.max_tokens, model.limits.max_output)
     if (min_tokens := parameters.min_tokens) > max_tokens:
         raise RequestError(400, f"min_tokens is {min_tokens}, but max_tokens is {max_tokens}", param="min_tokens")

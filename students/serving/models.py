@@ -7,6 +7,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from typing import Any
 
+from distill.tasks.template import columns_of
 from students.runtime import Runner
 from students.serving.batching import Batcher
 from students.serving.limits import Limits
@@ -25,6 +26,7 @@ class Model:
     limits: Limits = field(default_factory=Limits)
     role: str = "student"
     max_tokens: int = 64  # of an answer, if the request has no max_tokens
+    template: str | None = None  # of the inputs of the task
     created: int = field(default_factory=lambda: int(time.time()))  # seconds since 1970
     batcher: Batcher | None = None  # None until the model is loaded
 
@@ -38,6 +40,8 @@ class Model:
         """The entry of the model in /v1/models."""
         fields = {"id": self.name, "object": "model", "created": self.created, "owned_by": "switch-distill"}
         fields |= {"role": self.role, "max_tokens": self.max_tokens, "ready": self.batcher is not None}
+        if self.template is not None:
+            fields |= {"template": self.template, "columns": list(dict.fromkeys(columns_of(self.template)))}
         if self.batcher is not None:
             fields |= {"format": self.runner.format, "compute_type": self.runner.compute_type}
         return fields

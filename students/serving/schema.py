@@ -4,11 +4,13 @@ import json
 from typing import Any
 
 from pydantic import BaseModel, ConfigDict, Field, FiniteFloat, ValidationError, model_validator
+from pydantic_core import PydanticCustomError
 
 from students.runtime import Decoding
 from students.serving.limits import Limits
 
 MAX_STOPS = 4  # as in OpenAI's API
+_INPUT_ERROR = "input_error"  # pydantic's type of an error: neither prompt nor inputs, or both
 
 
 class RequestError(Exception):
@@ -82,7 +84,12 @@ class CompletionRequest(BaseModel):
 
     model_config = ConfigDict(extra="forbid", strict=True)
 
-    prompt: str | list[str] = Field(description="A text or a list of texts. Masks are <extra_id_0>, <extra_id_1>, ...")
+    prompt: str | list[str] | None = Field(
+        None, description="A text or a list of texts. Masks are <extra_id_0>, <extra_id_1>, ..."
+    )
+    inputs: dict[str, Any] | None = Field(
+        None, description="In place of prompt: a text or number for each column of the template of the student's task."
+    )
     model: str | None = Field(None, description="A model of /v1/models; the student by default.")
     max_tokens: int | None = Field(None, ge=1, description="The largest number of tokens of each answer.")
     min_tokens: int = Field(0, ge=0, description="The smallest number of tokens of each answer, as in vLLM's API.")
@@ -104,7 +111,7 @@ class CompletionRequest(BaseModel):
         if not isinstance(body, dict):
             return body
         greedy = _is_one_of(body.get("temperature"), [0])
-        return {
+        kept = {
             name: value
             for name, value in body.items()
             if not (
@@ -114,6 +121,11 @@ class CompletionRequest(BaseModel):
                 or (greedy and name in SAMPLING and _is_number(value))
             )
         }
+        if "prompt" not in kept and "inputs" not in kept:
+            raise PydanticCustomError(_INPUT_ERROR, "prompt is missing")
+        if "prompt" in kept and "inputs" in kept:
+            raise PydanticCustomError(_INPUT_ERROR, "prompt and inputs exclude each other; give one of them")
+        return kept
 
     @property
     def decoding(self) -> Decoding:
@@ -124,8 +136,8 @@ class CompletionRequest(BaseModel):
 
     @property
     def prompts(self) -> list[str]:
-        """The prompts, also if ``prompt`` is a single text."""
-        return [self.prompt] if isinstance(self.prompt, str) else self.prompt
+        """The prompts, also if ``prompt`` is a single text. Empty if the request has ``inputs``."""
+        return [self.prompt] if isinstance(self.prompt, str) else self.prompt or []
 
     @property
     def stops(self) -> list[str]:
@@ -148,7 +160,7 @@ def parse_request(body: bytes, limits: Limits) -> CompletionRequest:
         request = CompletionRequest.model_validate_json(body)
     except ValidationError as error:
         raise _validation_error(error) from None
-    if not 1 <= len(request.prompts) <= limits.max_batch:
+    if request.inputs is None and not 1 <= len(request.prompts) <= limits.max_batch:
         raise RequestError(
             400, f"prompt has {len(request.prompts)} texts; give 1 to {limits.max_batch}", param="prompt"
         )
@@ -193,12 +205,14 @@ def _validation_error(error: ValidationError) -> RequestError:
         return RequestError(400, f"the body is not JSON: {first['ctx']['error']}", code="invalid_json")
     if first["type"] == "extra_forbidden":
         return _unsupported_parameter(str(first["loc"][0]), first["input"])
+    if first["type"] == _INPUT_ERROR:
+        return RequestError(400, first["msg"], param="prompt")
     if name is None:
         return RequestError(400, 'the body is not a JSON object; give {"prompt": "..."}')
-    if first["type"] == "missing":
-        return RequestError(400, f"{name} is missing", param=name)
     if name in ("prompt", "stop"):
         return RequestError(400, f"{name} must be a text or a list of texts", param=name)
+    if name == "inputs":
+        return RequestError(400, 'inputs must be an object such as {"source": "a text"}', param=name)
     if name == "stream_options":
         return RequestError(400, 'stream_options must be an object such as {"include_usage": true}', param=name)
     message = first["msg"].removeprefix("Input should be ").removeprefix("a ")

@@ -4,19 +4,8 @@ import numpy as np
 import pytest
 from tokenizers import Tokenizer
 
-from distill.errors import UserError
-from students.export.parity import (
-    EXAMPLES,
-    LONGEST,
-    MAX_TOKENS,
-    ParityFailure,
-    Reference,
-    compare,
-    make_examples,
-    run_export,
-    student_reference,
-    tolerance_of,
-)
+from students.export.parity import ParityFailure, Reference, compare, run_export, student_reference, tolerance_of
+from students.export.parity_examples import make_examples
 from students.export.student import load_student
 
 
@@ -80,15 +69,6 @@ def test_a_score_that_is_nan_fails(field):
     assert compare(reference, {**export_reply, field: rows}).failures(tolerance_of("int8"))
 
 
-def test_the_examples_have_different_lengths_and_contain_masks_and_eos(examples, data):
-    assert len(examples.inputs) == EXAMPLES
-    lengths = [len(row) for row in examples.inputs]
-    assert min(lengths) <= 3 and max(lengths) > 10 and len(set(lengths[:8])) > 3
-    assert max(lengths) <= 2 * LONGEST and set(examples.max_tokens) == set(range(MAX_TOKENS - 7, MAX_TOKENS + 1))
-    assert all(row[-1] == data.special_tokens.eos for row in (*examples.inputs, *examples.targets))
-    assert all(data.special_tokens.sentinel_start in row for row in examples.targets)
-
-
 def test_the_gaps_are_between_the_students_two_best_tokens(examples, reference, student):
     import torch
     from transformers import T5ForConditionalGeneration
@@ -139,9 +119,3 @@ def test_an_export_that_cannot_be_loaded_is_an_error_with_its_cause(examples, re
     (tmp_path / "manifest.json").write_text('{"format": "ctranslate2", "precision": "float32"}')
     with pytest.raises(ParityFailure, match="cannot be run by its own runtime: .*tokenizer.json|No such file"):
         run_export(tmp_path, examples, reference.answers)
-
-
-def test_too_little_text_is_refused(data, student):
-    tokenizer = Tokenizer.from_file(str(student / "tokenizer.json"))
-    with pytest.raises(UserError, match="has 500 tokens, and 1024 are needed; give more text"):
-        make_examples(np.arange(500), data.special_tokens, tokenizer)

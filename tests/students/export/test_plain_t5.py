@@ -12,7 +12,8 @@ from transformers.models.t5.modeling_t5 import T5Attention
 from distill.models.build import new_t5
 from distill.models.save import save_t5
 from students.export import write_export
-from students.export.parity import ParityFailure, check_parity, compare_plain_t5, make_examples, student_reference
+from students.export.parity import ParityFailure, check_parity, compare_plain_t5, student_reference, tolerance_of
+from students.export.parity_examples import ParityExamples, make_examples
 from students.export.plain_t5 import PlainT5, position_buckets
 
 
@@ -90,6 +91,14 @@ def test_an_unchanged_export_passes(tied, untied, export, tmp_path_factory):
     for student, directory in ((untied, export), (tied, other)):
         parity = student.run(directory)
         assert parity.log_probability_difference_max < 1e-4 and parity.tokens > 20
+
+
+@pytest.mark.parametrize("number", [1, 2, 5])
+def test_few_examples_are_enough(tied, tmp_path, number):
+    write_export(tied.directory, tmp_path, "hf", "float32")
+    few = ParityExamples(*(rows[:number] for rows in tied.examples))
+    parity = compare_plain_t5(tmp_path, few, student_reference(tied.directory, few))
+    assert 0 < parity.tokens <= sum(map(len, few.targets)) and not parity.failures(tolerance_of("float32"))
 
 
 @pytest.mark.parametrize(

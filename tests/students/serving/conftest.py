@@ -51,6 +51,13 @@ def echo(echo_server):
 
 
 @pytest.fixture(scope="module")
+def task_echo(echo_server):
+    """A student of a task."""
+    with echo_server(template="to {language}: {source} {{{source}}}", max_input=64) as server:
+        yield server
+
+
+@pytest.fixture(scope="module")
 def page_server(echo_server):
     """A student and a teacher."""
     with echo_server(teacher=True, seconds=0.1) as server:

@@ -7,6 +7,7 @@ tokens of a prompt with "break". It answers a prompt with two masks with filling
 import json
 import sys
 import time
+from functools import partial
 from pathlib import Path
 
 from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers, processors
@@ -69,9 +70,10 @@ if __name__ == "__main__":
     hold, port = Path(settings.pop("hold")), settings.pop("port", 0)
     seconds, pace = settings.pop("seconds", 0.0), settings.pop("pace", 0.0)  # per batch, and per token
     teacher, host = settings.pop("teacher", False), settings.pop("host", "127.0.0.1")
-    others = settings.pop("allowed_hosts", [])
+    others, template = settings.pop("allowed_hosts", []), settings.pop("template", None)
     limits = Limits(**settings)
-    served = [Model("echo", lambda: Echo(hold, seconds, pace), limits)]
+    served = [Model("echo", lambda: Echo(hold, seconds, pace), limits, template=template)]
     if teacher:
-        served.append(Model("echo-teacher", lambda: Echo(hold, 3 * seconds, pace, FILLINGS[1]), limits, "teacher"))
+        slow = partial(Echo, hold, 3 * seconds, pace, FILLINGS[1])
+        served.append(Model("echo-teacher", slow, limits, "teacher", template=template))
     serve(served, host, port, allowed_hosts=others, say=lambda text: print(text, flush=True))

@@ -44,7 +44,8 @@ def test_models_health_and_the_page(echo):
     )
     schema = requests.get(f"{echo.url}/openapi.json").json()
     body = schema["paths"]["/v1/completions"]["post"]["requestBody"]["content"]["application/json"]["schema"]
-    own = {"prompt", "model", "max_tokens", "min_tokens", "temperature", "seed", "stop", "stream", "stream_options"}
+    own = {"prompt", "inputs", "model", "max_tokens", "min_tokens", "temperature", "seed", "stop", "stream"}
+    own |= {"stream_options"}
     assert own < set(body["properties"]) and body["properties"]["n"] == {"enum": [1, None]}
 
 
@@ -86,6 +87,11 @@ BAD = {
     "number": (b"1", 400, "not a JSON object"),
     "no prompt": ({}, 400, "prompt is missing"),
     "other name": ({"prompts": ["a"]}, 400, "prompt is missing"),
+    "prompt and inputs": ({"prompt": "a", "inputs": {"source": "a"}}, 400, "exclude each other; give one of them"),
+    "inputs without a template": ({"inputs": {"source": "a"}}, 400, "echo has no template of its inputs; send the"),
+    "inputs a text": ({"inputs": "a"}, 400, 'inputs must be an object such as {"source": "a text"}'),
+    "inputs a list": ({"inputs": [{"source": "a"}]}, 400, "inputs must be an object"),
+    "inputs null": ({"inputs": None}, 400, "prompt is missing"),
     "prompt null": ({"prompt": None}, 400, "prompt is missing"),
     "prompt number": ({"prompt": 5}, 400, "prompt must be a text or a list of texts"),
     "prompt object": ({"prompt": {"text": "a"}}, 400, "prompt must be a text or a list of texts"),

@@ -1,0 +1,183 @@
+"""Early stopping: its record alone, and in the training loop, also of runs that are killed."""
+
+import json
+
+import pytest
+import torch
+from torch import nn
+
+from distill.config import TrainingConfig
+from distill.data.examples import Examples
+from distill.errors import UserError
+from distill.models.build import build_dense
+from distill.training.best_weights import BestWeights
+from distill.training.checkpoint import checkpoints
+from distill.training.loop import Hooks, make_accelerator, train
+from distill.training.train_modules import HardLabels
+
+CONFIG = TrainingConfig(
+    steps=12, batch_size=8, learning_rate=1e-2, warmup_steps=2, evaluate_every=2, checkpoint_every=3, patience=2
+)
+QUALITIES = {2: -3.0, 4: -1.0, 6: -2.0, 8: -1.5, 10: 0.0, 12: 0.0}  # the best one before the stop is at step 4
+
+
+def exhausted(qualities, patience, step):
+    """Whether the last ``patience`` values up to ``step`` are not better than all before, in plain Python."""
+    known = [quality for one, quality in sorted(qualities.items()) if one <= step]
+    best, since = -float("inf"), 0
+    for quality in known:
+        best, since = (quality, 0) if quality > best else (best, since + 1)
+    return bool(known) and since >= patience
+
+
+@pytest.mark.parametrize("patience", [1, 2, 3])
+@pytest.mark.parametrize(
+    "values", [[1, 2, 3, 4], [4, 3, 2, 1], [1, 3, 2, 2, 4, 1, 1, 1], [1, 1, 1, 1], [-1, -2, 0, -3]]
+)
+def test_the_state_at_a_step_depends_on_the_evaluations_up_to_it(tmp_path, patience, values):
+    qualities = {10 * number: float(value) for number, value in enumerate(values, 1)}
+    best = BestWeights(tmp_path, patience)
+    assert not best.is_exhausted(0) and not best.is_exhausted(5)
+    for step, quality in qualities.items():
+        best.add(step, quality, nn.Linear(1, 1), write=True)
+        for one in (best, BestWeights(tmp_path, patience)):
+            for at in range(0, step + 11, 5):
+                assert one.is_exhausted(at) == exhausted(
+                    {s: q for s, q in qualities.items() if s <= step}, patience, at
+                )
+            known = {s: q for s, q in qualities.items() if s <= step}
+            assert one.best_step(step) == min(s for s, q in known.items() if q == max(known.values()))
+
+
+def test_a_process_that_does_not_write_leaves_no_files(tmp_path):
+    best = BestWeights(tmp_path, 1)
+    best.add(1, 0.0, nn.Linear(1, 1), write=False)
+    assert best.best_step(1) == 1 and not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("name", ["best/model.safetensors", "best/best.json", "evaluations.json"])
+@pytest.mark.parametrize("how", ["bits", "gone"])
+def test_damaged_files_are_refused(tmp_path, name, how):
+    BestWeights(tmp_path, 1).add(1, 0.0, nn.Linear(3, 3), write=True)
+    path = tmp_path / name
+    content = bytearray(path.read_bytes())
+    content[-4] ^= 1
+    path.write_bytes(content)
+    if how == "gone" and name != "evaluations.json":  # without the record, no step has been evaluated
+        path.unlink()
+    with pytest.raises(UserError, match=f"{path.name} is (damaged|missing).*; delete its directory and run the same"):
+        BestWeights(tmp_path, 1).restore(nn.Linear(3, 3))
+
+
+@pytest.fixture(scope="module")
+def accelerator():
+    return make_accelerator("float32")
+
+
+@pytest.fixture
+def fit(data, data_config, shape, tmp_path, accelerator):
+    """Train with scripted qualities; returns the model's weights, the steps, and the weights at each step."""
+
+    def run(name, qualities=QUALITIES, config=CONFIG, die=lambda when, step: None):
+        model = build_dense(shape.model_copy(update={"dropout": 0.1}), data.vocab_size, pad=0, eos=1, seed=0)
+        at_step, now = {}, [0]
+
+        def weights():
+            return torch.cat([parameter.detach().flatten().clone() for parameter in model.parameters()])
+
+        def on_step(step, *_):
+            now[0], at_step[step] = step, weights()
+            die("step", step)
+
+        def validate():
+            die("validation", now[0])
+            return qualities[now[0]]
+
+        hooks = Hooks(on_step=on_step, validate=validate, on_metrics=lambda step, _: die("metrics", step))
+        examples = Examples(data, data_config, seed=0)
+        directory = tmp_path / name
+        train(HardLabels(model), examples, config, accelerator=accelerator, directory=directory, seed=0, hooks=hooks)
+        return weights(), at_step
+
+    return run
+
+
+def test_training_stops_after_patience_evaluations_and_keeps_the_best_weights(fit, tmp_path):
+    end, at_step = fit("a")
+    assert list(at_step) == list(range(1, 9)) and torch.equal(end, at_step[4])
+    assert not torch.equal(end, at_step[8])
+    assert [path.name for path in checkpoints(tmp_path / "a")][-1] == "step-00000008"
+    recorded = json.loads((tmp_path / "a" / "evaluations.json").read_text())["qualities"]
+    assert recorded == {str(step): QUALITIES[step] for step in (2, 4, 6, 8)}
+
+
+@pytest.mark.parametrize(
+    "patience,values,steps,best",
+    [
+        (1, [-3, -1, -2, 9, 9, 9], 6, 4),
+        (3, [-3, -1, -2, -1, -1, 9], 10, 4),
+        (2, [1, 1, 1, 9, 9, 9], 6, 2),  # as good is not better
+        (2, [1, 2, 3, 4, 5, 6], 12, 12),
+        (2, [1, 2, 3, 4, 5, 4], 12, 10),  # the best weights are kept if training does not stop early too
+        (6, [6, 5, 4, 3, 2, 1], 12, 2),
+    ],
+)
+def test_the_best_step_is_that_of_the_qualities(fit, patience, values, steps, best):
+    qualities = dict(zip(QUALITIES, map(float, values), strict=True))
+    end, at_step = fit("a", qualities, CONFIG.model_copy(update={"patience": patience}))
+    assert len(at_step) == steps and torch.equal(end, at_step[best])
+
+
+def test_the_last_step_is_evaluated_if_no_evaluation_falls_on_it(fit):
+    config = CONFIG.model_copy(update={"steps": 5})
+    end, at_step = fit("a", {2: -3.0, 4: -2.0, 5: -1.0}, config)
+    assert len(at_step) == 5 and torch.equal(end, at_step[5])
+
+
+KILLED = [("step", step) for step in range(1, 9)] + [("validation", step) for step in (2, 4, 6, 8)]
+
+
+@pytest.mark.parametrize("when,step", KILLED)
+def test_a_run_that_is_killed_ends_with_the_same_weights(fit, when, step):
+    def die(now, at):
+        if (now, at) == (when, step):
+            raise KeyboardInterrupt
+
+    straight, at_step = fit("straight")
+    with pytest.raises(KeyboardInterrupt):
+        fit("killed", die=die)
+    again, steps = fit("killed")
+    assert torch.equal(again, straight)
+    first = (step - 1) // 3 * 3 + 1 if when == "step" else step // 3 * 3 + 1
+    if when == "validation" and step % 3 == 0:  # the checkpoint follows the evaluation
+        first = step - 2
+    assert list(steps) == list(range(first, 9))
+    assert all(torch.equal(at_step[one], steps[one]) for one in steps)
+
+
+def test_a_finished_run_is_not_continued(fit):
+    straight, _ = fit("a")
+    again, steps = fit("a")
+    assert not steps and torch.equal(again, straight)
+
+
+def test_without_patience_the_last_weights_are_kept(fit, tmp_path):
+    end, at_step = fit("a", config=CONFIG.model_copy(update={"patience": None}))
+    assert len(at_step) == 12 and torch.equal(end, at_step[12])
+    assert not (tmp_path / "a" / "best").exists() and not (tmp_path / "a" / "evaluations.json").exists()
+
+
+def test_a_run_that_diverges_forgets_the_evaluations_that_it_goes_back_from(fit):
+    """The evaluation at step 4 of the first attempt is the best, but this attempt diverges at step 5."""
+    config = CONFIG.model_copy(update={"steps": 8, "on_divergence": "restart", "evaluate_every": 1})
+    first = [True]
+
+    def diverge(when, step):
+        from distill.training.divergence import TrainingDiverged
+
+        if when == "step" and step == 5 and first.pop() if first and step == 5 and when == "step" else False:
+            raise TrainingDiverged("test")
+
+    qualities = {step: float(step) for step in range(1, 9)} | {4: 100.0}
+    end, at_step = fit("a", qualities, config, diverge)
+    assert len(at_step) >= 6 and torch.equal(end, at_step[4])

@@ -66,7 +66,8 @@ def generate(
     batches = [order[start : start + batch_size] for start in range(0, len(order), batch_size)]
     if accelerator is not None:
         batches = batches[accelerator.process_index :: accelerator.num_processes]
-    search, found = _greedy if beams == 1 else _beam_search, []
+    search = _greedy if beams == 1 else _beam_search
+    found: list[tuple[int, list[int]]] = []
     with _prepared(model):
         decoder = Decoder(model, compute_dtype(model.lm_head.weight))
         for number, batch in enumerate(batches, 1):
@@ -81,14 +82,15 @@ def generate(
 
 def _checked_rows(inputs: Any, vocabulary_size: int) -> list[np.ndarray]:
     """The inputs as arrays."""
-    require(
-        "inputs", inputs, "a list of sequences of token ids", lambda given: not isinstance(given, str) and [*given, 1]
-    )
+    needed = "a list of sequences of token ids"
+    require("inputs", inputs, needed, lambda given: not isinstance(given, str) and bool([*given, 1]))
     rows = [np.asarray(row) for row in inputs]
     for number, row in enumerate(rows):
         needed = f"a sequence of one or more token ids below {vocabulary_size}"
-        valid = row.ndim == 1 and row.size and row.dtype.kind in "iu" and row.min() >= 0 and row.max() < vocabulary_size
-        require(f"inputs[{number}]", inputs[number], needed, lambda _, valid=valid: valid)
+        known = row.ndim == 1 and row.size > 0 and row.dtype.kind in "iu"
+        valid = bool(known and row.min() >= 0 and row.max() < vocabulary_size)
+        if not valid:
+            require(f"inputs[{number}]", inputs[number], needed, lambda _: False)
     return rows
 
 
@@ -107,7 +109,8 @@ def _prepared(model: PreTrainedModel) -> Iterator[None]:
     These layers would otherwise cast the weights for every token. This package does not know their class.
     """
     was_training = model.training
-    layers = [(module, module.drops_tokens) for module in model.modules() if hasattr(module, "drops_tokens")]
+    modules: list[Any] = [module for module in model.modules() if hasattr(module, "drops_tokens")]
+    layers = [(module, module.drops_tokens) for module in modules]
     parameters = [named for layer, _ in layers for named in layer.named_parameters()]
     weights = [(parameter, parameter.data) for name, parameter in parameters if is_product_matrix(name, parameter.ndim)]
     try:

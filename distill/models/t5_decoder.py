@@ -27,9 +27,10 @@ class Decoder:
             model: a T5 or Switch model.
             dtype: of the products.
         """
-        self._stack, self._embedding, self._dtype = model.decoder, model.decoder.embed_tokens.weight.detach(), dtype
-        self._blocks = [_Block(block, dtype) for block in model.decoder.block]
-        self._final_norm = _Norm(model.decoder.final_layer_norm, dtype, scaled(model, torch.ones(())).item())
+        stack: Any = model.decoder  # transformers does not annotate its attributes
+        self._stack, self._embedding, self._dtype = stack, stack.embed_tokens.weight.detach(), dtype
+        self._blocks = [_Block(block, dtype) for block in stack.block]
+        self._final_norm = _Norm(stack.final_layer_norm, dtype, scaled(model, torch.ones(())).item())
         self._head = _packed(dtype, model.lm_head)
         self._biases: dict[int, torch.Tensor] = {}  # by capacity
 
@@ -197,7 +198,7 @@ def _attention(q: torch.Tensor, keys_values: torch.Tensor, bias: torch.Tensor | 
 class _Norm:
     """T5's normalisation times a factor, computed in float32."""
 
-    def __init__(self, layer_norm: nn.Module, dtype: torch.dtype, factor: float = 1.0):
+    def __init__(self, layer_norm: Any, dtype: torch.dtype, factor: float = 1.0):
         self._weight, self._eps = layer_norm.weight.detach().float() * factor, layer_norm.variance_epsilon
         self._shape, self._dtype = self._weight.shape, dtype
 

@@ -136,10 +136,6 @@ def _check_task(config: RunConfig) -> None:
             raise ValueError("pretrained is fine-tuned on a task, but there is no section task; add it")
         if config.distill.targets == "teacher":
             raise ValueError("distill.targets is teacher, but only a task has inputs to answer; add the section task")
-    elif config.task.unlabelled and not config.variants and config.distill.targets == "text":
-        raise ValueError("task.unlabelled needs the teacher's answers as targets; set distill.targets: teacher")
-    if config.pretrained and config.data.tokenizer != "train":
-        raise ValueError("the models of pretrained have a tokenizer already; remove data.tokenizer")
     if config.pretrained and config.teacher.checkpoints:
         raise ValueError("pretrained has the teachers to fine-tune; remove teacher.checkpoints, or pretrained")
     if config.pretrained and config.baseline.checkpoint:
@@ -168,9 +164,14 @@ def load_config(source: str, overrides: list[str] | tuple[str, ...] = (), seed: 
         values["seeds"] = [seed]
     _inherit(values)
     try:
-        return RunConfig.model_validate(values)
+        config = RunConfig.model_validate(values)
     except ValidationError as error:
         raise UserError(f"{source}: {_sentence(error)}") from None
+    # Not checked in RunConfig, because one of several variants may have the targets of the data.
+    if config.task and config.task.unlabelled and all(one.distill.targets == "text" for one in config.students):
+        cure = "set distill.targets: teacher"
+        raise UserError(f"{source}: task.unlabelled needs the teacher's answers as targets; {cure}")
+    return config
 
 
 def _inherit(values: dict[str, Any]) -> None:
@@ -178,7 +179,9 @@ def _inherit(values: dict[str, Any]) -> None:
     source, teacher = values.get("pretrained"), values.get("teacher", {})
     if not isinstance(source, str) or not isinstance(teacher, dict):
         return
-    base = load_config(source)
+    base, data = load_config(source), values.get("data")
+    if isinstance(data, dict) and data.get("tokenizer", "train") != "train":
+        raise UserError(f"the models of pretrained {source} have a tokenizer already; remove data.tokenizer")
     model = base.model.model_dump()
     if (given := values.get("model", model)) != model and isinstance(given, dict):
         differing = sorted(name for name in model if given.get(name, model[name]) != model[name])

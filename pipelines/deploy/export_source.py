@@ -91,9 +91,9 @@ def held_out_examples(source: Source, workdir: Path, text: str | None) -> HeldOu
     Raises:
         UserError: the work directory does not have the data, or the files cannot be used.
     """
-    tokenizer = Tokenizer.from_file(str(source.directory / "tokenizer.json"))
     if text:
-        return _of_files(source, text, tokenizer)
+        return _of_files(source, text)
+    tokenizer = Tokenizer.from_file(str(source.directory / "tokenizer.json"))
     vocabulary, digests = tokenizer.get_vocab(), _held_out_digests(source.lineage)
     for path in sorted(workdir.glob("data/*/data.json")):
         data = read_prepared(path.parent)
@@ -157,17 +157,18 @@ def _of_split(source: Source, data: PreparedData, split: str, tokenizer: Tokeniz
     )
 
 
-def _of_files(source: Source, pattern: str, tokenizer: Tokenizer) -> HeldOut:
+def _of_files(source: Source, pattern: str) -> HeldOut:
     from distill.data.corpus import Digest, read_documents
     from distill.data.tokenizer import encode_texts, find_special_tokens, load_tokenizer
 
     documents, digest = list(read_documents(f"text:{pattern}")), Digest()
     for document in documents:
         digest.add(document)
-    loaded = load_tokenizer(source.directory)
+    loaded = load_tokenizer(source.directory)  # raises UserError if it is damaged
     ids = [id_ for row in encode_texts(loaded, [document.text for document in documents]) for id_ in row]
     corpus = f"text:{pattern}"
     place = mlflow_source(corpus, None, source.directory)
+    tokenizer = Tokenizer.from_file(str(source.directory / "tokenizer.json"))
     examples = make_examples(np.array(ids), find_special_tokens(loaded), tokenizer)
     return HeldOut(corpus, digest.hexdigest(), "test", place, len(ids), examples)
 

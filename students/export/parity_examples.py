@@ -73,5 +73,5 @@ def pair_examples(inputs: Sequence[np.ndarray], targets: Sequence[np.ndarray], m
         inputs, targets: token ids of each, ``</s>`` included.
         max_tokens: the largest number of tokens of every answer.
     """
-    rows = [[row.tolist() for row in one] for one in (inputs, targets)]
-    return ParityExamples(*rows, [max_tokens] * len(inputs))
+    input_rows, target_rows = ([row.tolist() for row in rows] for rows in (inputs, targets))
+    return ParityExamples(input_rows, target_rows, [max_tokens] * len(inputs))

@@ -58,6 +58,39 @@ def export(exporting, distilled, cli, shared):
 
 
 @pytest.fixture(scope="session")
+def task_work(shared, cli) -> Path:
+    """The work directory of a finished run of task-smoke with one teacher. Workers export in it."""
+
+    def run(directory: Path) -> None:
+        ratio = ("--set", "teacher.experts=[2]")
+        done = cli("run", "task-smoke", *ratio, "--workdir", str(directory / "work"))
+        assert done.returncode == 0, done.stderr
+
+    return once(shared / "task-smoke", run) / "work"
+
+
+@pytest.fixture(scope="session")
+def task_student(task_work) -> Path:
+    """The directory of the student of ``task_work``."""
+    return next((task_work / "stages").glob("distill-e2-*")) / "model"
+
+
+@pytest.fixture(scope="session")
+def task_export(task_work, task_student, cli, shared):
+    """Export the student of ``task_work``, at most once per format and precision."""
+
+    def make(format: str, precision: str) -> Path:
+        def run(directory: Path) -> None:
+            options = ["--format", format, "--precision", precision, "--workdir", str(task_work)]
+            done = cli("export", str(task_student), *options, "--output", str(directory / format))
+            assert done.returncode == 0, done.stderr
+
+        return once(shared / f"task-export-{format}-{precision}", run) / format
+
+    return make
+
+
+@pytest.fixture(scope="session")
 def database(tmp_path_factory) -> Path:
     """A store with its tables, whose creation takes seconds."""
     path = tmp_path_factory.mktemp("store") / "mlflow.db"

@@ -65,6 +65,28 @@ def test_equals_the_equations(monkeypatch, experts, activation, training, padded
         assert statistics.dropped_fraction > 0
 
 
+@pytest.mark.parametrize("activation", ["relu", "gated-gelu"])
+@pytest.mark.parametrize("padded", [True, False])
+@pytest.mark.parametrize("empty", [0, 2**40], ids=["sliced", "slotted"])
+def test_without_dropping_capacity_is_not_limited(monkeypatch, activation, padded, empty):
+    monkeypatch.setattr("teachers.experts._SMALL_EMPTY", {torch.float32: empty})
+    torch.manual_seed(0)
+    layer = SwitchLayer(D, F, 5, activation=activation, capacity_factor_eval=0.5).eval()
+    layer.router.weight.data *= 5
+    hidden = torch.randn(3, 20, D)
+    mask = (torch.rand(3, 20) < 0.7).long() if padded else None
+    assert layer(hidden, mask)[1].dropped_fraction > 0.2
+    layer.drops_tokens = False
+    output, statistics = layer(hidden, mask)
+    expected = reference(layer, hidden, mask, 100.0)
+    np.testing.assert_allclose(output.detach(), expected[0], atol=1e-5)
+    np.testing.assert_allclose(statistics.load, expected[2], atol=1e-6)
+    assert statistics.dropped_fraction == 0 == expected[3]
+    alone, _ = layer(hidden[1:2, :3])  # the output of a token does not depend on the others
+    np.testing.assert_allclose(alone.detach(), reference(layer, hidden[1:2, :3], None, 100.0)[0], atol=1e-5)
+    layer(hidden, torch.zeros(3, 20))  # no tokens at all
+
+
 def test_the_first_tokens_of_an_expert_are_kept():
     layer = SwitchLayer(D, F, 2, capacity_factor_eval=0.5).eval()
     layer.router.weight.data = torch.stack([torch.ones(D), -torch.ones(D)])

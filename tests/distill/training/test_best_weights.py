@@ -40,13 +40,11 @@ def test_the_state_at_a_step_depends_on_the_evaluations_up_to_it(tmp_path, patie
     assert not best.is_exhausted(0) and not best.is_exhausted(5)
     for step, quality in qualities.items():
         best.add(step, quality, nn.Linear(1, 1), write=True)
+        known = {one: value for one, value in qualities.items() if one <= step}
         for one in (best, BestWeights(tmp_path, patience)):
             for at in range(0, step + 11, 5):
-                assert one.is_exhausted(at) == exhausted(
-                    {s: q for s, q in qualities.items() if s <= step}, patience, at
-                )
-            known = {s: q for s, q in qualities.items() if s <= step}
-            assert one.best_step(step) == min(s for s, q in known.items() if q == max(known.values()))
+                assert one.is_exhausted(at) == exhausted(known, patience, at)
+            assert one.best_step(step) == min(at for at, value in known.items() if value == max(known.values()))
 
 
 def test_a_process_that_does_not_write_leaves_no_files(tmp_path):
@@ -165,19 +163,3 @@ def test_without_patience_the_last_weights_are_kept(fit, tmp_path):
     end, at_step = fit("a", config=CONFIG.model_copy(update={"patience": None}))
     assert len(at_step) == 12 and torch.equal(end, at_step[12])
     assert not (tmp_path / "a" / "best").exists() and not (tmp_path / "a" / "evaluations.json").exists()
-
-
-def test_a_run_that_diverges_forgets_the_evaluations_that_it_goes_back_from(fit):
-    """The evaluation at step 4 of the first attempt is the best, but this attempt diverges at step 5."""
-    config = CONFIG.model_copy(update={"steps": 8, "on_divergence": "restart", "evaluate_every": 1})
-    first = [True]
-
-    def diverge(when, step):
-        from distill.training.divergence import TrainingDiverged
-
-        if when == "step" and step == 5 and first.pop() if first and step == 5 and when == "step" else False:
-            raise TrainingDiverged("test")
-
-    qualities = {step: float(step) for step in range(1, 9)} | {4: 100.0}
-    end, at_step = fit("a", qualities, config, diverge)
-    assert len(at_step) >= 6 and torch.equal(end, at_step[4])

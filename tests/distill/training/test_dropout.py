@@ -35,9 +35,8 @@ def loss(build, model):
     inputs, labels = (torch.randint(2, 512, (4, length), generator=generator) for length in (12, 6))
     value = OBJECTIVES[build](model.train())(inputs, labels)[0]
     value.backward()
-    return float(value), float(
-        sum(parameter.grad.sum() for parameter in model.parameters() if parameter.grad is not None)
-    )
+    gradients = [parameter.grad.sum() for parameter in model.parameters() if parameter.grad is not None]
+    return value.item(), sum(gradients).item()
 
 
 @pytest.mark.parametrize("build", [dense, switch])

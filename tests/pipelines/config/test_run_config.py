@@ -36,8 +36,9 @@ def test_every_preset_is_valid_and_described(name):
 
 @pytest.mark.parametrize("name", PRESETS)
 def test_the_corpus_of_a_preset_has_enough_test_examples(name):
-    data = load_config(name).data
-    if data.train_tokens:
+    config = load_config(name)
+    data = config.data
+    if data.train_tokens and config.task is None:
         held_out = data.train_tokens * data.test_fraction / (1 - data.test_fraction)
         assert held_out > 1.3 * data.test_examples * raw_length_for(data.input_length)
 
@@ -377,7 +378,7 @@ class TestPlan:
 
     @pytest.mark.parametrize("kind", VERSIONS)
     def test_a_new_version_of_a_kind_makes_it_and_what_reads_it_again(self, kind, monkeypatch):
-        overrides = ("distill.soft_labels=cached", "teacher.experts=[2]")
+        overrides = ("distill.soft_labels=cached", "teacher.experts=[2]", "task={}", "distill.targets=teacher")
         before = self.fingerprints(*overrides)
         monkeypatch.setitem(VERSIONS, kind, VERSIONS[kind] + 1)
         after = self.fingerprints(*overrides)
@@ -385,6 +386,7 @@ class TestPlan:
             "baseline": {"baseline", "report"},
             "teacher": set(before) - {"baseline"},
             "init": {"init e2", "distill e2", "report"},
+            "answer": {"answer e2", "label e2", "distill e2", "report"},
             "label": {"label e2", "distill e2", "report"},
             "distill": {"distill e2", "report"},
             "report": {"report"},
@@ -393,7 +395,8 @@ class TestPlan:
         assert kind == "baseline" or f"{kind} e2" in before or kind == "report"
 
     def test_every_kind_of_stage_has_a_version(self):
-        stages = plan(load_config("smoke", ["distill.soft_labels=cached"]), "data")
+        answers = ["distill.soft_labels=cached", "task={}", "distill.targets=teacher"]
+        stages = plan(load_config("smoke", answers), "data")
         assert {stage.kind for stage in stages} == set(VERSIONS)
 
     def test_seeds_multiply_the_stages(self):

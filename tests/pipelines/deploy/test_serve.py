@@ -234,6 +234,27 @@ def answers_ping(url: str) -> bool:
         return False
 
 
+@pytest.mark.parametrize(
+    "facts, template",
+    [
+        ({}, None),
+        ({"task": None}, None),
+        ({"task": {"input": None}}, None),
+        ({"task": {"input": "to {x}"}}, "to {x}"),
+    ],
+)
+def test_the_template_is_in_the_manifest_of_an_export(tmp_path, facts, template):
+    (tmp_path / "manifest.json").write_text(json.dumps({"format": "hf", **facts}))
+    assert serve.stored_template(tmp_path) == template
+
+
+@pytest.mark.parametrize("task", [{}, [], "x", {"input": "to {x"}, {"input": 5}, {"input": ["{x}"]}])
+def test_a_damaged_template_is_named(tmp_path, task):
+    (tmp_path / "manifest.json").write_text(json.dumps({"format": "hf", "task": task}))
+    with pytest.raises(UserError, match=r"the task in the manifest.json of .* is damaged; export the model again"):
+        serve.stored_template(tmp_path)
+
+
 def test_a_missing_extra_is_named(monkeypatch):
     real = importlib.util.find_spec
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None if name == "uvicorn" else real(name))

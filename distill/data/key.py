@@ -25,8 +25,9 @@ def data_key(config: DataConfig, task: TaskConfig | None = None) -> str:
         UserError: a source does not exist.
     """
     if task is None:
+        files = corpus_files(config.corpus)  # first, because it checks the kind of the corpus
         shaping = config.model_dump(include={"corpus", "text_column", "split_by", *_SPLITS})
-        settings, files = [TEXT_VERSION, shaping, text_revisions(config)], corpus_files(config.corpus)
+        settings = [TEXT_VERSION, shaping, text_revisions(config)]
     else:
         sources = {one.source: "task.examples" for one in task.sources}
         sources |= {task.unlabelled: "task.unlabelled"} if task.unlabelled else {}

@@ -2,7 +2,7 @@
 
 from typing import Annotated, Any
 
-from pydantic import AfterValidator, Field, model_validator
+from pydantic import AfterValidator, Discriminator, Field, Tag, model_validator
 
 from distill.config import PositiveFloat, Section, Source
 from distill.metrics import METRICS
@@ -24,10 +24,19 @@ class SourceConfig(Section):
     split_by: Source | None = None
 
 
+# Tagged, so that a wrong value gives the errors of its own kind alone; the tags stand in the locations of errors.
+EXAMPLES_TAGS = ("[source]", "[mixture]")
+Examples = Annotated[
+    Annotated[Source, Tag("[source]")]
+    | Annotated[Annotated[list[SourceConfig], Field(min_length=1)], Tag("[mixture]")],
+    Discriminator(lambda value: EXAMPLES_TAGS[isinstance(value, list)]),
+]
+
+
 class TaskConfig(Section):
     """Pairs of texts, their splits and their metrics. With this section, the stages do not use span corruption."""
 
-    examples: Source | Annotated[list[SourceConfig], Field(min_length=1)] = Field(
+    examples: Examples = Field(
         "stdlib:docstrings",
         description="jsonl:GLOB, csv:GLOB, tsv:GLOB, parquet:GLOB, hf:NAME[@REVISION][:CONFIG], stdlib:docstrings, "
         "babel:names, django:messages, or a list of sources with weights",

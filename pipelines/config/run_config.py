@@ -6,11 +6,12 @@ import re
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, Field, ValidationError, model_validator
+from pydantic import Field, ValidationError, model_validator
 
 from distill.config import DataConfig, DistillConfig, ModelConfig, Positive, Section, Source
 from distill.errors import UserError
 from distill.tasks.config import TaskConfig
+from pipelines.config.error_sentence import error_sentence, shown
 from pipelines.config.presets import PRESETS
 from pipelines.config.recipes import RECIPES
 from pipelines.config.safe_yaml import parse_yaml, read_yaml
@@ -102,7 +103,7 @@ class RunConfig(Section):
             try:
                 self.of_variant(name)
             except ValidationError as error:
-                raise ValueError(f"in variants.{name}, {_sentence(error)}") from None
+                raise ValueError(f"in variants.{name}, {error_sentence(RunConfig, error)}") from None
         return self
 
     @model_validator(mode="after")
@@ -147,12 +148,14 @@ def _check_task(config: RunConfig) -> None:
             )
 
 
-def load_config(source: str, overrides: list[str] | tuple[str, ...] = (), seed: int | None = None) -> RunConfig:
+def load_config(
+    source: str, overrides: list[str] | tuple[str, ...] = (), seed: int | None = None, *, by: tuple[str, ...] = ()
+) -> RunConfig:
     """Load a config: a preset or a YAML file, then the overrides ``a.b=value``, then ``seed`` in place of ``seeds``.
 
     A YAML file may start from a preset (``preset: demo``) and a recipe (``recipe: best``). Later entries of this list
     take precedence: the preset, the recipe in the file, the other keys of the file, the override ``recipe=best``, the
-    other overrides.
+    other overrides. ``by`` has the configs whose ``pretrained`` names this one.
 
     Raises:
         UserError: one sentence that names the key, the value and what is allowed.
@@ -162,11 +165,11 @@ def load_config(source: str, overrides: list[str] | tuple[str, ...] = (), seed: 
         _override(values, override)
     if seed is not None:
         values["seeds"] = [seed]
-    _inherit(values)
+    _inherit(values, (*by, source))
     try:
         config = RunConfig.model_validate(values)
     except ValidationError as error:
-        raise UserError(f"{source}: {_sentence(error)}") from None
+        raise UserError(f"{source}: {error_sentence(RunConfig, error)}") from None
     # Not checked in RunConfig, because one of several variants may have the targets of the data.
     if config.task and config.task.unlabelled and all(one.distill.targets == "text" for one in config.students):
         cure = "set distill.targets: teacher"
@@ -174,19 +177,23 @@ def load_config(source: str, overrides: list[str] | tuple[str, ...] = (), seed: 
     return config
 
 
-def _inherit(values: dict[str, Any]) -> None:
-    """Give a config with ``pretrained`` the shape and, unless it names some, the teachers of that other config."""
+def _inherit(values: dict[str, Any], chain: tuple[str, ...]) -> None:
+    """Give a config with ``pretrained`` the shape and, unless it names some, the teachers of that other config.
+
+    ``chain`` ends with the config; before it are those that name it, directly or indirectly.
+    """
     source, teacher = values.get("pretrained"), values.get("teacher", {})
-    if not isinstance(source, str) or not isinstance(teacher, dict):
-        return
-    base, data = load_config(source), values.get("data")
+    if not isinstance(source, str) or not isinstance(teacher, dict) or values.get("task") is None:
+        return  # validation refuses it
+    if source in chain:
+        raise UserError(f"pretrained is a circle: {' -> '.join((*chain, source))}; name a config that is trained first")
+    base, data = load_config(source, by=chain), values.get("data")
     if isinstance(data, dict) and data.get("tokenizer", "train") != "train":
         raise UserError(f"the models of pretrained {source} have a tokenizer already; remove data.tokenizer")
     model = base.model.model_dump()
-    if (given := values.get("model", model)) != model and isinstance(given, dict):
-        differing = sorted(name for name in model if given.get(name, model[name]) != model[name])
-        if differing:
-            raise UserError(f"model.{differing[0]} is not that of pretrained {source}; remove the section model")
+    given = values.get("model")
+    if isinstance(given, dict) and (differing := [name for name in given if given[name] != model.get(name)]):
+        raise UserError(f"model.{differing[0]} is not that of pretrained {source}; remove the section model")
     values["model"] = model
     experts = teacher.get("experts") or base.teacher.experts
     if isinstance(experts, list) and (unknown := [n for n in experts if n not in base.teacher.experts]):
@@ -221,7 +228,7 @@ def _read(source: str) -> dict[str, Any]:
 
 def _named(kind: str, name: Any, known: dict[str, Any], source: str) -> Any:
     if not isinstance(name, str) or name not in known:
-        raise UserError(f"{source}: {kind} is {_shown(name)}; use one of {', '.join(known)}")
+        raise UserError(f"{source}: {kind} is {shown(name)}; use one of {', '.join(known)}")
     return known[name]
 
 
@@ -251,38 +258,3 @@ def _override(values: dict[str, Any], override: str) -> None:
             raise UserError(f"--set {key}: {section} is a value, not a section")
         values[section] = values = dict(inner)  # a copy, because a YAML alias may share the section
     values[last] = value
-
-
-def _sentence(error: ValidationError) -> str:
-    """One sentence on the first problem, with the number of further problems."""
-    problems = error.errors()
-    first = problems[0]
-    key = ".".join(str(part) for part in first["loc"] if part != "[key]")
-    more = f" (and {len(problems) - 1} more)" if len(problems) > 1 else ""
-    if first["type"] == "extra_forbidden":
-        allowed = list(_fields_at(first["loc"][:-1]))
-        close = difflib.get_close_matches(str(first["loc"][-1]), allowed, n=1)
-        hint = f"did you mean {close[0]}?" if close else f"allowed keys: {', '.join(allowed)}"
-        return f"there is no key {key}; {hint}{more}"
-    if first["type"] == "missing":
-        return f"{key} is missing; add it, or start from a preset (preset: demo){more}"
-    message = first["msg"].removeprefix("Value error, ")
-    if first["type"] == "value_error":
-        return f"{key}: {message}{more}".removeprefix(": ")
-    if first["type"] == "model_type":
-        return f"{key} is {_shown(first['input'])}; it must be a section with its own keys{more}"
-    return f"{key} is {_shown(first['input'])}; {message[0].lower()}{message[1:]}{more}"
-
-
-def _shown(value: Any) -> str:
-    try:
-        return f"{value!r:.80}"
-    except ValueError:  # Python does not convert integers of more than 4,300 digits to text
-        return "a number with thousands of digits"
-
-
-def _fields_at(location: tuple[int | str, ...]) -> dict[str, Any]:
-    model: Any = RunConfig
-    for part in location:
-        model = model.model_fields[part].annotation
-    return model.model_fields if isinstance(model, type) and issubclass(model, BaseModel) else {}

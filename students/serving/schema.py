@@ -4,13 +4,11 @@ import json
 from typing import Any
 
 from pydantic import BaseModel, ConfigDict, Field, FiniteFloat, ValidationError, model_validator
-from pydantic_core import PydanticCustomError
 
 from students.runtime import Decoding
 from students.serving.limits import Limits
 
 MAX_STOPS = 4  # as in OpenAI's API
-_INPUT_ERROR = "input_error"  # pydantic's type of an error: neither prompt nor inputs, or both
 
 
 class RequestError(Exception):
@@ -122,9 +120,9 @@ class CompletionRequest(BaseModel):
             )
         }
         if "prompt" not in kept and "inputs" not in kept:
-            raise PydanticCustomError(_INPUT_ERROR, "prompt is missing")
+            raise ValueError("prompt is missing")
         if "prompt" in kept and "inputs" in kept:
-            raise PydanticCustomError(_INPUT_ERROR, "prompt and inputs exclude each other; give one of them")
+            raise ValueError("prompt and inputs exclude each other; give one of them")
         return kept
 
     @property
@@ -205,8 +203,8 @@ def _validation_error(error: ValidationError) -> RequestError:
         return RequestError(400, f"the body is not JSON: {first['ctx']['error']}", code="invalid_json")
     if first["type"] == "extra_forbidden":
         return _unsupported_parameter(str(first["loc"][0]), first["input"])
-    if first["type"] == _INPUT_ERROR:
-        return RequestError(400, first["msg"], param="prompt")
+    if name is None and first["type"] == "value_error":  # neither prompt nor inputs, or both
+        return RequestError(400, str(first["ctx"]["error"]), param="prompt")
     if name is None:
         return RequestError(400, 'the body is not a JSON object; give {"prompt": "..."}')
     if name in ("prompt", "stop"):

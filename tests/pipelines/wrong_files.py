@@ -57,6 +57,51 @@ def base(files, path):
     path.write_text(yaml.safe_dump(config))
 
 
+def _pairs(change: Callable[[list[dict]], object] = lambda rows: None) -> Callable:
+    def make(files, path):
+        rows = [{"of": "ab"[n % 2], "source": f"text {n // 2}", "target": f"answer {n}"} for n in range(80)]
+        change(rows)
+        path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+
+    return make
+
+
+NAMED |= {
+    "pairs": _pairs(),
+    "pairs_without_a_target": _pairs(lambda rows: rows[2].pop("target")),
+    "pairs_with_null": _pairs(lambda rows: rows[4].update(source=None)),
+    "pairs_with_a_list": _pairs(lambda rows: rows[5].update(of=["a"])),
+    "pairs_with_an_empty_target": _pairs(lambda rows: rows[6].update(target=" ")),
+    "pairs_of_one_group": _pairs(lambda rows: [row.update(of="a") for row in rows]),
+    "pairs_without_sources": _pairs(lambda rows: [row.pop("source") for row in rows]),
+    "one_pair": _pairs(lambda rows: rows.__delitem__(slice(1, None))),
+    "held_out_inputs": _pairs(lambda rows: rows.__delitem__(slice(None))),
+}
+
+
+def _task(**changes: object) -> Callable:
+    def make(files, path):
+        config = yaml.safe_load(files("base").read_text())
+        data = {"vocabulary": 400, "test_fraction": 0.2, "test_examples": 4}
+        task = {
+            "examples": f"jsonl:{files('pairs')}",
+            "input": "to {of}: {source}",
+            "group": "of",
+            "split_by": "source",
+        }
+        config |= {"data": data, "task": task, **changes}
+        path.write_text(yaml.safe_dump(config))
+
+    return make
+
+
+NAMED |= {
+    "task": _task(),
+    "task_of_itself": lambda files, path: _task(pretrained=str(path))(files, path),
+    "task_of_task": lambda files, path: _task(pretrained=str(files("task_of_itself")))(files, path),
+}
+
+
 @named
 def loaded(files, path):
     """The config ``base`` with a loaded teacher."""

@@ -12,10 +12,14 @@ import pytest
 import torch
 import yaml
 from mlflow import MlflowClient
+from safetensors.torch import load_file
 from transformers import AutoTokenizer, T5ForConditionalGeneration
 
+from distill.data.read_prepared import read_prepared
+from distill.generation import generate
 from distill.metrics import METRICS
 from distill.tasks.answers import read_answers
+from distill.tasks.prepared import PreparedPairs
 from pipelines.config.run_config import load_config
 from pipelines.workdir.plan import plan
 from teachers import load_teacher
@@ -23,7 +27,6 @@ from tests.once import once
 
 WORDS = (Path(__file__).parents[2] / "LICENSE").read_text().split()
 TRAINING = {"batch_size": 8, "learning_rate": 5e-3, "warmup_steps": 2, "log_every": 2, "checkpoint_every": 8}
-ANSWERS = {"distill": {"targets": "teacher"}}
 
 
 def write_rows(path: Path, rows: list[dict]) -> str:
@@ -31,8 +34,8 @@ def write_rows(path: Path, rows: list[dict]) -> str:
     return f"jsonl:{path}"
 
 
-def write_configs(directory: Path, **of_pretrained: object) -> None:
-    """Write tuned.yaml, with several students of a fine-tuned teacher, and its pairs."""
+def write_config(directory: Path) -> None:
+    """Write tuned.yaml, with several students of a fine-tuned teacher, and its pairs and inputs."""
     phrases = [f"{number} {' '.join(WORDS[number * 3 : number * 3 + 3])}" for number in range(150)]
     pairs = [{"of": of, "source": one, "target": f"{of} {one.upper()}"} for one in phrases for of in ("de", "fr")]
     inputs = [{"of": "de", "source": f"new {number}"} for number in range(40)]
@@ -41,12 +44,17 @@ def write_configs(directory: Path, **of_pretrained: object) -> None:
     task |= {"unlabelled": write_rows(directory / "inputs.jsonl", inputs)}
     data = {"test_fraction": 0.25, "validation_fraction": 0.2, "test_examples": 24}
     early = {"steps": 12, "evaluate_every": 1, "patience": 2}
-    config = {"name": "tuned", "precision": "float32", "data": data, "task": task, "report": {"resamples": 200}}
-    config |= {"teacher": {"training": TRAINING | early}, "distill": {"training": TRAINING | {"steps": 4}}}
-    variants = {"text": {}, "answers": ANSWERS, "cached": {"distill": {**ANSWERS["distill"], "soft_labels": "cached"}}}
-    tuned = {**config, "pretrained": "smoke", "variants": variants}
-    tuned["teacher"] = {**tuned["teacher"], "experts": [4]}
-    (directory / "tuned.yaml").write_text(yaml.safe_dump(tuned))
+    answers = {"targets": "teacher"}
+    variants = {
+        "text": {},
+        "answers": {"distill": answers},
+        "cached": {"distill": {**answers, "soft_labels": "cached"}},
+        "early": {"distill": {"hard_fraction": 1.0, "training": {**early, "learning_rate": 1e-30}}},
+    }
+    config = {"name": "tuned", "pretrained": "smoke", "precision": "float32", "data": data, "task": task}
+    config |= {"teacher": {"experts": [4], "training": {**TRAINING, **early}}, "variants": variants}
+    config |= {"distill": {"training": {**TRAINING, "steps": 4}}, "report": {"resamples": 200}}
+    (directory / "tuned.yaml").write_text(yaml.safe_dump(config, sort_keys=False))
 
 
 @pytest.fixture(scope="session")
@@ -54,11 +62,10 @@ def tuned(finished_smoke, cli, shared) -> Path:
     """A directory with tuned.yaml, and with the work directory of its finished run."""
 
     def run(directory: Path) -> None:
-        write_configs(directory)
+        write_config(directory)
         shutil.copytree(finished_smoke[0], directory / "work")
         done = cli("run", str(directory / "tuned.yaml"), "--workdir", str(directory / "work"))
         assert done.returncode == 0, done.stderr
-        (directory / "stderr.txt").write_text(done.stderr)
 
     return once(shared / "tuned", run)
 
@@ -79,26 +86,26 @@ def stages(work: Path) -> dict[str, list[tuple[Path, dict]]]:
 
 def of_task(work: Path, title: str) -> tuple[Path, dict]:
     """The stage of the task; the smoke run may have one with the same title."""
-    [found] = [
-        one for one in stages(work)[title] if (one[0] / "answers").exists() or list(one[0].glob("*answers.json"))
-    ]
+    [found] = [one for one in stages(work)[title] if [*one[0].glob("answers"), *one[0].glob("*answers.json")]]
     return found
 
 
-def held_out(work: Path) -> list[dict]:
-    [data] = [path.parent for path in (work / "data").glob("*/test.jsonl")]
-    return [json.loads(line) for line in (data / "test.jsonl").read_text().splitlines()]
+def prepared_task(work: Path) -> PreparedPairs:
+    [directory] = [path.parent for path in (work / "data").glob("*/test.jsonl")]
+    return read_prepared(directory)
 
 
 def evaluated(tuned: Path) -> list[dict]:
-    """The evaluated examples in order, from the examples in the report and from the held-out rows."""
-    from distill.data.read_prepared import read_prepared
+    """The evaluated rows, in order."""
+    data = prepared_task(tuned / "work")
+    lines = (Path(data.directory) / "test.jsonl").read_text().splitlines()
+    rows = {row["input"]: row for row in map(json.loads, lines)}
+    return [rows[one] for one in data.task_examples(load_config(str(tuned / "tuned.yaml")).data).inputs]
 
-    [data] = [path.parent for path in (tuned / "work" / "data").glob("*/test.jsonl")]
-    examples = read_prepared(data).task_examples(load_config(str(tuned / "tuned.yaml")).data)
-    rows = {row["input"]: row for row in held_out(tuned / "work")}
-    assert examples.references == [rows[one]["target"] for one in examples.inputs]
-    return [rows[one] for one in examples.inputs]
+
+def token_ids(tokenizer, text: str, limit: int) -> torch.Tensor:
+    ids = tokenizer(text, add_special_tokens=False).input_ids[: limit - 1]
+    return torch.tensor([[*ids, tokenizer.eos_token_id]])
 
 
 @pytest.mark.parametrize("title,prefix", [("distill e4 text", ""), ("baseline", "long_baseline_")])
@@ -108,12 +115,7 @@ def test_losses_and_answers_are_those_of_transformers_for_each_example_alone(tun
     tokenizer = AutoTokenizer.from_pretrained(directory / "model")
     losses, tokens, answers = [], [], []
     for row in evaluated(tuned):
-        ids, labels = (
-            torch.tensor(
-                [tokenizer(row[kind], add_special_tokens=False).input_ids[: limit - 1] + [tokenizer.eos_token_id]]
-            )
-            for kind, limit in (("input", 48), ("target", 24))
-        )
+        ids, labels = token_ids(tokenizer, row["input"], 48), token_ids(tokenizer, row["target"], 24)
         with torch.no_grad():
             losses.append(float(model(input_ids=ids, labels=labels).loss))
         tokens.append(labels.shape[1])
@@ -125,19 +127,25 @@ def test_losses_and_answers_are_those_of_transformers_for_each_example_alone(tun
     assert quality == pytest.approx(-np.average(losses, weights=tokens), abs=1e-4) and len(set(tokens)) > 1
 
 
+def test_a_task_without_groups_has_metrics_alone(task_work):
+    report = json.loads((task_work / "report.json").read_text())
+    [row] = report["ratios"]
+    assert set(row["metrics"]) == {"exact_match", "token_f1"} and not row.get("groups")
+    assert report["data"]["name"] == "stdlib:docstrings" and report["data"]["test_examples"] == 64
+    directory = next((task_work / "stages").glob("distill-e2-*"))
+    losses, answers = (json.loads((directory / f"{name}.json").read_text()) for name in ("losses", "answers"))
+    assert len(losses) == len(answers) == 64 and np.isfinite(losses).all()
+
+
 def test_the_report_has_the_metrics_of_all_and_of_each_group(tuned, report):
     rows, work = evaluated(tuned), tuned / "work"
     row = next(one for one in report["ratios"] if one["variant"] == "answers")
     groups = np.array([one["columns"]["of"] for one in rows])
     assert [group["group"] for group in row["groups"]] == ["de", "fr"]
-    files = {
-        "student": ("distill e4 answers", ""),
-        "teacher": ("teacher e4", ""),
-        "baseline": ("baseline", "baseline_"),
-    }
-    for model, (title, prefix) in files.items():
-        directory = of_task(work, title)[0]
-        answers = np.array(json.loads((directory / f"{prefix}answers.json").read_text()))
+    files = {"student": "distill e4 answers", "teacher": "teacher e4", "baseline": "baseline"}
+    for model, title in files.items():
+        name = "baseline_answers.json" if model == "baseline" else "answers.json"
+        answers = np.array(json.loads((of_task(work, title)[0] / name).read_text()))
         references = np.array([one["target"] for one in rows])
         for name in ("exact_match", "token_f1"):
             metric = METRICS[name]
@@ -152,25 +160,20 @@ def test_the_report_has_the_metrics_of_all_and_of_each_group(tuned, report):
 
 
 def test_only_the_teachers_that_are_named_are_fine_tuned(tuned, report):
-    assert {(row["ratio"], row["variant"]) for row in report["ratios"]} == {
-        ("e4", "text"),
-        ("e4", "answers"),
-        ("e4", "cached"),
-    }
+    variants = ["text", "answers", "cached", "early"]
+    assert [(row["ratio"], row["variant"]) for row in report["ratios"]] == [("e4", one) for one in variants]
     titles = stages(tuned / "work")
     assert len(titles["teacher e2"]) == 1 and len(titles["teacher e4"]) == len(titles["baseline"]) == 2
     # Variants share what does not differ between them.
-    assert [title for title in titles if title.startswith(("answer", "label"))] == [
+    assert sorted(title for title in titles if title.startswith(("answer", "label", "init e4 "))) == [
         "answer e4 answers",
+        "init e4 text",
         "label e4 cached",
     ]
-    assert [title for title in titles if title.startswith("init e4 ")] == ["init e4 text"]
 
 
 def test_fine_tuning_begins_from_the_pretrained_weights(tuned):
     """After a few steps, the models are nearer to those of the smoke run than to new ones."""
-    from safetensors.torch import load_file
-
     work = tuned / "work"
     for title in ("teacher e4", "baseline"):
         after = of_task(work, title)[0]
@@ -181,12 +184,15 @@ def test_fine_tuning_begins_from_the_pretrained_weights(tuned):
 
 
 def test_training_stops_early(tuned):
-    """A rate at which the quality falls from the start; two evaluations without a better one end the training."""
+    """The learning rate of the variant is too small to change a weight, so no evaluation is better than the first."""
     work = tuned / "work"
-    run_id = of_task(work, "teacher e4")[1]["run_id"]
-    client = MlflowClient(f"sqlite:///{work}/mlflow.db")
-    history = client.get_metric_history(run_id, "eval/quality")
-    print([(one.step, one.value) for one in history])
+    record = of_task(work, "distill e4 early")[1]
+    history = MlflowClient(f"sqlite:///{work}/mlflow.db").get_metric_history(record["run_id"], "eval/quality")
+    assert [one.step for one in history] == [1, 2, 3]
+    assert [one.value for one in history] == pytest.approx([record["metrics"]["quality"]] * 3, abs=1e-6)
+    teacher = of_task(work, "teacher e4")[1]["run_id"]
+    history = MlflowClient(f"sqlite:///{work}/mlflow.db").get_metric_history(teacher, "eval/quality")
+    assert len(history) == 12  # its quality rises all the time
 
 
 def test_the_lineage_names_both_data_sets(tuned, cli):
@@ -215,11 +221,7 @@ def test_answers_are_those_of_the_fine_tuned_teacher_to_all_training_inputs(tune
     work = tuned / "work"
     directory, record = of_task(work, "answer e4 answers")
     tokens, ends = read_answers(directory / "answers")
-    from distill.data.read_prepared import read_prepared
-    from distill.generation import generate
-
-    [data] = [path.parent for path in (work / "data").glob("*/test.jsonl")]
-    prepared = read_prepared(data)
+    prepared = prepared_task(work)
     asked = []
     for part in ("train", "unlabelled"):
         pairs = prepared.pairs(part)
@@ -232,14 +234,11 @@ def test_answers_are_those_of_the_fine_tuned_teacher_to_all_training_inputs(tune
     assert [[token for token in stored[row] if token != prepared.special_tokens.eos] for row in some] == expected
 
 
-def test_a_finished_run_is_reused(tuned, cli, tmp_path):
+def test_a_finished_run_is_reused(tuned, report, cli, tmp_path):
     work = shutil.copytree(tuned / "work", tmp_path / "work")
     done = cli("run", str(tuned / "tuned.yaml"), "--workdir", str(work), "--json")
     assert done.returncode == 0 and "done in" not in done.stderr, done.stderr
-    assert (
-        json.loads(done.stdout)["fingerprint"]
-        == json.loads((tuned / "work" / "report.json").read_text())["fingerprint"]
-    )
+    assert json.loads(done.stdout)["fingerprint"] == report["fingerprint"]
 
 
 def test_a_pretrained_teacher_may_stay_as_it_is(tuned, cli, tmp_path):
@@ -271,17 +270,14 @@ def test_a_loaded_teacher_is_fine_tuned_or_stays_as_it_is(tuned, finished_smoke,
     done = cli("run", *arguments)
     assert done.returncode == 0, done.stderr
     [row] = json.loads(done.stdout)["ratios"]
+    [(fine_tuned, record)] = stages(tmp_path / "work")["teacher e4"]
+    assert row["teacher_run_id"] == record["run_id"] and (fine_tuned / "model" / "model.safetensors").exists()
     done = cli("teacher", *arguments, "--set=teacher.training={steps: 0}")
     assert done.returncode == 0, done.stderr
-    [(_, first), (_, second)] = sorted(
-        stages(tmp_path / "work")["teacher e4"], key=lambda one: "sha256" in one[1]["facts"]
-    )
-    trained = next(
-        path for path, record in stages(tmp_path / "work")["teacher e4"] if record["run_id"] == first["run_id"]
-    )
-    print(first["facts"], second["facts"])
-    assert row["teacher_run_id"] == first["run_id"] and (trained / "model" / "model.safetensors").exists()
-    assert first["metrics"]["quality"] > second["metrics"]["quality"]
+    [facts] = json.loads(done.stdout)
+    assert facts["metrics"]["quality"] < record["metrics"]["quality"]
+    [(as_it_is, _)] = [one for one in stages(tmp_path / "work")["teacher e4"] if one[0] != fine_tuned]
+    assert not (as_it_is / "model").exists()
 
 
 def test_the_command_that_makes_a_missing_pretraining_is_named(tuned, finished_smoke, cli, tmp_path):

@@ -50,6 +50,11 @@ def pytest_collection_finish() -> None:
     import torch
 
     torch.set_num_threads(1)  # the tensors here are too small to share
+    # absl, which rouge-score imports, closes the stream that was sys.stderr at its import as soon as a library
+    # configures logging anew. During collection this is a file of pytest.
+    from absl import logging as absl_logging
+
+    absl_logging.get_absl_handler().python_handler.stream = sys.__stderr__
     gc.freeze()  # training collects garbage, and would search all of it
 
 

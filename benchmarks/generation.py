@@ -39,7 +39,7 @@ from teachers.train_module import HardLabelsAndLoadBalance
 Kind = Literal["student", "teacher"]
 Ids = list[list[int]]
 
-SHAPES = {
+SHAPES: dict[str, dict[str, Any]] = {
     "small": {"d_model": 64, "d_ff": 32, "d_kv": 16, "num_heads": 4, "num_layers": 2, "sparse_every": 1},
     "middle": {"d_model": 256, "d_ff": 128, "d_kv": 64, "num_heads": 4, "num_layers": 4, "sparse_every": 1},
     "base": {"d_model": 768, "d_ff": 3072, "d_kv": 64, "num_heads": 12, "num_layers": 12},
@@ -67,7 +67,7 @@ def main(
         for kind in ("student", "teacher"):
             with tempfile.TemporaryDirectory() as directory:
                 save_trained(kind, one, Path(directory))
-                settings = {"kind": kind, "size": one, "directory": directory}
+                settings: dict[str, Any] = {"kind": kind, "size": one, "directory": directory}
                 repeats = 1 if one == "base" else 2
                 candidates = [
                     Candidate("transformers", plain_answers, settings, EXAMPLES[one], repeats),
@@ -127,7 +127,8 @@ def save_trained(kind: Kind, size: str, directory: Path) -> None:
         optimizer.step()
         schedule.step()
         optimizer.zero_grad()
-    (save_t5 if kind == "student" else save_teacher)(objective.model, directory)
+    save: Any = save_t5 if kind == "student" else save_teacher
+    save(objective.model, directory)
 
 
 def our_answers(

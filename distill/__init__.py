@@ -3,6 +3,7 @@
 loss             0.75 hard + 0.25 soft labels
 span_corruption  T5's objective on token ids, and its length algebra
 evaluation       negative log perplexity on held-out examples
+generation       answers: greedy decoding and beam search
 metrics          metrics of the answers to a task
 config           the settings of a run: data, model shape, training, distillation
 special_tokens   the ids of pad, eos and the sentinels, and the type that stores ids

@@ -62,6 +62,8 @@ def generate(
     require("model", type(model).__name__, needed, lambda _: is_known(model))
     require_sizes(max_length=max_length, batch_size=batch_size, beams=beams)
     rows, config = _checked_rows(inputs, model.config.vocab_size), model.config
+    name = "decoder_start_token_id of the model"
+    require(name, config.decoder_start_token_id, "a token id", lambda given: given >= 0)
     order = sorted(range(len(rows)), key=lambda index: len(rows[index]), reverse=True)
     batches = [order[start : start + batch_size] for start in range(0, len(order), batch_size)]
     if accelerator is not None:

@@ -8,4 +8,5 @@ build          a dense T5 from a shape
 layerwise      a forward pass one block at a time, for models whose weights do not fit in memory
 t5_forward     the decoder's hidden states and the head of a T5 or Switch model
 t5_operations  the operations of this pass whose gradients are written out
+t5_decoder     the decoder one token at a time, with cached keys and values
 """

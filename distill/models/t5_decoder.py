@@ -18,10 +18,10 @@ _FIRST_CAPACITY = 16  # tokens; a cache that is full doubles
 
 
 class Decoder:
-    """The decoder and the head of a model in eval mode. Changes of the weights have no effect on it."""
+    """The decoder and the head of a model in eval mode, with copies of all weights but those of Switch layers."""
 
     def __init__(self, model: PreTrainedModel, dtype: torch.dtype):
-        """Pack the weights.
+        """Copy and pack the weights.
 
         Args:
             model: a T5 or Switch model.

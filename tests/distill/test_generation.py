@@ -225,6 +225,9 @@ def test_wrong_arguments():
         "model is 'SwitchTransformersForConditionalGeneration'; it must be a T5, or a Switch"
     )
     assert message(inputs=None) == "inputs is None; it must be a list of sequences of token ids"
+    other = t5(0)
+    other.config.decoder_start_token_id = None
+    assert message(other) == "decoder_start_token_id of the model is None; it must be a token id"
     needed = f"it must be a sequence of one or more token ids below {VOCABULARY}"
     for wrong in ([], [3, VOCABULARY], [-1, 1], [0.5], 3, "abc", [[3, 1]]):
         assert message(inputs=[[3, 1], wrong]) == f"inputs[1] is {wrong!r}; {needed}"

@@ -57,36 +57,61 @@ def prepare_pairs(
         UserError: the sources or the tokenizer cannot be used, or a split is empty.
     """
     bad_rows = bad_pairs(config.bad_rows)
-    split = (config.test_fraction, config.validation_fraction)
-    pairs: Iterator[tuple[str, Pair]] = (
-        (split_of(pair.key, *split), pair) for pair in read_pairs(task.sources, revisions["sources"], bad_rows)
-    )
     loaded = None if config.tokenizer == "train" else load_tokenizer(config.tokenizer)
-    with contextlib.ExitStack() as stack:
-        stack.enter_context(beside())
-        if loaded:
-            tokenizer = loaded
-        else:
-            enough = min(TRAINING_CHARACTERS, _CHARACTERS_PER_TOKEN * (config.train_tokens or TRAINING_CHARACTERS))
-            tokenizer, pairs = train_on_split(pairs, config.vocabulary, enough)
+    with beside():
+        pairs = _with_split(config, read_pairs(task.sources, revisions["sources"], bad_rows))
+        enough = min(TRAINING_CHARACTERS, _CHARACTERS_PER_TOKEN * (config.train_tokens or TRAINING_CHARACTERS))
+        tokenizer, pairs = (loaded, pairs) if loaded else train_on_split(pairs, config.vocabulary, enough)
         save_tokenizer(tokenizer, directory / "tokenizer")
         writer = _Writer(tokenizer, task, RoundTripCounter(tokenizer))
-        names = ["train", "test", *(["validation"] if config.validation_fraction else [])]
-        parts = {name: stack.enter_context(_SplitWriter(directory, name, len(tokenizer))) for name in names}
+        parts = _write_parts(config, task, directory, pairs, writer)
+        bad_rows.check(sum(part.examples for part in parts.values()))
+        if task.unlabelled:
+            source = SourceConfig(source=task.unlabelled, input=task.input, split_by=task.split_by)
+            inputs = read_pairs([source], [revisions["unlabelled"]], bad_rows, with_target=False)
+            parts["unlabelled"] = _write_unlabelled(config, directory, inputs, writer)
+    _check_splits(parts)
+    _check_groups(task, writer.groups)
+    return {
+        **_facts(task, parts, writer, tokenizer),
+        "skipped_rows": bad_rows.skipped,
+        "first_skipped": bad_rows.first,
+        "revision": ", ".join(filter(None, revisions["sources"])) or None,
+        "tokenizer_revision": revisions["tokenizer_revision"],
+    }
+
+
+def _with_split(config: DataConfig, pairs: Iterator[Pair]) -> Iterator[tuple[str, Pair]]:
+    """Each pair with the name of its split."""
+    return ((split_of(pair.key, config.test_fraction, config.validation_fraction), pair) for pair in pairs)
+
+
+def _write_parts(
+    config: DataConfig, task: TaskConfig, directory: Path, pairs: Iterator[tuple[str, Pair]], writer: "_Writer"
+) -> dict[str, "_SplitWriter"]:
+    """Write the splits until ``data.train_tokens`` are read; returns them by name, with their files closed."""
+    names = ["train", "test", *(["validation"] if config.validation_fraction else [])]
+    with contextlib.ExitStack() as stack:
+        parts = {name: stack.enter_context(_SplitWriter(directory, name, writer.vocabulary_size)) for name in names}
         while batch := list(itertools.islice(pairs, _BATCH)):
             writer.write(batch, parts)
             if config.train_tokens and parts["train"].tokens >= config.train_tokens:
                 break
-        bad_rows.check(sum(part.examples for part in parts.values()))
-        if task.unlabelled:
-            parts["unlabelled"] = stack.enter_context(_SplitWriter(directory, "unlabelled", len(tokenizer)))
-            for part, pair in _unlabelled(task, split, revisions["unlabelled"], bad_rows):
-                if part == "train":  # inputs of the other splits are held out
-                    writer.write([("unlabelled", pair)], parts)
-    _check_splits(config, parts)
-    _check_groups(task, writer.groups)
-    facts = {name: part.facts(parts["train"]) for name, part in parts.items()}
-    special_tokens = find_special_tokens(tokenizer)
+    return parts
+
+
+def _write_unlabelled(config: DataConfig, directory: Path, inputs: Iterator[Pair], writer: "_Writer") -> "_SplitWriter":
+    """Write the inputs without targets, except those that belong to a held-out split."""
+    kept = (("unlabelled", pair) for part, pair in _with_split(config, inputs) if part == "train")
+    with _SplitWriter(directory, "unlabelled", writer.vocabulary_size) as part:
+        while batch := list(itertools.islice(kept, _BATCH)):
+            writer.write(batch, {"unlabelled": part})
+    return part
+
+
+def _facts(task: TaskConfig, parts: dict[str, "_SplitWriter"], writer: "_Writer", tokenizer: Any) -> dict[str, Any]:
+    """The facts of the splits, the tokenizer and the task, and the fingerprint of all of them."""
+    special_tokens, trained_on = find_special_tokens(tokenizer), parts["train"].targets()
     of_task = {
         "groups": list(writer.groups),
         "weights": [one.weight for one in task.sources],
@@ -101,23 +126,11 @@ def prepare_pairs(
         "name": " + ".join(dict.fromkeys(one.source for one in task.sources)),
         "digest": hashlib.sha256("".join(part.digest for part in parts.values()).encode()).hexdigest()[:32],
         "fingerprint": hashlib.sha256(identity.encode()).hexdigest()[:32],
-        "parts": {name: asdict(part) for name, part in facts.items()},
+        "parts": {name: asdict(part.facts(trained_on)) for name, part in parts.items()},
         "special_tokens": list(special_tokens),
-        "skipped_rows": bad_rows.skipped,
-        "first_skipped": bad_rows.first,
         "round_trip": writer.round_trip.result()._asdict(),
-        "revision": ", ".join(filter(None, revisions["sources"])) or None,
-        "tokenizer_revision": revisions["tokenizer_revision"],
         "task": of_task,
     }
-
-
-def _unlabelled(
-    task: TaskConfig, split: tuple[float, float], revision: str | None, bad_rows: Any
-) -> Iterator[tuple[str, Pair]]:
-    source = SourceConfig(source=task.unlabelled or "", input=task.input, split_by=task.split_by)
-    for pair in read_pairs([source], [revision], bad_rows, with_target=False):
-        yield split_of(pair.key, *split), pair
 
 
 class _SplitWriter:
@@ -148,8 +161,8 @@ class _SplitWriter:
         self._hash.update(pair.digest)
         end = self.tokens + len(ids)
         self.tokens, self.examples = end + len(target_ids), self.examples + 1
-        facts = (end, self.tokens, int.from_bytes(pair.key[:8], "little"), pair.digest[:8], group, pair.source)
-        row = np.array((*facts[:3], int.from_bytes(facts[3], "little"), *facts[4:]), PAIR)
+        document, texts = (int.from_bytes(digest[:8], "little") for digest in (pair.key, pair.digest))
+        row = np.array((end, self.tokens, document, texts, group, pair.source), PAIR)
         contents = [np.asarray([*ids, *target_ids], self._type).tobytes(), row.tobytes()]
         if self._held_out:
             text = {"input": pair.input, "target": pair.target, "columns": pair.columns}
@@ -171,14 +184,14 @@ class _SplitWriter:
         return np.fromfile(self._paths[1], PAIR)
 
     def targets(self) -> np.ndarray:
-        """A hash of the tokens of each target, [examples], after the files are closed."""
+        """A number for the tokens of each target, [examples], after the files are closed; valid in this process."""
         tokens: np.ndarray = np.fromfile(self._paths[0], self._type)
         index = self.index()
         return np.array([hash(tokens[a:b].tobytes()) for a, b in zip(index["input"], index["target"], strict=True)])
 
-    def facts(self, train: "_SplitWriter") -> Part:
-        """The facts of the split. Its overlap is the share of its targets that are also targets of ``train``."""
-        overlap = float(np.isin(self.targets(), train.targets()).mean()) if self._held_out else None
+    def facts(self, trained_on: np.ndarray) -> Part:
+        """The facts of the split. The overlap of a held-out split is the share of its targets in ``trained_on``."""
+        overlap = float(np.isin(self.targets(), trained_on).mean()) if self._held_out else None
         return Part(self.digest, len(np.unique(self.index()["document"])), self.tokens, overlap)
 
     def lengths(self) -> dict[str, float]:
@@ -199,7 +212,7 @@ class _Writer:
     """Tokenises pairs and appends them to their splits."""
 
     def __init__(self, tokenizer: Any, task: TaskConfig, round_trip: RoundTripCounter):
-        self._tokenizer, self._eos = tokenizer, tokenizer.eos_token_id
+        self._tokenizer, self._eos, self.vocabulary_size = tokenizer, tokenizer.eos_token_id, len(tokenizer)
         self._limits, self.round_trip = (task.max_input, task.max_target), round_trip
         self.groups: dict[str, int] = {}
 
@@ -220,7 +233,7 @@ class _Writer:
             part.add(pair, both[0], both[1], group)
 
 
-def _check_splits(config: DataConfig, parts: dict[str, _SplitWriter]) -> None:
+def _check_splits(parts: dict[str, _SplitWriter]) -> None:
     for name, part in parts.items():
         if not part.examples:
             found = " and ".join(f"{one.examples} {other}" for other, one in parts.items())

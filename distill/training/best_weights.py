@@ -1,4 +1,4 @@
-"""Early stopping: the qualities on the validation split, and the weights of the best one."""
+"""Early stopping: the qualities on the validation split, and the weights of the best evaluation."""
 
 import shutil
 from pathlib import Path
@@ -7,21 +7,22 @@ from safetensors.torch import load_file, save_model
 from torch import nn
 
 from distill.io.files import check_digests, file_digests, new_directory, read_record, write_record
+from distill.training.checkpoint import checkpoints
 from distill.training.sharding import copy_into
 
 _HINT = "delete its directory and run the same command again"
 
 
 class BestWeights:
-    """The evaluations of a run, and the weights of the best one on disk.
+    """The evaluations of a run, and on disk the weights of the best one.
 
-    The state at a step depends only on the evaluations up to it. So a run that is killed and resumed stops at the same
-    step, with the same weights.
+    The state at a step depends only on the evaluations up to it. So a run that is killed and resumed, or restarted
+    after divergence, ignores the later evaluations of before. The weights that are best at a checkpoint are kept too.
     """
 
     def __init__(self, directory: Path, patience: int):
         """``directory`` is that of the run's checkpoints; ``patience`` the evaluations without a better quality."""
-        self._weights, self._record, self._patience = directory / "best", directory / "evaluations.json", patience
+        self._directory, self._record, self._patience = directory, directory / "evaluations.json", patience
         self.qualities: dict[int, float] = {}  # by step
         if self._record.exists():
             stored = read_record(self._record, _HINT)["qualities"]
@@ -43,24 +44,30 @@ class BestWeights:
             write: whether this process writes the files.
         """
         self.qualities[step] = quality
-        if write and self.best_step(step) == step:
-            shutil.rmtree(self._weights, ignore_errors=True)
-            with new_directory(self._weights) as tmp_dir:
+        if not write:
+            return
+        if self.best_step(step) == step:
+            shutil.rmtree(self._weights(step), ignore_errors=True)  # of an attempt that diverged
+            with new_directory(self._weights(step)) as tmp_dir:
                 save_model(model, str(tmp_dir / "model.safetensors"))
-                digests = file_digests(tmp_dir, tmp_dir.iterdir())
-                write_record(tmp_dir / "best.json", {"step": step, "sha256": digests})
-        if write:
-            write_record(self._record, {"qualities": {str(one): value for one, value in self.qualities.items()}})
+                write_record(tmp_dir / "best.json", {"sha256": file_digests(tmp_dir, tmp_dir.iterdir())})
+        write_record(self._record, {"qualities": {str(one): value for one, value in self.qualities.items()}})
+        resumable = [int(path.name.removeprefix("step-")) for path in checkpoints(self._directory)]
+        kept = {self._weights(self.best_step(one)) for one in (step, *resumable) if one >= min(self.qualities)}
+        for path in set(self._weights(step).parent.glob("step-*")) - kept:
+            shutil.rmtree(path)
 
-    def restore(self, model: nn.Module) -> int:
-        """Load the best weights into ``model``; returns their step.
+    def restore(self, step: int, model: nn.Module) -> None:
+        """Load the best weights up to ``step`` into ``model``.
 
         Raises:
             UserError: the file is damaged.
         """
-        record = read_record(self._weights / "best.json", _HINT)
-        check_digests(self._weights, record["sha256"], _HINT)
+        weights = self._weights(self.best_step(step))
+        check_digests(weights, read_record(weights / "best.json", _HINT)["sha256"], _HINT)
         parameters = dict(model.named_parameters(remove_duplicate=False))
-        for name, values in load_file(self._weights / "model.safetensors").items():
+        for name, values in load_file(weights / "model.safetensors").items():
             copy_into(parameters[name], values)
-        return int(record["step"])
+
+    def _weights(self, step: int) -> Path:
+        return self._directory / "best" / f"step-{step:08d}"

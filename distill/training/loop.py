@@ -94,7 +94,7 @@ def train(
     stop: int | None = None,
     start: Path | None = None,
     hooks: Hooks | None = None,
-) -> None:
+) -> int:
     """Train ``objective.model`` in place, from the newest undamaged checkpoint in ``directory`` if there is one.
 
     Args:
@@ -106,6 +106,9 @@ def train(
         stop: the step to stop at, if the caller continues later with another length; by default ``steps``.
         start: a checkpoint to begin from if ``directory`` has none.
         hooks: callbacks.
+
+    Returns:
+        The number of steps taken, which is ``stop`` unless training has stopped early.
 
     Raises:
         TrainingDiverged: training cannot continue from the loss or gradient, and ``config.on_divergence`` is "stop" or
@@ -139,10 +142,12 @@ def train(
             except TrainingDiverged as error:
                 progress = loop.go_back(error)
     accelerator.wait_for_everyone()
-    loop.restore_best()
     accelerator.unwrap_model(loop.objective, keep_fp32_wrapper=False)
     unshard(objective)
+    if loop.best:
+        loop.best.restore(progress.step, objective.model)
     accelerator.free_memory()
+    return progress.step
 
 
 class TrainingLoop:
@@ -165,12 +170,6 @@ class TrainingLoop:
     def stops_early(self, step: int) -> bool:
         """Whether the quality on the validation split has not improved for ``config.patience`` evaluations."""
         return self.best is not None and self.best.is_exhausted(step)
-
-    def restore_best(self) -> None:
-        """With early stopping, load the weights of the best quality on the validation split."""
-        if self.best:
-            with gathered_parameters(self.unwrapped):
-                self.best.restore(self.unwrapped.model)
 
     def evaluate(self, step: int) -> None:
         """Evaluate the model after ``step`` steps. Every process must call this method."""

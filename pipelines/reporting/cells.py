@@ -1,5 +1,7 @@
-"""Cells of the tables of a report."""
+"""Cells of the tables of a report, and lines of its CSV files."""
 
+import csv
+import io
 import re
 from typing import Any
 
@@ -41,3 +43,34 @@ def markdown_table(header: list[str], rows: list[list[str]], *, of_text: bool = 
     other = " :--- |" if of_text else " ---: |"
     lines = ["| " + " | ".join(header) + " |", "| :--- |" + other * (len(header) - 1)]
     return "\n".join([*lines, *("| " + " | ".join(row) + " |" for row in rows)])
+
+
+def flat_row(row: dict[str, Any]) -> dict[str, Any]:
+    """A row or a group of report.json as a line of a CSV file.
+
+    An interval has two columns, with the suffixes ``_low`` and ``_high``. Figures of a metric begin with its name.
+    """
+    line: dict[str, Any] = {}
+    for key, value in row.items():
+        if key.endswith("_interval"):
+            low, high = value or (None, None)
+            line |= {f"{key.removesuffix('_interval')}_low": low, f"{key.removesuffix('_interval')}_high": high}
+        elif key == "metrics":
+            for name, of_metric in value.items():
+                line |= {f"{name}_{one}": figure for one, figure in flat_row(of_metric).items()}
+        elif key == "group_shares":
+            line |= {f"groups_{one}": share for one, share in value.items()}
+        elif isinstance(value, list) and key != "groups":
+            line[key] = " ".join(str(one) for one in value)
+        elif key != "groups" and not key.endswith("_undefined"):
+            line[key] = value
+    return line
+
+
+def csv_text(lines: list[dict[str, Any]]) -> str:
+    """The text of a CSV file with a header, from lines with equal keys."""
+    text = io.StringIO()
+    writer = csv.DictWriter(text, list(lines[0]), lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(lines)
+    return text.getvalue()

@@ -1,7 +1,5 @@
 """The report as a table: in Markdown, for a terminal, and as CSV."""
 
-import csv
-import io
 from typing import Any
 
 from rich import box
@@ -10,9 +8,9 @@ from rich.table import Table
 
 from distill.data.overlap import WINDOW
 from pipelines.reporting.bootstrap import MIN_DOCUMENTS
-from pipelines.reporting.cells import kept, markdown_table, metric_value
+from pipelines.reporting.cells import csv_text, flat_row, kept, markdown_table, metric_value
 from pipelines.reporting.paper import KEPT_IN_TABLE_8, kept_in_paper
-from pipelines.reporting.task_table import flat_row, task_sections
+from pipelines.reporting.task_table import task_sections
 from pipelines.reporting.verdict import verdicts, why_none
 
 _WIDTH = 80  # columns of a terminal
@@ -88,11 +86,7 @@ def report_csv(report: dict[str, Any]) -> str:
         line |= {f"{name}_quality": report[name]["quality"] for name in ("baseline", "long_baseline")}
         line |= {key: report["data"][key] for key in ("test_examples", "test_documents", "overlap")}
         lines.append(line | {"data_digest": report["data"]["digest"]})
-    text = io.StringIO()
-    writer = csv.DictWriter(text, list(lines[0]), lineterminator="\n")
-    writer.writeheader()
-    writer.writerows(lines)
-    return text.getvalue()
+    return csv_text(lines)
 
 
 def report_table(report: dict[str, Any]) -> Table:

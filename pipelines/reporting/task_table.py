@@ -1,11 +1,9 @@
 """The sections of report.md that only a task has, and groups.csv."""
 
-import csv
-import io
 from typing import Any
 
 from distill.metrics import METRICS
-from pipelines.reporting.cells import escaped, kept, markdown_table, metric_gain, metric_value
+from pipelines.reporting.cells import csv_text, escaped, flat_row, kept, markdown_table, metric_gain, metric_value
 from pipelines.reporting.task_report import KEPT_AT_LEAST, MIN_GROUP_DOCUMENTS
 
 _LISTED = 10  # groups at each end of the order
@@ -20,28 +18,6 @@ def task_sections(report: dict[str, Any]) -> str:
     return _metrics(report) + _groups(report) + _examples(report)
 
 
-def flat_row(row: dict[str, Any]) -> dict[str, Any]:
-    """A row or a group of report.json as a line of a CSV file.
-
-    An interval has two columns, with the suffixes ``_low`` and ``_high``. Figures of a metric begin with its name.
-    """
-    line: dict[str, Any] = {}
-    for key, value in row.items():
-        if key.endswith("_interval"):
-            low, high = value or (None, None)
-            line |= {f"{key.removesuffix('_interval')}_low": low, f"{key.removesuffix('_interval')}_high": high}
-        elif key == "metrics":
-            for name, of_metric in value.items():
-                line |= {f"{name}_{one}": figure for one, figure in flat_row(of_metric).items()}
-        elif key == "group_shares":
-            line |= {f"groups_{one}": share for one, share in value.items()}
-        elif isinstance(value, list) and key != "groups":
-            line[key] = " ".join(str(one) for one in value)
-        elif key != "groups" and not key.endswith("_undefined"):
-            line[key] = value
-    return line
-
-
 def groups_csv(report: dict[str, Any]) -> str:
     """The text of groups.csv: a line per ratio, variant and group, with all figures at full precision."""
     lines = [
@@ -49,11 +25,7 @@ def groups_csv(report: dict[str, Any]) -> str:
         for row in report["ratios"]
         for group in row["groups"]
     ]
-    text = io.StringIO()
-    writer = csv.DictWriter(text, list(lines[0]), lineterminator="\n")
-    writer.writeheader()
-    writer.writerows(lines)
-    return text.getvalue()
+    return csv_text(lines)
 
 
 def _metrics(report: dict[str, Any]) -> str:

@@ -3,10 +3,10 @@
 from typing import Any, NamedTuple
 
 import numpy as np
-from distill.generation import generate
 from transformers import PreTrainedModel
 
 from distill.evaluation import evaluate
+from distill.generation import generate
 from distill.io.files import write_json
 from distill.models.layerwise import Forward, by_batch
 from distill.processes import is_main_process

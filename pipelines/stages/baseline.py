@@ -39,35 +39,36 @@ def compute(run: StageRun) -> Outcome:
     def quality() -> dict[str, float]:
         return {"eval/quality": measure(run, model, answers=False).quality}
 
-    def leg(name: str, *, steps: int, stop: int, start: Path | None, prefix: str = "") -> Path:
-        directory = run.directory / "checkpoints" / name
-        train(
+    def leg(name: str, *, steps: int, stop: int, start: Path | None, prefix: str = "") -> int:
+        return train(
             HardLabels(model),
             examples,
             training,
             accelerator=run.accelerator,
-            directory=directory,
+            directory=run.directory / "checkpoints" / name,
             seed=run.seed,
             steps=steps,
             stop=stop,
             start=start,
             hooks=run.hooks(quality, lambda: validation_quality(run, model), prefix),
         )
-        return checkpoints(directory)[-1]
 
-    # With early stopping, each length has its own best step, so the two share no steps.
-    trunk = None if training.patience else leg("trunk", steps=long, stop=trunk_steps(training, short), start=None)
-    measured = {}
+    trunk = None
+    if not training.patience:  # with early stopping each length has a best step of its own, so the two share no steps
+        leg("trunk", steps=long, stop=trunk_steps(training, short), start=None)
+        trunk = checkpoints(run.directory / "checkpoints" / "trunk")[-1]
+    measured, taken = {}, {}
     for steps in sorted({short, long}):  # may be equal if no teacher is trained
         if trunk is None:
             model.load_state_dict(start)
-        leg(f"to-{steps}", steps=steps, stop=steps, start=trunk, prefix="short/" if steps < long else "")
+        prefix = "short/" if steps < long else ""
+        taken[steps] = leg(f"to-{steps}", steps=steps, stop=steps, start=trunk, prefix=prefix)
         measured[steps] = measure(run, model)
     save_measured(run, measured[short], "baseline_")
     save_measured(run, measured[long], "long_baseline_")
     metrics = {"quality": measured[short].quality, "quality_long": measured[long].quality}
     parameters = count_parameters(model)
-    facts = {"steps": short, "long_steps": long, "parameters": parameters}
+    facts = {"steps": taken[short], "long_steps": taken[long], "parameters": parameters}
     run.save_model(model)
     # The saved model is the long baseline, so "quality", which is the short baseline's, does not describe it.
     return Outcome({**metrics, "parameters": parameters}, facts, not_of_model=["quality"])

@@ -30,7 +30,7 @@ def compute(run: StageRun) -> Outcome:
     def quality() -> dict[str, float]:
         return {"eval/quality": measure(run, student, answers=False).quality}
 
-    train(
+    steps = train(
         *_objective_and_examples(run, student),
         settings.training,
         accelerator=run.accelerator,
@@ -41,7 +41,7 @@ def compute(run: StageRun) -> Outcome:
     measured = measure(run, student)
     save_measured(run, measured)
     parameters = count_parameters(student)
-    facts = {"parameters": parameters, "steps": settings.training.steps}
+    facts = {"parameters": parameters, "steps": steps}
     run.save_model(student)
     return Outcome({"quality": measured.quality, "parameters": parameters}, facts)
 

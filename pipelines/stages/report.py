@@ -241,26 +241,29 @@ def _training_cost(run: StageRun, ratio: str, variant: str | None) -> dict[str, 
     settings = run.config.of_variant(variant).distill
     teacher_training, student_training = run.config.teacher.training, settings.training
     trained_here = run.config.trains_teacher(ratio)
-    cost = _cost(run, teacher, teacher_training) if trained_here else {"tokens": None, "flops": None}
-    own = _cost(run, student, student_training)
+    # Fewer than in the settings after early stopping.
+    teacher_steps = teacher.facts.get("steps", teacher_training.steps)
+    steps = student.facts["steps"]
+    cost = _cost(run, teacher, teacher_training, teacher_steps) if trained_here else {"tokens": None, "flops": None}
+    own = _cost(run, student, student_training, steps)
     experts = {"top_1": 1, "mixture": run.config.teacher.ratios[ratio], "sampled": settings.num_sampled_experts}
     teacher_passes = settings.num_teacher_examples * _forward_flops(
         run, teacher, experts=experts[settings.teacher_routing]
     )
     return {
-        "teacher_steps": teacher_training.steps if trained_here else None,
+        "teacher_steps": teacher_steps if trained_here else None,
         "teacher_tokens": cost["tokens"],
         "teacher_flops": cost["flops"],
-        "student_steps": student_training.steps,
+        "student_steps": steps,
         "student_tokens": own["tokens"],
         "student_flops": own["flops"] + teacher_passes,
     }
 
 
-def _cost(run: StageRun, model: FinishedStage, training: TrainingConfig, steps: int | None = None) -> dict[str, float]:
+def _cost(run: StageRun, model: FinishedStage, training: TrainingConfig, steps: int) -> dict[str, float]:
     """Tokens (inputs and targets) and floating-point operations of a model's training."""
     lengths = run.data.mean_lengths(run.config.data)
-    examples = (steps or training.steps) * training.batch_size
+    examples = steps * training.batch_size
     return {
         "tokens": round(examples * (lengths.inputs + lengths.targets)),
         "flops": 3 * examples * _forward_flops(run, model),

@@ -50,9 +50,10 @@ def compute(run: StageRun) -> Outcome:
             raise TrainingDiverged(f"{collapsed} (or raise teacher.load_balancing_weight)")
         return {"eval/quality": found.quality, **routing.layer_metrics()}
 
+    steps = 0
     if trains:
         batch_size = settings.training.batch_size
-        train(
+        steps = train(
             HardLabelsAndLoadBalance(model, load_balancing_weight=settings.load_balancing_weight),
             training_examples(run.data, run.config.data, seed=run.seed, batch_size=batch_size),
             settings.training,
@@ -74,7 +75,7 @@ def compute(run: StageRun) -> Outcome:
             save_teacher(model, run.directory / "model", run.data.tokenizer)
     run.accelerator.wait_for_everyone()
     parameters = count_parameters(model)
-    facts = {"experts": model.config.num_experts, "parameters": parameters, "checkpoint": source}
+    facts = {"experts": model.config.num_experts, "parameters": parameters, "checkpoint": source, "steps": steps}
     if source and stored and not trains:
         facts |= reference_facts(source, stored)
     metrics = {

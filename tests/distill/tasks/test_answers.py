@@ -99,6 +99,13 @@ def test_a_killed_call_continues_after_its_last_unit(make, tmp_path, killed_at):
     assert asked == [16, 16, 16, 2][killed_at - 1 :]
 
 
+def test_a_stage_that_is_killed_after_it_has_stored_the_answers_does_not_make_them_again(make):
+    def never(*_, **__):
+        raise AssertionError("the answers are there")
+
+    assert make(make_inputs()) == make(make_inputs(), ask=never)
+
+
 @pytest.mark.parametrize("changed", [{"origin": "second"}, {"max_length": 5}, {"beams": 2}])
 def test_units_of_another_teacher_or_of_other_settings_are_discarded(make, tmp_path, changed):
     inputs = make_inputs()

@@ -53,7 +53,9 @@ def test_a_process_that_does_not_write_leaves_no_files(tmp_path):
     assert best.best_step(1) == 1 and not list(tmp_path.iterdir())
 
 
-@pytest.mark.parametrize("name", ["best/model.safetensors", "best/best.json", "evaluations.json"])
+@pytest.mark.parametrize(
+    "name", ["best/step-00000001/model.safetensors", "best/step-00000001/best.json", "evaluations.json"]
+)
 @pytest.mark.parametrize("how", ["bits", "gone"])
 def test_damaged_files_are_refused(tmp_path, name, how):
     BestWeights(tmp_path, 1).add(1, 0.0, nn.Linear(3, 3), write=True)
@@ -64,7 +66,21 @@ def test_damaged_files_are_refused(tmp_path, name, how):
     if how == "gone" and name != "evaluations.json":  # without the record, no step has been evaluated
         path.unlink()
     with pytest.raises(UserError, match=f"{path.name} is (damaged|missing).*; delete its directory and run the same"):
-        BestWeights(tmp_path, 1).restore(nn.Linear(3, 3))
+        BestWeights(tmp_path, 1).restore(1, nn.Linear(3, 3))
+
+
+def test_a_restart_after_divergence_does_not_use_weights_of_the_attempt_before(tmp_path):
+    """Step 4 is the best of the first attempt. Training goes back to step 3, and its second step 4 is worse than 2."""
+    models = {name: nn.Linear(2, 2) for name in ("2", "4 of the first attempt", "4", "6")}
+    (tmp_path / "step-00000003").mkdir()  # a checkpoint
+    best = BestWeights(tmp_path, 3)
+    for step, quality, name in ((2, -3.0, "2"), (4, -1.0, "4 of the first attempt"), (6, -2.0, "6")):
+        best.add(step, quality, models[name], write=True)
+    for again in (best, BestWeights(tmp_path, 3)):  # restarted, and killed and resumed
+        again.add(4, -5.0, models["4"], write=True)
+        restored = nn.Linear(2, 2)
+        again.restore(4, restored)
+        assert torch.equal(restored.weight, models["2"].weight)
 
 
 @pytest.fixture(scope="module")
@@ -94,7 +110,9 @@ def fit(data, data_config, shape, tmp_path, accelerator):
         hooks = Hooks(on_step=on_step, validate=validate, on_metrics=lambda step, _: die("metrics", step))
         examples = Examples(data, data_config, seed=0)
         directory = tmp_path / name
-        train(HardLabels(model), examples, config, accelerator=accelerator, directory=directory, seed=0, hooks=hooks)
+        options = {"accelerator": accelerator, "directory": directory, "seed": 0, "hooks": hooks}
+        taken = train(HardLabels(model), examples, config, **options)
+        assert taken == max(at_step, default=taken)
         return weights(), at_step
 
     return run

@@ -13,7 +13,9 @@ def test_a_loaded_baseline_has_float32_weights_in_any_stored_precision(shape, tm
     stored = build_dense(shape, 128, pad=0, eos=1, seed=0).to(dtype)
     stored.save_pretrained(tmp_path)
     config = SimpleNamespace(baseline=SimpleNamespace(checkpoint=str(tmp_path)))
-    run = SimpleNamespace(config=config, data=SimpleNamespace(special_tokens=SimpleNamespace(vocabulary_size=128)))
+    run = SimpleNamespace(
+        config=config, data=SimpleNamespace(special_tokens=SimpleNamespace(vocabulary_size=128)), inputs={}
+    )
     loaded = dict(_model(run).named_parameters())
     for name, weight in stored.named_parameters():
         assert loaded[name].dtype == torch.float32 and torch.equal(loaded[name], weight.float())

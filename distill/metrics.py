@@ -100,14 +100,14 @@ def remarks(names: list[str], references: list[str]) -> list[str]:
     by_word = [name for name in names if name in ("token_f1", "error_rate", "bleu")]
     if by_word and (others := share(_is_unspaced)) > _MANY:
         found.append(
-            f"{', '.join(by_word)}: words are told apart by spaces, but {others:.0%} of the letters of the references "
+            f"{', '.join(by_word)}: words are separated at spaces, but {others:.0%} of the letters of the references "
             "are of scripts without spaces between words; prefer chrf"
         )
     return found
 
 
 def looks_like_labels(references: list[str]) -> bool:
-    """Whether references are labels and not free text: on average, each different one stands there twice or more."""
+    """Whether references are labels and not free text: on average, each different one occurs at least twice."""
     return 2 * len({reference.strip() for reference in references}) <= len(references)
 
 

@@ -24,7 +24,7 @@ class SourceConfig(Section):
     split_by: Source | None = None
 
 
-# Tagged, so that a wrong value gives the errors of its own kind alone; the tags stand in the locations of errors.
+# Tagged, so that a wrong value gives only the errors of its own kind. The locations of errors contain the tags.
 EXAMPLES_TAGS = ("[source]", "[mixture]")
 Examples = Annotated[
     Annotated[Source, Tag("[source]")]

@@ -42,7 +42,7 @@ class Pair:
 
 
 def bad_pairs(choice: Any) -> BadRows:
-    """Handles rows that are no pairs; ``choice`` is the value of ``data.bad_rows``."""
+    """A handler of rows that are not pairs; ``choice`` is the value of ``data.bad_rows``."""
     return BadRows(choice, _CURE)
 
 
@@ -54,7 +54,7 @@ def read_pairs(
     Args:
         sources: from ``TaskConfig.sources``.
         revisions: of each source that is on the hub.
-        bad_rows: handles rows without a column, with a value that is no text or number, or with an empty text.
+        bad_rows: handles rows without a column, with a value that is neither text nor a number, or with an empty text.
         with_target: whether rows have targets.
 
     Raises:

@@ -72,8 +72,10 @@ def prepare_pairs(
             parts["unlabelled"] = _write_unlabelled(config, directory, inputs, writer)
     _check_splits(parts)
     _check_groups(task, writer.groups)
+    facts = _facts(task, parts, writer, tokenizer)
+    facts["task"]["unlabelled_revision"] = revisions["unlabelled"]
     return {
-        **_facts(task, parts, writer, tokenizer),
+        **facts,
         "skipped_rows": bad_rows.skipped,
         "first_skipped": bad_rows.first,
         "revision": ", ".join(filter(None, revisions["sources"])) or None,

@@ -18,7 +18,7 @@ from distill.special_tokens import token_type
 PAIR = np.dtype(
     [("input", "<u8"), ("target", "<u8"), ("document", "<u8"), ("texts", "<u8"), ("group", "<u4"), ("source", "<u4")]
 )
-_SORTED = 64  # examples of similar length that stand together in the evaluated examples
+_SORTED = 64  # consecutive evaluated examples of similar length
 
 
 class Pairs(NamedTuple):
@@ -42,7 +42,7 @@ class Pairs(NamedTuple):
 
 
 class TaskExamples(NamedTuple):
-    """The texts of the E evaluated examples, in the order of their losses, and what they are grouped by."""
+    """The texts of the E evaluated examples, in the order of their losses, with their groups and documents."""
 
     inputs: list[str]
     references: list[str]  # the whole targets
@@ -56,7 +56,7 @@ class TaskExamples(NamedTuple):
 class PreparedPairs(PreparedData):
     """The pairs that ``distill.tasks.prepare`` has written to ``directory``."""
 
-    task: dict[str, Any]  # groups, weights of the sources, lengths, truncated texts; see ``prepare_pairs``
+    task: dict[str, Any]  # groups, weights of the sources, lengths, truncated texts; see ``distill.tasks.prepare``
 
     def lengths(self, config: DataConfig) -> Lengths:
         """The longest input and target of the training pairs."""
@@ -93,7 +93,7 @@ class PreparedPairs(PreparedData):
         """The rows of ``config.eval_split`` that models are evaluated on, at most ``config.test_examples``.
 
         Each group has the same number of examples, as far as it has enough. Within a group, a hash of the texts
-        decides. Examples of similar length stand together.
+        decides. Consecutive examples have similar lengths.
         """
         index = self._index(config.eval_split)
         order = np.lexsort((index["texts"], index["group"]))

@@ -16,8 +16,8 @@ _HINT = "delete its directory and run the same command again"
 class BestWeights:
     """The evaluations of a run, and on disk the weights of the best one.
 
-    The state at a step depends only on the evaluations up to it. So a run that is killed and resumed, or restarted
-    after divergence, ignores the later evaluations of before. The weights that are best at a checkpoint are kept too.
+    The state at a step depends only on the evaluations up to it. So a run that is resumed, or restarted after
+    divergence, ignores later evaluations of the attempt before. The best weights up to each checkpoint are kept too.
     """
 
     def __init__(self, directory: Path, patience: int):

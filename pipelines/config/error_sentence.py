@@ -40,7 +40,7 @@ def shown(value: Any) -> str:
 
 
 def _fields_at(config: type[BaseModel], location: tuple[int | str, ...]) -> dict[str, Any]:
-    """The fields of the section at a location of a config; empty if it is no section."""
+    """The fields of the section at a location of a config; empty if it is not a section."""
     section: type[BaseModel] | None = config
     for part in location:
         if section is not None and isinstance(part, str) and part not in _TAGS:

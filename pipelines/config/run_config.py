@@ -60,7 +60,7 @@ class RunConfig(Section):
     report: ReportConfig = ReportConfig()
     task: TaskConfig | None = Field(None, description="pairs of texts in place of span corruption")
     pretrained: Source | None = Field(
-        None, description="a CONFIG in the same work directory whose teachers and baseline are fine-tuned on the task"
+        None, description="a CONFIG in the same work directory, to fine-tune its teachers and its baseline on the task"
     )
     variants: dict[Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9_-]{0,39}$")], dict[str, Any]] = Field(
         {}, description="several students of each teacher: name -> changes of the sections student and distill"

@@ -108,7 +108,7 @@ def held_out_examples(source: Source, workdir: Path, text: str | None) -> HeldOu
 
 
 def _made(lineage: dict[str, Any]) -> Iterator[dict[str, Any]]:
-    """The nodes of a lineage that are no exports, the student first."""
+    """The nodes of a lineage that are not exports, the student first."""
     return (node for node in nodes(lineage) if node["stage"] != "export")
 
 

@@ -38,7 +38,7 @@ def plot_report(report: dict[str, Any], path: Path) -> None:
     figure.suptitle(
         f"Distilled students on {data['name']}: {data['test_examples']:,} {data['eval_split']} examples of "
         f"{describe_sample(data, rows[0]['seeds'])}",
-        parse_math=False,  # dollar signs of a path are no formula
+        parse_math=False,  # a dollar sign in a path does not begin a formula
     )
     save_figure(figure, path)
 

@@ -1,7 +1,7 @@
 """Resamples of documents and seeds, the same for every figure of a comparison.
 
 The influence of a seed and a document is the change of a figure, to first order, if they are counted once more, times
-their number. So a resample changes the figure by the mean influence of what it has drawn.
+their number. So a resample changes the figure by the mean influence of the drawn documents and seeds.
 
 Shapes: S seeds, D documents.
 """

@@ -111,7 +111,7 @@ def metric_values(
     *,
     against: tuple[str, ...] = tuple(AGAINST),
 ) -> dict[str, dict[str, Any]]:
-    """``metrics`` of a row of report.json: for each metric the values of all models, and what is kept of its gain.
+    """``metrics`` of a row of report.json: for each metric the values of all models, and the fraction of the gain kept.
 
     A gain is an improvement, also where lower is better.
 

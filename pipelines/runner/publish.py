@@ -15,12 +15,13 @@ from pathlib import Path
 from distill.errors import ExpectedError
 from distill.io.disk import is_full
 from pipelines.reporting.registry import log_comparison
+from pipelines.runner.stage_data import task_data
 from pipelines.tracking.data_source import mlflow_source
 from pipelines.tracking.store import Store
 from pipelines.tracking.store_uri import StoreError, cause_of, label
 from pipelines.tracking.tracked_run import COLOURS, TrackedRun, describe_run
 from pipelines.tracking.view import publish_view
-from pipelines.workdir.plan import baseline_training
+from pipelines.workdir.plan import training_of
 from pipelines.workdir.stage import FinishedStage, Stage
 from pipelines.workdir.teacher_files import Reference, reference_of
 from pipelines.workdir.workspace import Workspace
@@ -132,7 +133,8 @@ class Publisher:
                 held_out = data.parts[split]
                 tracked.log_data(f"{data.name}-{split}", held_out.digest, split, self._source, asdict(held_out))
         if config.task and config.task.unlabelled and {stage.kind, *stage.inputs} & {"answer"}:
-            source = mlflow_source(config.task.unlabelled, None, Path(data.directory))
+            commit = task_data(data).task["unlabelled_revision"]
+            source = mlflow_source(config.task.unlabelled, commit, Path(data.directory))
             inputs = data.parts["unlabelled"]
             tracked.log_data(config.task.unlabelled, inputs.digest, "unlabelled", source, asdict(inputs))
         models = {role: self.workspace.finished(upstream).model_id for role, upstream in stage.inputs.items()}
@@ -141,12 +143,9 @@ class Publisher:
 
     def _held_out(self, stage: Stage) -> list[str]:
         """The splits that a stage evaluates its model on; with early stopping also the validation split."""
-        config = self.workspace.config
-        training = config.of_variant(stage.variant).distill.training
-        if stage.kind != "distill":
-            training = {"teacher": config.teacher.training}.get(stage.kind, baseline_training(config))
-        stops = stage.kind != "report" and training.patience is not None
-        return list(dict.fromkeys([config.data.eval_split, *(["validation"] if stops else [])]))
+        training = training_of(self.workspace.config, stage)
+        stops_early = training is not None and training.patience is not None
+        return list(dict.fromkeys([self.workspace.config.data.eval_split, *["validation"] * stops_early]))
 
     def _send(self, stage: Stage, tracked: TrackedRun, *, late: bool) -> None:
         """Send artifacts, model and metrics. ``late``: the MLflow run begins only now, after the stage has finished."""

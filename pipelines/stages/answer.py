@@ -2,13 +2,12 @@
 
 import numpy as np
 
-from distill.errors import UserError
 from distill.tasks.answers import make_answers, read_answers, with_answers
 from distill.tasks.examples import PairExamples
 from distill.tasks.prepared import Pairs
 from pipelines.runner.stage_data import task_data
 from pipelines.runner.stage_run import Outcome, StageRun
-from pipelines.stages.teacher import run_frozen
+from pipelines.stages.teacher import require_in_memory, run_frozen
 from pipelines.workdir.teacher_files import open_finished_teacher, teacher_digest
 
 
@@ -24,8 +23,7 @@ def compute(run: StageRun) -> Outcome:
     task, teacher, data = run.config.task, run.inputs["teacher"], task_data(run.data)
     assert task is not None
     running = run_frozen(run, open_finished_teacher(teacher))
-    if running.streamed:
-        raise UserError(f"teacher {run.ratio} does not fit into memory, so it cannot answer; raise teacher.memory")
+    require_in_memory(run, running)
     pad = data.special_tokens.pad
     parts = [PairExamples(pairs, np.arange(len(pairs.starts)), pad=pad) for pairs in _asked(run)]
     with run.accelerator.autocast():

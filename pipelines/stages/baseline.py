@@ -14,7 +14,7 @@ from distill.training.checkpoint import checkpoints
 from distill.training.loop import train
 from distill.training.schedule import trunk_steps
 from distill.training.train_modules import HardLabels
-from pipelines.runner.measure import measure, save_measured, validation_quality
+from pipelines.runner.measure import answer, measure, save_results, validation_quality
 from pipelines.runner.stage_data import training_examples
 from pipelines.runner.stage_run import Outcome, StageRun
 from pipelines.workdir.plan import baseline_steps, baseline_training, long_steps
@@ -37,7 +37,7 @@ def compute(run: StageRun) -> Outcome:
     start = {name: value.clone() for name, value in model.state_dict().items()} if training.patience else {}
 
     def quality() -> dict[str, float]:
-        return {"eval/quality": measure(run, model, answers=False).quality}
+        return {"eval/quality": measure(run, model)[0]}
 
     def leg(name: str, *, steps: int, stop: int, start: Path | None, prefix: str = "") -> int:
         return train(
@@ -57,16 +57,16 @@ def compute(run: StageRun) -> Outcome:
     if not training.patience:  # with early stopping each length has a best step of its own, so the two share no steps
         leg("trunk", steps=long, stop=trunk_steps(training, short), start=None)
         trunk = checkpoints(run.directory / "checkpoints" / "trunk")[-1]
-    measured, taken = {}, {}
+    measured, answers, taken = {}, {}, {}
     for steps in sorted({short, long}):  # may be equal if no teacher is trained
         if trunk is None:
             model.load_state_dict(start)
         prefix = "short/" if steps < long else ""
         taken[steps] = leg(f"to-{steps}", steps=steps, stop=steps, start=trunk, prefix=prefix)
-        measured[steps] = measure(run, model)
-    save_measured(run, measured[short], "baseline_")
-    save_measured(run, measured[long], "long_baseline_")
-    metrics = {"quality": measured[short].quality, "quality_long": measured[long].quality}
+        measured[steps], answers[steps] = measure(run, model), answer(run, model)
+    for steps, prefix in ((short, "baseline_"), (long, "long_baseline_")):
+        save_results(run, measured[steps][1], answers[steps], prefix)
+    metrics = {"quality": measured[short][0], "quality_long": measured[long][0]}
     parameters = count_parameters(model)
     facts = {"steps": taken[short], "long_steps": taken[long], "parameters": parameters}
     run.save_model(model)

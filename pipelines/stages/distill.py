@@ -9,7 +9,7 @@ from distill.models.build import count_parameters, place
 from distill.training.loop import train
 from distill.training.matching import Matching
 from distill.training.train_modules import HardAndCachedLabels, HardAndSoftLabels, HardLabels, TrainModule
-from pipelines.runner.measure import measure, save_measured, validation_quality
+from pipelines.runner.measure import answer, measure, save_results, validation_quality
 from pipelines.runner.stage_data import training_examples
 from pipelines.runner.stage_run import Outcome, StageRun
 from pipelines.stages.answer import answered_pairs
@@ -27,8 +27,8 @@ def compute(run: StageRun) -> Outcome:
     student = T5ForConditionalGeneration.from_pretrained(run.inputs["init"].read("model"), use_safetensors=True)
     place(student, run.accelerator.device)
 
-    def quality() -> dict[str, float]:
-        return {"eval/quality": measure(run, student, answers=False).quality}
+    def curves() -> dict[str, float]:
+        return {"eval/quality": measure(run, student)[0]}
 
     steps = train(
         *_objective_and_examples(run, student),
@@ -36,14 +36,14 @@ def compute(run: StageRun) -> Outcome:
         accelerator=run.accelerator,
         directory=run.directory / "checkpoints",
         seed=run.seed,
-        hooks=run.hooks(quality, lambda: validation_quality(run, student)),
+        hooks=run.hooks(curves, lambda: validation_quality(run, student)),
     )
-    measured = measure(run, student)
-    save_measured(run, measured)
+    quality, losses = measure(run, student)
+    save_results(run, losses, answer(run, student))
     parameters = count_parameters(student)
     facts = {"parameters": parameters, "steps": steps}
     run.save_model(student)
-    return Outcome({"quality": measured.quality, "parameters": parameters}, facts)
+    return Outcome({"quality": quality, "parameters": parameters}, facts)
 
 
 def _objective_and_examples(

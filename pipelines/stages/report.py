@@ -127,7 +127,7 @@ def _read_results(run: StageRun) -> Results:
     config, seeds = run.config, len(run.config.seeds)
 
     def read(what: str) -> Models[list[Any]]:
-        """The losses or answers of all models, one list per seed; one in all for a loaded teacher."""
+        """The losses or answers of all models, one list per seed, or a single list for a loaded teacher."""
         baselines = _of_kind(run, "baseline")
         teachers = {ratio: _values(_of_kind(run, "teacher", ratio), what) for ratio in config.teacher.ratios}
         students = {

@@ -1,15 +1,17 @@
 """Stage 1: train a Switch teacher on hard labels with a load-balancing loss, or load one; measure its quality."""
 
+import numpy as np
 import torch
 from transformers import SwitchTransformersForConditionalGeneration
 
+from distill.errors import UserError
 from distill.models.build import count_parameters, place
 from distill.models.layerwise import Forward, by_batch
 from distill.processes import is_main_process
 from distill.training.divergence import TrainingDiverged
 from distill.training.loop import train
 from pipelines.reporting.plot import plot_routing
-from pipelines.runner.measure import Measured, measure, save_measured, validation_quality
+from pipelines.runner.measure import answer, measure, save_results, validation_quality
 from pipelines.runner.stage_data import training_examples
 from pipelines.runner.stage_run import Outcome, StageRun
 from pipelines.workdir.teacher_files import open_finished_teacher, reference_facts
@@ -35,20 +37,23 @@ def compute(run: StageRun) -> Outcome:
     stored = open_teacher(source) if source else None
     forward: Forward = by_batch
     if stored and not trains:
-        model, forward, *_ = run_frozen(run, stored)
+        running = run_frozen(run, stored)
+        if run.config.task:
+            require_in_memory(run, running)
+        model, forward, *_ = running
     else:
         model = place(_trainable(run, stored), run.accelerator.device)
 
-    def measured(answers: bool) -> tuple[Measured, RoutingSummary]:
+    def measured() -> tuple[float, np.ndarray, RoutingSummary]:
         with measure_routing(model) as routing:
-            found = measure(run, model, forward, answers=False)
-        return measure(run, model, forward) if answers else found, routing(run.accelerator)
+            quality, losses = measure(run, model, forward)
+        return quality, losses, routing(run.accelerator)
 
     def curves() -> dict[str, float]:
-        found, routing = measured(answers=False)
+        quality, _, routing = measured()
         if collapsed := routing.collapse():
             raise TrainingDiverged(f"{collapsed} (or raise teacher.load_balancing_weight)")
-        return {"eval/quality": found.quality, **routing.layer_metrics()}
+        return {"eval/quality": quality, **routing.layer_metrics()}
 
     steps = 0
     if trains:
@@ -62,13 +67,13 @@ def compute(run: StageRun) -> Outcome:
             seed=run.seed,
             hooks=run.hooks(curves, lambda: validation_quality(run, model)),
         )
-    found, routing = measured(answers=run.config.task is not None)
+    quality, losses, routing = measured()
     if trains and (collapsed := routing.collapse()):
         raise TrainingDiverged(
             f"{stage.title} is not a sparse teacher: {collapsed}; raise teacher.load_balancing_weight or lower "
             "teacher.training.learning_rate"
         )
-    save_measured(run, found)
+    save_results(run, losses, answer(run, model))
     if is_main_process():
         plot_routing(routing.layers, routing.load.numpy(), run.directory / "routing.png")
         if trains:
@@ -79,7 +84,7 @@ def compute(run: StageRun) -> Outcome:
     if source and stored and not trains:
         facts |= reference_facts(source, stored)
     metrics = {
-        "quality": found.quality,
+        "quality": quality,
         "parameters": parameters,
         "experts": model.config.num_experts,
         **routing.overall_metrics(),
@@ -98,6 +103,12 @@ def frozen_teacher(run: StageRun) -> RunningTeacher:
         layer.mlp.routing = run.config.distill.teacher_routing
         layer.mlp.num_sampled_experts = run.config.distill.num_sampled_experts
     return running
+
+
+def require_in_memory(run: StageRun, running: RunningTeacher) -> None:
+    """Raise UserError if a teacher runs layer by layer: answers are generated token by token."""
+    if running.streamed:
+        raise UserError(f"teacher {run.ratio} does not fit into memory, so it cannot answer; raise teacher.memory")
 
 
 def run_frozen(run: StageRun, stored: StoredTeacher, compute_dtype: torch.dtype | None = None) -> RunningTeacher:

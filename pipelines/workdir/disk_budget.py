@@ -7,7 +7,7 @@ from rich.filesize import decimal
 from distill.config import TrainingConfig
 from distill.io.disk import require_space
 from distill.model_size import num_parameters
-from pipelines.workdir.plan import baseline_training
+from pipelines.workdir.plan import training_of
 from pipelines.workdir.stage import Stage
 from pipelines.workdir.workspace import Workspace
 
@@ -44,15 +44,8 @@ def _parameters(workspace: Workspace, stage: Stage) -> int:
     return num_parameters(config.model, workspace.data.vocab_size, experts)
 
 
-def _training(workspace: Workspace, stage: Stage) -> TrainingConfig | None:
-    config = workspace.config
-    if stage.kind == "distill":
-        return config.of_variant(stage.variant).distill.training
-    return {"baseline": baseline_training(config), "teacher": config.teacher.training}.get(stage.kind)
-
-
 def _checkpoint_bytes(workspace: Workspace, stage: Stage) -> int:
-    training = _training(workspace, stage)
+    training = training_of(workspace.config, stage)
     return 0 if training is None else checkpoints_bytes(stage.kind, training, _parameters(workspace, stage))
 
 

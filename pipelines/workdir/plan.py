@@ -65,6 +65,15 @@ def baseline_training(config: RunConfig) -> TrainingConfig:
     return config.teacher.training if config.trains_teachers else config.distill.training
 
 
+def training_of(config: RunConfig, stage: Stage) -> TrainingConfig | None:
+    """The training settings of a stage; None if it trains nothing, or uses a loaded teacher as it is."""
+    if stage.kind == "distill":
+        return config.of_variant(stage.variant).distill.training
+    if stage.kind == "teacher":
+        return config.teacher.training if stage.ratio and config.trains_teacher(stage.ratio) else None
+    return baseline_training(config) if stage.kind == "baseline" else None
+
+
 def _pretrained(stages: Sequence[Stage], kind: str, ratio: str | None, seed: int) -> dict[str, Stage]:
     """The pre-trained model that a stage starts from, as its input: of the same seed if there is one."""
     found = [stage for stage in stages if (stage.kind, stage.ratio) == (kind, ratio)]

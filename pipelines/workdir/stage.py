@@ -18,7 +18,7 @@ from distill.io.files import check_digests, file_digests, read_record, write_rec
 #   initialisation, calibration                                init
 #   intervals, tables                                          report
 # or if the stage's own file computes something else. A change that only affects rounding needs no new version. Data
-# preparation has its own version, in distill/data/prepare.py.
+# preparation has versions of its own, in distill/data/key.py.
 VERSIONS = {"baseline": 2, "teacher": 2, "init": 2, "answer": 1, "label": 2, "distill": 2, "report": 6}
 
 # The files of a stage's directory that later stages and commands read.

@@ -78,8 +78,8 @@ class Workspace:
         found = self.find(stage)
         if found is None:
             ratio = ("--ratio", stage.ratio) if stage.ratio else ()
-            of_pretraining = self.pretraining and stage in self.pretraining.stages
-            source = self.pretraining.source if self.pretraining and of_pretraining else self.source
+            before = self.pretraining
+            source = before.source if before and stage in before.stages else self.source
             command = suggest(stage.kind, source, *ratio, workdir=self.directory)
             raise UserError(
                 f"{stage.title} is missing in {self.directory}; compute it with: {command} "

@@ -216,5 +216,5 @@ def test_metrics_that_do_not_read_a_script_are_remarked_on():
     (of_rouge,) = remarks(names, greek)
     assert of_rouge.startswith("rouge1, rougeL: only the letters a to z and digits count, but 100% of")
     of_rouge, of_words = remarks(names, chinese)
-    assert of_words.startswith("bleu, error_rate: words are told apart by spaces, but 86% of the letters")
+    assert of_words.startswith("bleu, error_rate: words are separated at spaces, but 86% of the letters")
     assert METRICS["rouge1"].value(greek, greek) == 0  # why there is a remark

@@ -52,7 +52,7 @@ def _on_task(task: dict[str, Any], steps: int, student_steps: int, learning_rate
         "task": task,
         "model": {"d_model": 64, "d_ff": 32, "d_kv": 16, "num_heads": 4, "num_layers": 2, "sparse_every": 1},
         "teacher": {
-            "experts": [4, 8, 16, 32, 64],
+            "experts": [4, 16, 64],
             "capacity_factor_train": 2.0,
             "evaluation_batch_size": 512,
             "training": {**training, "steps": steps},

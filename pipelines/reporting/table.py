@@ -9,6 +9,7 @@ from rich.table import Table
 from distill.data.overlap import WINDOW
 from pipelines.reporting.bootstrap import MIN_DOCUMENTS
 from pipelines.reporting.cells import csv_text, flat_row, kept, markdown_table, metric_value
+from pipelines.reporting.levelling import levelling_sentence
 from pipelines.reporting.paper import KEPT_IN_TABLE_8, kept_in_paper
 from pipelines.reporting.task_table import task_sections
 from pipelines.reporting.verdict import verdicts, why_none
@@ -216,7 +217,7 @@ def _caption(report: dict[str, Any]) -> str:
         f"{short['quality']:.3f} after {short['steps']:,} steps{as_students}; the long baseline has "
         f"{long['quality']:.3f} after {long['steps']:,}, as many as teacher and student together{longer}. "
     )
-    return f"{text}{_of_paper(report)}{verdicts(report)} {_sample(report)}"
+    return f"{text}{levelling_sentence(report)}{_of_paper(report)}{verdicts(report)} {_sample(report)}"
 
 
 def _of_paper(report: dict[str, Any]) -> str:

@@ -14,6 +14,7 @@ from distill.processes import is_main_process
 from pipelines.reporting.bootstrap import MIN_DOCUMENTS, average_kept, difference, effective_documents
 from pipelines.reporting.comparison import Figure, Models, compared, kept_by_seed, mean_quality
 from pipelines.reporting.group_plot import plot_groups
+from pipelines.reporting.levelling import levelling
 from pipelines.reporting.plot import plot_report
 from pipelines.reporting.sums import DocumentSums
 from pipelines.reporting.table import report_csv, report_markdown
@@ -117,6 +118,7 @@ def build_report(run: StageRun, results: Results) -> dict[str, Any]:
         "data": _data(run, quality, results.task),
         "fingerprint": run.stage.fingerprint,
     }
+    report["levelling"] = levelling(report)
     if results.task:
         results.task.add_rows(rows, quality, config.report.resamples)
         report["examples"] = results.task.shown()

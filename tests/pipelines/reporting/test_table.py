@@ -43,6 +43,7 @@ def report(*rows: dict) -> dict:
     return {
         "baseline": {"quality": -1.2, "parameters": 1_000_000, "steps": 10, "tokens": 1000, "flops": 8e8},
         "long_baseline": {"quality": -0.9, "steps": 30, "tokens": 3000, "flops": 2.4e9},
+        "levelling": {"change": 0.02, "smallest_gain": 0.1, "levelled_off": False},
         "ratios": list(rows),
         "averages": [
             {"variant": name, "fraction_kept": 0.25, "fraction_interval": [0.2, 0.3]}

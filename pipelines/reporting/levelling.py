@@ -1,0 +1,50 @@
+"""Whether the dense baseline has levelled off: whether more training steps would still change the comparison."""
+
+import math
+from typing import Any, TypedDict
+
+MORE_STEPS = 0.25  # the rule's additional steps, as a share of the baseline's
+LARGEST_CHANGE = 0.1  # of the gain of the smallest teacher, in these steps
+
+
+class Levelling(TypedDict):
+    """The entry "levelling" of report.json."""
+
+    change: float | None  # of the baseline's quality over 25 % more steps, in nats per target token
+    smallest_gain: float  # of the teacher with the fewest experts
+    levelled_off: bool | None  # None: both baselines took the same number of steps
+
+
+def levelling(report: dict[str, Any]) -> Levelling:
+    """Apply the rule to a report: 25 % more steps change the baseline by less than a tenth of the smallest gain.
+
+    The baseline and the long baseline have different numbers of steps, s and l, but seldom differ by 25 %. The change
+    is (Q long - Q) log(1.25) / log(l / s), as if the quality were linear in the logarithm of the steps between them.
+
+    Args:
+        report: the values of report.json. Of each row, "experts" and "gain" are read.
+    """
+    short, long = report["baseline"], report["long_baseline"]
+    gain = min(report["ratios"], key=lambda row: row["experts"])["gain"]
+    if long["steps"] <= short["steps"]:
+        return {"change": None, "smallest_gain": gain, "levelled_off": None}
+    share = math.log(1 + MORE_STEPS) / math.log(long["steps"] / short["steps"])
+    change = (long["quality"] - short["quality"]) * share
+    return {"change": change, "smallest_gain": gain, "levelled_off": abs(change) < LARGEST_CHANGE * gain}
+
+
+def levelling_sentence(report: dict[str, Any]) -> str:
+    """The result of the rule as a sentence; empty if the baselines do not differ in steps."""
+    found: Levelling = report["levelling"]
+    if found["change"] is None:
+        return ""
+    change = f"{MORE_STEPS:.0%} more steps change its quality by {found['change']:+.4f} nats"
+    tenth = f"a tenth of the smallest teacher's gain ({LARGEST_CHANGE * found['smallest_gain']:.4f})"
+    if found["levelled_off"]:
+        return f"The baseline has levelled off: {change}, less than {tenth}. "
+    if found["change"] < 0:
+        return f"More training makes the baseline worse: {change}, which is not less than {tenth}. "
+    return (
+        f"The baseline is still learning: {change}, which is not less than {tenth}, so the fraction against the long "
+        "baseline counts. "
+    )

@@ -221,11 +221,15 @@ class DistillConfig(Section):
     )
     labels: LabelsConfig = Field(LabelsConfig(), description="the cached labels")
     training: TrainingConfig = TrainingConfig()
+    lengths: list[Positive] = Field(
+        [], description="numbers of steps below training.steps; students of these lengths are measured too"
+    )
 
     @model_validator(mode="after")
     def _fits_together(self) -> "DistillConfig":
         if not self.training.steps:
             raise ValueError("training.steps is 0; a student needs at least one step")
+        self._check_lengths()
         if self.beams > 1 and self.targets == "text":
             raise ValueError("beams belongs to targets teacher; with targets text nothing is generated for training")
         if self.soft_start >= self.training.steps:
@@ -245,6 +249,21 @@ class DistillConfig(Section):
                 "set soft_labels to online or teacher_routing to mixture"
             )
         return self
+
+    def _check_lengths(self) -> None:
+        """Each length is that of a valid training of its own.
+
+        Raises:
+            ValueError: a length is not.
+        """
+        if len(set(self.lengths)) < len(self.lengths):
+            raise ValueError(f"lengths {self.lengths} contains duplicates")
+        low, high = max(self.training.warmup_steps, self.soft_start), self.training.steps
+        if wrong := [length for length in self.lengths if not low < length < high]:
+            raise ValueError(
+                f"lengths has {wrong[0]}; use numbers above training.warmup_steps and soft_start ({low}) and below "
+                f"training.steps ({high})"
+            )
 
     @property
     def runs_teacher(self) -> bool:

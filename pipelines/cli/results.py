@@ -7,9 +7,9 @@ import sys
 from rich.console import Console
 
 from distill.processes import is_main_process
+from pipelines.reporting.report_files import copy_report
 from pipelines.reporting.table import report_table
 from pipelines.runner.runner import StageRunner
-from pipelines.stages.report import copy_report
 from pipelines.tracking.store_uri import EXPERIMENT
 from pipelines.workdir.commands import quoted, suggest
 from pipelines.workdir.stage import FinishedStage

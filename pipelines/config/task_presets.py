@@ -79,6 +79,21 @@ def names() -> dict[str, Any]:
     return {**_on_task(task, 3000, 600, 0.03), "name": "names"}
 
 
+def student_steps() -> dict[str, Any]:
+    """The fraction kept against the number of steps of the student, from 250 to 16,000, on the data of names."""
+    base = names()
+    lengths = [250 * 2**place for place in range(6)]
+    training = {**base["distill"]["training"], "steps": 16_000, "cooldown": 0.5, "evaluate_every": None}
+    variants = {name: base["variants"][name] for name in ("best", "paper")}
+    return {
+        **base,
+        "name": "student-steps",
+        "teacher": {**base["teacher"], "experts": [16]},
+        "distill": {"lengths": lengths, "training": training},
+        "variants": variants,
+    }
+
+
 def translate() -> dict[str, Any]:
     """Django's messages in about 98 languages, with a group per language, on two cores."""
     task = {"examples": "django:messages", "metrics": ["chrf"], "max_input": 64, "max_target": 64}

@@ -10,6 +10,9 @@ table        the table of a report: in Markdown, for a terminal, and as CSV
 task_table   the sections of report.md that only a task has, and groups.csv
 cells        cells of these tables
 plot         plots
+step_curve   the fraction kept against the steps of the student
+levelling    whether the baseline has levelled off
+report_files the files that a report leaves
 group_plot   the plot of a task's groups
 paper        figures of the paper, for comparison
 registry     metrics and tags of each student in MLflow, and the champion alias

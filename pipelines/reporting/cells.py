@@ -8,6 +8,7 @@ from typing import Any
 from distill.metrics import METRICS
 from pipelines.reporting.verdict import why_none
 
+_INNER = ("groups", "lengths")  # lists of rows, which have CSV files of their own
 _MARKUP = re.compile(r"([\\`*_\[\]<>|~&$])")
 
 
@@ -60,9 +61,9 @@ def flat_row(row: dict[str, Any]) -> dict[str, Any]:
                 line |= {f"{name}_{one}": figure for one, figure in flat_row(of_metric).items()}
         elif key == "group_shares":
             line |= {f"groups_{one}": share for one, share in value.items()}
-        elif isinstance(value, list) and key != "groups":
+        elif isinstance(value, list) and key not in _INNER:
             line[key] = " ".join(str(one) for one in value)
-        elif key != "groups" and not key.endswith("_undefined"):
+        elif key not in _INNER and not key.endswith("_undefined"):
             line[key] = value
     return line
 

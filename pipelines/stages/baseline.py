@@ -5,16 +5,12 @@ as many steps as teacher and student together (the strict baseline). Both share 
 learning rate does not depend on the length.
 """
 
-from pathlib import Path
-
 from transformers import T5ForConditionalGeneration
 
 from distill.models.build import build_dense, count_parameters, new_t5, place
-from distill.training.checkpoint import checkpoints
-from distill.training.loop import train
-from distill.training.schedule import trunk_steps
 from distill.training.train_modules import HardLabels
-from pipelines.runner.measure import answer, measure, save_results, validation_quality
+from pipelines.runner.lengths import train_to_lengths
+from pipelines.runner.measure import answer, measure, save_results
 from pipelines.runner.stage_data import training_examples
 from pipelines.runner.stage_run import Outcome, StageRun
 from pipelines.workdir.plan import baseline_steps, baseline_training, long_steps
@@ -34,36 +30,13 @@ def compute(run: StageRun) -> Outcome:
     examples = training_examples(run.data, config.data, seed=run.seed, batch_size=training.batch_size)
     short, long = baseline_steps(config), long_steps(config)
     model = place(_model(run), run.accelerator.device)
-    start = {name: value.clone() for name, value in model.state_dict().items()} if training.patience else {}
-
-    def quality() -> dict[str, float]:
-        return {"eval/quality": measure(run, model)[0]}
-
-    def leg(name: str, *, steps: int, stop: int, start: Path | None, prefix: str = "") -> int:
-        return train(
-            HardLabels(model),
-            examples,
-            training,
-            accelerator=run.accelerator,
-            directory=run.directory / "checkpoints" / name,
-            seed=run.seed,
-            steps=steps,
-            stop=stop,
-            start=start,
-            hooks=run.hooks(quality, lambda: validation_quality(run, model), prefix),
-        )
-
-    trunk = None
-    if not training.patience:  # with early stopping each length has a best step of its own, so the two share no steps
-        leg("trunk", steps=long, stop=trunk_steps(training, short), start=None)
-        trunk = checkpoints(run.directory / "checkpoints" / "trunk")[-1]
     measured, answers, taken = {}, {}, {}
-    for steps in sorted({short, long}):  # may be equal if no teacher is trained
-        if trunk is None:
-            model.load_state_dict(start)
-        prefix = "short/" if steps < long else ""
-        taken[steps] = leg(f"to-{steps}", steps=steps, stop=steps, start=trunk, prefix=prefix)
-        measured[steps], answers[steps] = measure(run, model), answer(run, model)
+
+    def trained(length: int, steps: int) -> None:
+        taken[length], measured[length], answers[length] = steps, measure(run, model), answer(run, model)
+
+    # The two lengths are equal if no teacher is trained and the baseline takes the student's steps.
+    train_to_lengths(run, HardLabels(model), examples, training, {short: "short/", long: ""}, trained)
     for steps, prefix in ((short, "baseline_"), (long, "long_baseline_")):
         save_results(run, measured[steps][1], answers[steps], prefix)
     metrics = {"quality": measured[short][0], "quality_long": measured[long][0]}

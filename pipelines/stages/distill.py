@@ -6,10 +6,10 @@ from distill.data.cached_labels import CachedLabels, LabelledExamples
 from distill.data.examples import ExampleSet
 from distill.errors import UserError
 from distill.models.build import count_parameters, place
-from distill.training.loop import train
 from distill.training.matching import Matching
 from distill.training.train_modules import HardAndCachedLabels, HardAndSoftLabels, HardLabels, TrainModule
-from pipelines.runner.measure import answer, measure, save_results, validation_quality
+from pipelines.runner.lengths import train_to_lengths
+from pipelines.runner.measure import answer, measure, save_results
 from pipelines.runner.stage_data import training_examples
 from pipelines.runner.stage_run import Outcome, StageRun
 from pipelines.stages.answer import answered_pairs
@@ -17,7 +17,7 @@ from pipelines.stages.teacher import frozen_teacher
 
 
 def compute(run: StageRun) -> Outcome:
-    """Train the student, save it, and save the loss of every evaluated example.
+    """Train the student, save it, and save the loss of every evaluated example, also for each of ``distill.lengths``.
 
     Raises:
         UserError: an input is damaged.
@@ -27,21 +27,19 @@ def compute(run: StageRun) -> Outcome:
     student = T5ForConditionalGeneration.from_pretrained(run.inputs["init"].read("model"), use_safetensors=True)
     place(student, run.accelerator.device)
 
-    def curves() -> dict[str, float]:
-        return {"eval/quality": measure(run, student)[0]}
+    taken: dict[int, int] = {}
 
-    steps = train(
-        *_objective_and_examples(run, student),
-        settings.training,
-        accelerator=run.accelerator,
-        directory=run.directory / "checkpoints",
-        seed=run.seed,
-        hooks=run.hooks(curves, lambda: validation_quality(run, student)),
-    )
+    def trained(length: int, steps: int) -> None:
+        taken[length] = steps
+        if length < settings.training.steps:
+            run.save_losses(measure(run, student)[1], f"after-{length}-losses")
+
+    prefixes = {length: f"after-{length}/" for length in settings.lengths} | {settings.training.steps: ""}
+    train_to_lengths(run, *_objective_and_examples(run, student), settings.training, prefixes, trained)
     quality, losses = measure(run, student)
     save_results(run, losses, answer(run, student))
     parameters = count_parameters(student)
-    facts = {"parameters": parameters, "steps": steps}
+    facts = {"parameters": parameters, "steps": taken[settings.training.steps]}
     run.save_model(student)
     return Outcome({"quality": quality, "parameters": parameters}, facts)
 

@@ -1,33 +1,27 @@
 """Stage 4: the fraction of each teacher's gain that its student keeps (section 4.2, tables 6 and 7)."""
 
 import json
-from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 
 from distill.config import TrainingConfig
 from distill.data.prepared_data import LOST
-from distill.io.files import write_bytes, write_json, write_text
+from distill.io.files import write_json
 from distill.model_size import forward_flops
 from distill.processes import is_main_process
 from pipelines.reporting.bootstrap import MIN_DOCUMENTS, average_kept, difference, effective_documents
 from pipelines.reporting.comparison import Figure, Models, compared, kept_by_seed, mean_quality
-from pipelines.reporting.group_plot import plot_groups
 from pipelines.reporting.levelling import levelling
-from pipelines.reporting.plot import plot_report
+from pipelines.reporting.report_files import write_report
+from pipelines.reporting.step_curve import add_points, rows_with_points
 from pipelines.reporting.sums import DocumentSums
-from pipelines.reporting.table import report_csv, report_markdown
 from pipelines.reporting.task_report import TaskResults, task_facts, task_results
-from pipelines.reporting.task_table import groups_csv
 from pipelines.reporting.verdict import AGAINST
 from pipelines.runner.stage_data import task_data
 from pipelines.runner.stage_run import Outcome, StageRun
 from pipelines.workdir.plan import baseline_training
 from pipelines.workdir.stage import FinishedStage, inputs_of_kind, read_values
-
-FILES = ("report.json", "report.md", "report.csv", "fraction_kept.png")
-GROUP_FILES = ("groups.csv", "groups.png")  # of a task with groups
 
 
 class Results(NamedTuple):
@@ -50,19 +44,18 @@ def compute(run: StageRun) -> Outcome:
     report = build_report(run, results)
     if is_main_process():
         write_json(run.directory / "documents.json", results.quality.documents.tolist())
-        write_json(run.directory / "report.json", report)
-        write_text(run.directory / "report.md", report_markdown(report))
-        write_text(run.directory / "report.csv", report_csv(report))
-        plot_report(report, run.directory / "fraction_kept.png")
+        write_report(report, run.directory)
         if results.task:
             write_json(run.directory / "examples.json", results.task.table())
-        if results.task and results.task.has_groups:
-            write_text(run.directory / "groups.csv", groups_csv(report))
-            plot_groups(report, run.directory / "groups.png")
     for row in report["ratios"]:
         if row["fraction_kept"] is not None:
             name = "_".join(filter(None, ("kept_by_experts", row["variant"])))
             run.log_curve(row["experts"], {name: row["fraction_kept"]})
+    for row in rows_with_points(report):
+        name = "_".join(filter(None, ("kept_by_steps", row["ratio"], row["variant"])))
+        for point in row["lengths"]:
+            if point["fraction_kept"] is not None:
+                run.log_curve(point["steps"], {name: point["fraction_kept"]})
     kept = {
         "_".join(filter(None, ("fraction_kept", row["ratio"], row["variant"]))): row["fraction_kept"]
         for row in report["ratios"]
@@ -73,23 +66,6 @@ def compute(run: StageRun) -> Outcome:
         kept |= {name: average["fraction_kept"], f"{name}_low": low, f"{name}_high": high}
     kept |= {key: report["data"][key] for key in ("test_documents", "overlap", *LOST)}
     return Outcome({name: value for name, value in kept.items() if value is not None}, {})
-
-
-def copy_report(finished: FinishedStage, workdir: Path) -> dict[str, Any]:
-    """Copy a finished report to the top of the work directory. Files of an earlier report do not stay there.
-
-    Returns:
-        The values of report.json.
-
-    Raises:
-        UserError: a file of the report is missing or damaged.
-    """
-    for name in GROUP_FILES:
-        if name not in finished.digests:
-            (workdir / name).unlink(missing_ok=True)
-    for name in (*FILES, *(name for name in GROUP_FILES if name in finished.digests)):
-        write_bytes(workdir / name, finished.read(name).read_bytes())
-    return json.loads((workdir / "report.json").read_text())
 
 
 def build_report(run: StageRun, results: Results) -> dict[str, Any]:
@@ -195,6 +171,9 @@ def _row(run: StageRun, quality: Figure, sums: Models[DocumentSums], ratio: str,
     for suffix in AGAINST:
         row |= compared(sums, ratio, variant, resamples, against=(suffix,))
         row[f"fraction_kept{suffix}_by_seed"] = kept_by_seed(sums, ratio, variant, suffix, resamples)
+    if lengths := run.config.of_variant(variant).distill.lengths:
+        losses = {steps: np.array(_values(students, f"after-{steps}-losses")) for steps in lengths}
+        add_points(row, quality, losses, resamples)
     return row
 
 

@@ -11,7 +11,8 @@ from pipelines.workdir.plan import training_of
 from pipelines.workdir.stage import Stage
 from pipelines.workdir.workspace import Workspace
 
-_CHECKPOINTS = 3  # training keeps two while it writes the next one
+BASELINE_LENGTHS = 2
+_KEPT = 2  # checkpoints of each part of a training; one more while the next one is written
 
 
 def check_space(workspace: Workspace, stages: list[Stage]) -> None:
@@ -45,15 +46,18 @@ def _parameters(workspace: Workspace, stage: Stage) -> int:
 
 
 def _checkpoint_bytes(workspace: Workspace, stage: Stage) -> int:
-    training = training_of(workspace.config, stage)
-    return 0 if training is None else checkpoints_bytes(stage.kind, training, _parameters(workspace, stage))
+    training, lengths = training_of(workspace.config, stage), 1
+    if stage.kind == "baseline":
+        lengths = BASELINE_LENGTHS
+    elif stage.kind == "distill":
+        lengths += len(workspace.config.of_variant(stage.variant).distill.lengths)
+    return 0 if training is None else checkpoints_bytes(training, _parameters(workspace, stage), lengths)
 
 
-def checkpoints_bytes(kind: str, training: TrainingConfig, parameters: int) -> int:
-    """Bytes of all checkpoints that a stage of this kind has at a time."""
-    # The baseline trains three parts (the trunk and two ends), and each of them keeps two checkpoints.
-    number = _CHECKPOINTS + 4 if kind == "baseline" else _CHECKPOINTS
-    return number * training.checkpoint_bytes(parameters)
+def checkpoints_bytes(training: TrainingConfig, parameters: int, lengths: int = 1) -> int:
+    """Bytes of all checkpoints that a training to this number of lengths has at a time."""
+    parts = 2 * lengths - 1  # a branch for each length, and a part of the trunk before each but the last
+    return (parts * _KEPT + 1) * training.checkpoint_bytes(parameters)
 
 
 def _output_bytes(workspace: Workspace, stage: Stage) -> int:

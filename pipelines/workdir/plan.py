@@ -12,7 +12,7 @@ from pipelines.workdir.stage import Stage
 
 _OPTIONS = (
     *("targets", "beams", "soft_start", "teacher_routing", "num_sampled_experts"),
-    *("match", "match_weight", "match_steps"),
+    *("match", "match_weight", "match_steps", "lengths"),
 )
 
 

@@ -19,12 +19,12 @@ from distill.io.files import check_digests, file_digests, read_record, write_rec
 #   intervals, tables                                          report
 # or if the stage's own file computes something else. A change that only affects rounding needs no new version. Data
 # preparation has versions of its own, in distill/data/key.py.
-VERSIONS = {"baseline": 2, "teacher": 2, "init": 2, "answer": 1, "label": 2, "distill": 2, "report": 6}
+VERSIONS = {"baseline": 2, "teacher": 2, "init": 2, "answer": 1, "label": 2, "distill": 2, "report": 7}
 
 # The files of a stage's directory that later stages and commands read.
 _READ_LATER = (
     *("model/**/*", "*losses.json", "*answers.json", "answers/*", "labels/labels.json"),
-    *("report.*", "documents.json", "fraction_kept.png", "groups.*", "examples.json"),
+    *("report.*", "documents.json", "fraction_kept.png", "groups.*", "steps.*", "examples.json"),
 )
 
 

@@ -17,7 +17,7 @@ from distill.special_tokens import token_type
 from distill.training.memory import training_bytes
 from distill.training.precision import Precision, may_have_gpu, resolve_precision
 from pipelines.config.run_config import RunConfig
-from pipelines.workdir.disk_budget import checkpoints_bytes, model_bytes
+from pipelines.workdir.disk_budget import BASELINE_LENGTHS, checkpoints_bytes, model_bytes
 from pipelines.workdir.inspection import Inspected
 from teachers.layout import LAYERS
 from teachers.needs import BatchShape, Needs, needs_of
@@ -69,8 +69,8 @@ def stage_needs(model: Inspected, config: RunConfig, precision: Precision, memor
     # transformers makes a head of its own before it ties it, and tensors are converted: two copies of the largest one.
     init = _choose(4 * parameters + 8 * model.header.vocab_size * int(shape["d_model"]), None, memory)
     disk = {
-        kind: checkpoints_bytes(kind, training, parameters) + model_bytes(kind, parameters)
-        for kind in ("distill", "baseline")
+        kind: checkpoints_bytes(training, parameters, number) + model_bytes(kind, parameters)
+        for kind, number in (("distill", 1), ("baseline", BASELINE_LENGTHS))
     }
     labels = config.distill.num_labelled_examples * lengths.targets
     label_disk = labels * bytes_per_label(config.distill.labels, model.header.vocab_size)

@@ -5,7 +5,7 @@ import json
 import pytest
 
 from distill.errors import UserError
-from pipelines.stages.report import FILES, GROUP_FILES, copy_report
+from pipelines.reporting.report_files import FILES, OPTIONAL_FILES, copy_report
 from pipelines.workdir.stage import FinishedStage
 
 
@@ -27,8 +27,8 @@ def test_files_of_groups_do_not_stay_beside_a_report_without_groups(finished, tm
     workdir = tmp_path / "work"
     workdir.mkdir()
     (workdir / "mine.txt").write_text("kept")
-    assert copy_report(finished(*GROUP_FILES, "examples.json"), workdir)["of"].startswith("report-groups")
-    assert {path.name for path in workdir.iterdir()} == {*FILES, *GROUP_FILES, "mine.txt"}
+    assert copy_report(finished(*OPTIONAL_FILES, "examples.json"), workdir)["of"].startswith("report-groups")
+    assert {path.name for path in workdir.iterdir()} == {*FILES, *OPTIONAL_FILES, "mine.txt"}
     assert copy_report(finished(), workdir) == {"of": "report"}
     assert {path.name for path in workdir.iterdir()} == {*FILES, "mine.txt"}
 

@@ -1,0 +1,104 @@
+"""The fraction kept against the number of steps that the student takes: values of report.json, steps.csv, steps.png."""
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from pipelines.reporting.cells import csv_text, flat_row
+from pipelines.reporting.comparison import Figure, compared, mean_quality
+from pipelines.reporting.plot import new_figure, save_figure
+from pipelines.reporting.verdict import AGAINST
+from pipelines.tracking.tracked_run import COLOURS
+
+_LINES = {"": ("o", "-"), "_long": ("s", "--")}
+
+
+def add_points(row: dict[str, Any], quality: Figure, losses: dict[int, np.ndarray], resamples: int) -> None:
+    """Add the entry "lengths" to a row of report.json: a point for each length of the student, the shortest first.
+
+    Args:
+        row: of one teacher and student, with all figures of the student's full length.
+        quality: of all models.
+        losses: number of steps -> the losses of the student that takes so many, [S, E]; without the full length.
+        resamples: number of bootstrap samples.
+    """
+    ratio, variant = row["ratio"], row["variant"]
+    shown = ("student_quality", *(f"{name}{end}" for suffix in AGAINST for name, end in _keys(suffix)))
+    points = []
+    for steps, values in sorted(losses.items()):
+        models = quality.values._replace(
+            teachers={ratio: quality.values.teachers[ratio]}, students={(ratio, variant): values}
+        )
+        figures = compared(quality._replace(values=models).sums(), ratio, variant, resamples)
+        figures["student_quality"] = mean_quality(values, quality.weights)
+        points.append({"steps": steps, **{key: figures[key] for key in shown}})
+    row["lengths"] = [*points, {"steps": row["student_steps"], **{key: row[key] for key in shown}}]
+
+
+def rows_with_points(report: dict[str, Any]) -> list[dict[str, Any]]:
+    """The rows whose students were measured at several lengths."""
+    return [row for row in report["ratios"] if "lengths" in row]
+
+
+def steps_csv(report: dict[str, Any]) -> str:
+    """The text of steps.csv: a line per ratio, variant and length."""
+    lines = [
+        {"ratio": row["ratio"], "variant": row["variant"], **flat_row(point)}
+        for row in rows_with_points(report)
+        for point in row["lengths"]
+    ]
+    return csv_text(lines)
+
+
+def plot_steps(report: dict[str, Any], path: Path) -> None:
+    """Write steps.png: the quality and the fraction kept against the student's steps, a line per ratio and variant.
+
+    Bands are the intervals of the fraction against the baseline. Dashed lines are against the long baseline.
+    """
+    figure = new_figure(11, 4.4)
+    quality, kept = figure.subplots(1, 2)
+    rows = rows_with_points(report)
+    for number, row in enumerate(rows):
+        colour, label = COLOURS[number % len(COLOURS)], " ".join(filter(None, (row["ratio"], row["variant"])))
+        points = row["lengths"]
+        quality.plot(_steps(points), [p["student_quality"] for p in points], "o-", color=colour, label=label)
+        for suffix in AGAINST:
+            _draw_fraction(kept, points, suffix, colour, label)
+    for ratio, value in {row["ratio"]: row["teacher_quality"] for row in rows}.items():
+        quality.axhline(value, color="k", linewidth=0.8, label=f"teacher {ratio}")
+    for name, line in (("baseline", "-"), ("long_baseline", "--")):
+        of = report[name]
+        label = f"{name.replace('_', ' ')}, {of['steps']:,} steps"
+        quality.axhline(of["quality"], color="0.5", linestyle=line, label=label)
+    kept.plot([], [], "s--", color="0.3", label="dashed: against the long baseline")
+    kept.axhline(0, color="0.6", linewidth=0.8)
+    quality.set(ylabel="negative log perplexity (nats per target token)")
+    kept.set(ylabel="fraction of the teacher's gain kept (%)")
+    ticks = sorted({steps for row in rows for steps in _steps(row["lengths"])})
+    for axes in (quality, kept):
+        axes.set_xscale("log", base=2)
+        axes.set_xticks(ticks, [f"{steps:,}" for steps in ticks], rotation=45)
+        axes.set_xlabel("optimizer steps of the student")
+        axes.grid(alpha=0.25)
+        axes.legend(fontsize=8)
+    save_figure(figure, path)
+
+
+def _keys(suffix: str) -> list[tuple[str, str]]:
+    return [("fraction_kept", suffix), ("fraction", f"{suffix}_interval")]
+
+
+def _steps(points: list[dict[str, Any]]) -> list[int]:
+    return [point["steps"] for point in points]
+
+
+def _draw_fraction(axes: Any, points: list[dict[str, Any]], suffix: str, colour: str, label: str) -> None:
+    defined = [point for point in points if point[f"fraction_kept{suffix}"] is not None]
+    values = [100 * point[f"fraction_kept{suffix}"] for point in defined]
+    marker, line = _LINES[suffix]
+    style = {"marker": marker, "linestyle": line, "color": colour, "alpha": 0.5 if suffix else 1.0}
+    axes.plot(_steps(defined), values, label=None if suffix else label, **style)
+    if defined and not suffix:
+        low, high = zip(*(point[f"fraction{suffix}_interval"] for point in defined), strict=True)
+        axes.fill_between(_steps(defined), 100 * np.array(low), 100 * np.array(high), color=colour, alpha=0.15)

@@ -1,0 +1,74 @@
+"""Training to several numbers of steps in one run: a trunk that all lengths share, and a branch for each length.
+
+The trunk has the steps in which the learning rate does not depend on the length. A branch continues from it with the
+learning rates of its own length. So its model is that of a run of this length, and the trunk is trained only once.
+"""
+
+from collections.abc import Callable
+from pathlib import Path
+
+from distill.config import TrainingConfig
+from distill.data.cached_labels import LabelledExamples
+from distill.data.examples import ExampleSet
+from distill.training.checkpoint import checkpoints
+from distill.training.loop import train
+from distill.training.schedule import trunk_steps
+from distill.training.train_modules import TrainModule
+from pipelines.runner.measure import measure, validation_quality
+from pipelines.runner.stage_run import StageRun
+
+
+def train_to_lengths(
+    run: StageRun,
+    objective: TrainModule,
+    examples: ExampleSet | LabelledExamples,
+    training: TrainingConfig,
+    prefixes: dict[int, str],
+    trained: Callable[[int, int], None],
+) -> None:
+    """Train ``objective.model`` to each length. At the end it is the model of the greatest length.
+
+    Args:
+        run: the stage.
+        objective: the training module; its model is already on its device.
+        examples: training examples.
+        training: settings; its number of steps is not read.
+        prefixes: number of steps of each length -> what the names of its curves begin with. The trunk's begin as those
+            of the greatest length do.
+        trained: called after each length, the shortest first, with its number of steps and the number of steps taken,
+            which is smaller after early stopping. Every process calls it.
+
+    Raises:
+        TrainingDiverged: a loss is not finite.
+    """
+    model, longest = objective.model, max(prefixes)
+
+    def evaluate() -> dict[str, float]:
+        return {"eval/quality": measure(run, model)[0]}
+
+    def leg(name: str, *, steps: int, stop: int, start: Path | None, prefix: str) -> int:
+        return train(
+            objective,
+            examples,
+            training,
+            accelerator=run.accelerator,
+            directory=run.directory / "checkpoints" / name,
+            seed=run.seed,
+            steps=steps,
+            stop=stop,
+            start=start,
+            hooks=run.hooks(evaluate, lambda: validation_quality(run, model), prefix),
+        )
+
+    # With early stopping each length has a best step of its own, so the lengths share no steps.
+    shared = not training.patience
+    initial = {} if shared else {name: value.clone() for name, value in model.state_dict().items()}
+    trunk = None
+    for steps in sorted(prefixes):
+        if shared and steps < longest:
+            name = f"trunk-of-{steps}"
+            leg(name, steps=longest, stop=trunk_steps(training, steps), start=trunk, prefix=prefixes[longest])
+            trunk = checkpoints(run.directory / "checkpoints" / name)[-1]
+        if not shared:
+            model.load_state_dict(initial)
+        trained(steps, leg(f"to-{steps}", steps=steps, stop=steps, start=trunk, prefix=prefixes[steps]))

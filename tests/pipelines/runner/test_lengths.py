@@ -1,0 +1,78 @@
+"""Students of several lengths in one run, through the command line."""
+
+import csv
+import json
+import signal
+
+import numpy as np
+import pytest
+from mlflow import MlflowClient
+
+OPTIONS = ("--set", "teacher.experts=[2]", "--set", "distill.training.steps=16", "--set", "distill.lengths=[4, 8]")
+LOSSES = ("after-4-losses.json", "after-8-losses.json", "losses.json")
+
+
+def directory(work):
+    return next(work.glob("stages/distill-*/after-8-losses.json")).parent
+
+
+@pytest.fixture(scope="module")
+def finished(cli, tmp_path_factory):
+    work = tmp_path_factory.mktemp("lengths") / "work"
+    done = cli("run", "smoke", *OPTIONS, "--workdir", str(work), "--json")
+    assert done.returncode == 0, done.stderr
+    return work, json.loads(done.stdout)
+
+
+@pytest.mark.parametrize("steps", [8, 16])
+def test_a_length_is_the_run_with_so_many_steps(finished, cli, steps):
+    """The same losses, to the last digit. The cooldown of a branch is that of its own length."""
+    made = directory(finished[0])
+    options = ("--set", "teacher.experts=[2]", "--set", f"distill.training.steps={steps}", "--ratio", "e2")
+    done = cli("distill", "smoke", *options, "--workdir", str(finished[0]), "--json")
+    assert done.returncode == 0, done.stderr
+    alone = next(
+        path for path in (finished[0] / "stages").glob("distill-*") if path != made and steps_of(path) == steps
+    )
+    name = "losses.json" if steps == 16 else f"after-{steps}-losses.json"
+    assert (made / name).read_bytes() == (alone / "losses.json").read_bytes()
+
+
+def steps_of(path):
+    return json.loads((path / "stage.json").read_text())["facts"]["steps"]
+
+
+def test_the_report_has_a_point_for_each_length(finished):
+    work, report = finished
+    (row,) = report["ratios"]
+    assert [point["steps"] for point in row["lengths"]] == [4, 8, 16]
+    for point, name in zip(row["lengths"], LOSSES, strict=True):
+        losses = json.loads((directory(work) / name).read_text())
+        assert point["student_quality"] == pytest.approx(-np.mean(losses))
+        for suffix, baseline in (("", "baseline"), ("_long", "long_baseline")):
+            if (kept := point[f"fraction_kept{suffix}"]) is not None:
+                against = report[baseline]["quality"]
+                gain = row["teacher_quality"] - against
+                assert kept == pytest.approx((point["student_quality"] - against) / gain)
+    lines = list(csv.DictReader((work / "steps.csv").read_text().splitlines()))
+    assert [line["steps"] for line in lines] == ["4", "8", "16"] and {line["ratio"] for line in lines} == {"e2"}
+    assert (work / "steps.png").read_bytes().startswith(b"\x89PNG")
+    run = MlflowClient(f"sqlite:///{work}/mlflow.db")
+    artifacts = {one.path for one in run.list_artifacts(run.search_runs(["1"], "tags.stage = 'report'")[0].info.run_id)}
+    assert {"steps.csv", "steps.png"} <= artifacts
+
+
+def test_a_killed_run_ends_with_the_same_losses(finished, patched_cli, cli, tmp_path):
+    work = tmp_path / "work"
+    code = """
+    def at(title, step):
+        if title.startswith("distill") and step == 7: os.kill(os.getpid(), signal.SIGKILL)
+    """
+    often = ("--set", "distill.training.checkpoint_every=2")  # so step 7, of the second branch, is not the first again
+    process = patched_cli(code, "run", "smoke", *OPTIONS, *often, "--workdir", str(work))
+    process.communicate()
+    assert process.returncode == -signal.SIGKILL
+    done = cli("run", "smoke", *OPTIONS, *often, "--workdir", str(work))
+    assert done.returncode == 0, done.stderr
+    for name in LOSSES:
+        assert (directory(work) / name).read_bytes() == (directory(finished[0]) / name).read_bytes(), name

@@ -23,12 +23,12 @@ class BaselineConfig(Section):
     """The dense model that gains are measured against.
 
     It has the training settings of the teachers (teacher.training), or those of the student (distill.training) if all
-    teachers are loaded. It is measured twice: after ``steps``, and after as many steps as teacher and student take
-    together.
+    teachers are loaded. The long baseline continues from its weights after as many steps as the teachers take, with
+    the settings of the student.
     """
 
     steps: Positive | None = Field(
-        None, description="at most the steps of teacher and student together; null: the steps of the student"
+        None, description="at most the steps of the teachers, if they are trained; null: the steps of the student"
     )
     checkpoint: Source | None = Field(None, description="a T5 to start from, for example a public one; null: none")
 
@@ -117,11 +117,12 @@ class RunConfig(Section):
         if self.teacher.experts and not self.teacher.training.steps and not self.pretrained:
             raise ValueError("teacher.training.steps is 0, but teacher.experts start from scratch; raise it")
         _check_task(self)
-        teacher_steps = self.teacher.training.steps if self.trains_teachers else 0
-        if (self.baseline.steps or 0) > (most := teacher_steps + self.distill.training.steps):
+        training = self.teacher.training if self.trains_teachers else self.distill.training
+        if (self.baseline.steps or 0) > training.steps:
+            section = "teacher" if self.trains_teachers else "distill"
             raise ValueError(
-                f"baseline.steps is {self.baseline.steps}, but even the long baseline takes only {most} steps, as many "
-                f"as teacher and student together; set it to at most {most}"
+                f"baseline.steps is {self.baseline.steps}, but {section}.training.steps is {training.steps}; set "
+                f"baseline.steps to at most {training.steps}"
             )
         return self
 

@@ -36,16 +36,16 @@ def _on_task(task: dict[str, Any], steps: int, student_steps: int, learning_rate
         "evaluate_every": 500,
         "checkpoint_every": 500,
     }
+    recipe, paper = RECIPES["best"], RECIPES["paper"]
     student = {
         **training,
+        **recipe["distill"]["training"],
         "steps": student_steps,
-        "learning_rate": RECIPES["paper"]["distill"]["training"]["learning_rate"],
         "warmup_steps": 50,
         "cooldown": 1.0,
         "log_every": 25,
         "evaluate_every": 200,
     }
-    paper, best = RECIPES["paper"], RECIPES["best"]
     return {
         "jobs": 2,
         "data": {"vocabulary": 1024, "test_fraction": 0.1, "validation_fraction": 0.05, "test_examples": 4096},
@@ -58,10 +58,11 @@ def _on_task(task: dict[str, Any], steps: int, student_steps: int, learning_rate
             "training": {**training, "steps": steps},
         },
         "baseline": {"steps": steps},
-        "distill": {"training": student},
+        "student": recipe["student"],
+        "distill": {**recipe["distill"], "training": student},
         "variants": {
-            "best": best,
-            "best-hard-labels": {**best, "distill": {**best["distill"], **CONTROL["distill"]}},
+            "best": {},
+            "best-hard-labels": CONTROL,
             "paper": paper,
             "hard-labels": {**paper, "distill": {**paper["distill"], **CONTROL["distill"]}},
         },
@@ -76,7 +77,7 @@ def names() -> dict[str, Any]:
         "max_input": 32,
         "max_target": 24,
     }
-    return {**_on_task(task, 3000, 600, 0.03), "name": "names"}
+    return {**_on_task(task, 5000, 1250, 0.03), "name": "names"}
 
 
 def student_steps() -> dict[str, Any]:
@@ -89,7 +90,7 @@ def student_steps() -> dict[str, Any]:
         **base,
         "name": "student-steps",
         "teacher": {**base["teacher"], "experts": [16]},
-        "distill": {"lengths": lengths, "training": training},
+        "distill": {**base["distill"], "lengths": lengths, "training": training},
         "variants": variants,
     }
 
@@ -97,7 +98,7 @@ def student_steps() -> dict[str, Any]:
 def translate() -> dict[str, Any]:
     """Django's messages in about 98 languages, with a group per language, on two cores."""
     task = {"examples": "django:messages", "metrics": ["chrf"], "max_input": 64, "max_target": 64}
-    base = _on_task(task, 3000, 600, 0.03)
+    base = _on_task(task, 3000, 750, 0.03)
     return {**base, "name": "translate", "teacher": {**base["teacher"], "experts": [4, 16]}}
 
 
@@ -126,5 +127,5 @@ def docstrings() -> dict[str, Any]:
         "data": {"test_fraction": 0.15, "validation_fraction": 0.1, "test_examples": 1024},
         "teacher": teacher,
         "baseline": {"steps": 600},
-        "distill": {"training": student},
+        "distill": {**base["distill"], "training": student},
     }

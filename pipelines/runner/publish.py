@@ -215,7 +215,7 @@ class Publisher:
             "fingerprint": stage.fingerprint,
             "data.digest": data.digest,
             **{f"data.{name}": commit for name in _REVISIONS if (commit := getattr(data, name))},
-            "mlflow.source.name": f"switch-distill {stage.kind} {config.name}",
+            "mlflow.source.name": f"switch-distill {stage.command} {config.name}",
             **self.machine(),
         }
         if stage.ratio:

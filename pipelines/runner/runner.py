@@ -125,7 +125,7 @@ class StageRunner:
         return found
 
     def _compute(self, stage: Stage) -> None:
-        compute = importlib.import_module(f"pipelines.stages.{stage.kind}").compute
+        compute = importlib.import_module(f"pipelines.stages.{stage.kind.replace('-', '_')}").compute
         began = time.perf_counter()
         with StageRun.open(self.workspace, self.accelerator, self.publisher, stage) as run:
             finished = run.finish(compute(run))

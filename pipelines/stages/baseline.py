@@ -1,8 +1,7 @@
 """The dense model that gains are measured against, at two lengths in one run.
 
-The baseline takes as many steps as the student (the paper's baseline), or ``baseline.steps``. The long baseline takes
-as many steps as teacher and student together (the strict baseline). Both share the trunk, the first steps, in which the
-learning rate does not depend on the length.
+The baseline takes as many steps as the student (the paper's baseline), or ``baseline.steps``. The saved model takes as
+many as the teachers. If teachers are trained, the stage long-baseline continues from it.
 """
 
 from transformers import T5ForConditionalGeneration
@@ -13,14 +12,14 @@ from pipelines.runner.lengths import train_to_lengths
 from pipelines.runner.measure import answer, measure, save_results
 from pipelines.runner.stage_data import training_examples
 from pipelines.runner.stage_run import Outcome, StageRun
-from pipelines.workdir.plan import baseline_steps, baseline_training, long_steps
+from pipelines.workdir.plan import baseline_steps, baseline_training, full_steps
 from students.initialise import student_config
 from students.load import load_dense
 from teachers.load import open_non_experts
 
 
 def compute(run: StageRun) -> Outcome:
-    """Train the trunk, then the short and the long baseline from it, and measure the quality of both.
+    """Train to both lengths with the settings of the teachers, and measure the quality after each.
 
     Raises:
         UserError: ``baseline.checkpoint`` cannot be loaded, or its vocabulary is smaller than the tokenizer's.
@@ -28,23 +27,25 @@ def compute(run: StageRun) -> Outcome:
     """
     config, training = run.config, baseline_training(run.config)
     examples = training_examples(run.data, config.data, seed=run.seed, batch_size=training.batch_size)
-    short, long = baseline_steps(config), long_steps(config)
+    short, full = baseline_steps(config), full_steps(config)
     model = place(_model(run), run.accelerator.device)
-    measured, answers, taken = {}, {}, {}
+    measured, taken = {}, {}
 
     def trained(length: int, steps: int) -> None:
-        taken[length], measured[length], answers[length] = steps, measure(run, model), answer(run, model)
+        taken[length], (measured[length], losses) = steps, measure(run, model)
+        answers = answer(run, model)
+        for own, prefix in ((short, "baseline_"), (full, "full_")):
+            if length == own:
+                save_results(run, losses, answers, prefix)
+        if length == full:
+            run.save_model(model)
 
-    # The two lengths are equal if no teacher is trained and the baseline takes the student's steps.
-    train_to_lengths(run, HardLabels(model), examples, training, {short: "short/", long: ""}, trained)
-    for steps, prefix in ((short, "baseline_"), (long, "long_baseline_")):
-        save_results(run, measured[steps][1], answers[steps], prefix)
-    metrics = {"quality": measured[short][0], "quality_long": measured[long][0]}
+    train_to_lengths(run, HardLabels(model), examples, training, {short: "short/"} | {full: ""}, trained)
     parameters = count_parameters(model)
-    facts = {"steps": taken[short], "long_steps": taken[long], "parameters": parameters}
-    run.save_model(model)
-    # The saved model is the long baseline, so "quality", which is the short baseline's, does not describe it.
-    return Outcome({**metrics, "parameters": parameters}, facts, not_of_model=["quality"])
+    facts = {"steps": taken[short], "full_steps": taken[full], "parameters": parameters}
+    metrics = {"quality": measured[short], "quality_full": measured[full], "parameters": parameters}
+    # The saved model has the full length, so "quality", which may be another length's, does not describe it.
+    return Outcome(metrics, facts, not_of_model=["quality"])
 
 
 def _model(run: StageRun) -> T5ForConditionalGeneration:

@@ -85,8 +85,7 @@ def build_report(run: StageRun, results: Results) -> dict[str, Any]:
         },
         "long_baseline": {
             "quality": mean_quality(quality.values.baselines["_long"], quality.weights),
-            "steps": facts["long_steps"],
-            **_cost(run, baseline, training, facts["long_steps"]),
+            **_long_cost(run),
         },
         "ratios": rows,
         "averages": [_average(run, quality, variant) for variant in variants],
@@ -106,15 +105,15 @@ def _read_results(run: StageRun) -> Results:
 
     def read(what: str) -> Models[list[Any]]:
         """The losses or answers of all models, one list per seed, or a single list for a loaded teacher."""
-        baselines = _of_kind(run, "baseline")
+        baselines, long = _of_kind(run, "baseline"), _of_kind(run, "long-baseline")
         teachers = {ratio: _values(_of_kind(run, "teacher", ratio), what) for ratio in config.teacher.ratios}
         students = {
             (ratio, variant): _values(_of_kind(run, "distill", ratio, variant), what)
             for ratio in config.teacher.ratios
             for variant in config.variants or [None]
         }
-        names = {"": f"baseline_{what}", "_long": f"long_baseline_{what}"}
-        return Models({suffix: _values(baselines, name) for suffix, name in names.items()}, teachers, students)
+        strict = _values(long, what) if long else _values(baselines, f"full_{what}")
+        return Models({"": _values(baselines, f"baseline_{what}"), "_long": strict}, teachers, students)
 
     def of_seeds(values: list[Any]) -> np.ndarray:
         found = np.array(values)
@@ -239,6 +238,17 @@ def _training_cost(run: StageRun, ratio: str, variant: str | None) -> dict[str, 
         "student_tokens": own["tokens"],
         "student_flops": own["flops"] + teacher_passes,
     }
+
+
+def _long_cost(run: StageRun) -> dict[str, float]:
+    """Steps, tokens and operations of the long baseline: of both of its parts."""
+    baseline, training = _of_kind(run, "baseline")[0], baseline_training(run.config)
+    cost = {"steps": baseline.facts["full_steps"]}
+    cost |= _cost(run, baseline, training, baseline.facts["full_steps"])
+    for long in _of_kind(run, "long-baseline")[:1]:
+        own = {"steps": long.facts["steps"], **_cost(run, long, run.config.distill.training, long.facts["steps"])}
+        cost = {key: value + own[key] for key, value in cost.items()}
+    return cost
 
 
 def _cost(run: StageRun, model: FinishedStage, training: TrainingConfig, steps: int) -> dict[str, float]:

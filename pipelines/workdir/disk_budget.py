@@ -39,7 +39,7 @@ def _parameters(workspace: Workspace, stage: Stage) -> int:
     config = workspace.config
     if stage.kind in ("answer", "label", "report") or (config.teacher.checkpoints.get(stage.ratio or "")):
         return 0
-    if stage.kind == "baseline" and config.teacher.checkpoints:
+    if stage.command == "baseline" and config.teacher.checkpoints:
         return 0
     experts = config.teacher.ratios[stage.ratio] if stage.kind == "teacher" and stage.ratio else 0
     return num_parameters(config.model, workspace.data.vocab_size, experts)

@@ -19,8 +19,9 @@ _OPTIONS = (
 def plan(config: RunConfig, data: str, pretrained: Sequence[Stage] = ()) -> list[Stage]:
     """All stages of ``config``, each after its inputs. The report is last.
 
-    Each seed has a baseline, a teacher per ratio, and per variant the stages init, answer (if the teacher's answers are
-    the hard labels), label (if labels are cached) and distill. A stage that seeds or variants share occurs once.
+    Each seed has a baseline, a long baseline if teachers are trained, a teacher per ratio, and per variant the stages
+    init, answer (if the teacher's answers are the hard labels), label (if labels are cached) and distill. A stage that
+    seeds or variants share occurs once.
 
     Args:
         data: fingerprint of the prepared data.
@@ -28,7 +29,8 @@ def plan(config: RunConfig, data: str, pretrained: Sequence[Stage] = ()) -> list
     """
     stages = []
     for seed in config.seeds:
-        stages.append(_baseline(config, data, seed, _pretrained(pretrained, "baseline", None, seed)))
+        baseline = _baseline(config, data, seed, _pretrained(pretrained, "baseline", None, seed))
+        stages += [baseline, *_long_baseline(config, baseline)]
         for ratio, experts in config.teacher.ratios.items():
             start = _pretrained(pretrained, "teacher", ratio, seed)
             teacher = _teacher(config, data, ratio, experts, seed, start)
@@ -54,10 +56,9 @@ def baseline_steps(config: RunConfig) -> int:
     return config.baseline.steps or config.distill.training.steps
 
 
-def long_steps(config: RunConfig) -> int:
-    """Training steps of the long baseline: the sum of the teacher's and the student's. A loaded teacher counts 0."""
-    teacher = config.teacher.training.steps if config.trains_teachers else 0
-    return config.distill.training.steps + teacher
+def full_steps(config: RunConfig) -> int:
+    """Training steps of the saved baseline: as many as the teachers, or as the student if no teacher is trained."""
+    return baseline_training(config).steps
 
 
 def baseline_training(config: RunConfig) -> TrainingConfig:
@@ -71,6 +72,8 @@ def training_of(config: RunConfig, stage: Stage) -> TrainingConfig | None:
         return config.of_variant(stage.variant).distill.training
     if stage.kind == "teacher":
         return config.teacher.training if stage.ratio and config.trains_teacher(stage.ratio) else None
+    if stage.kind == "long-baseline":
+        return config.distill.training
     return baseline_training(config) if stage.kind == "baseline" else None
 
 
@@ -90,10 +93,18 @@ def _baseline(config: RunConfig, data: str, seed: int, start: dict[str, Stage]) 
         made = {"shape_of": _source(next(iter(config.teacher.checkpoints.values())), "teacher")}
     else:
         made = {"model": _values(config.model)}
-    lengths = {"steps": baseline_steps(config), "long_steps": long_steps(config)}
+    lengths = {"steps": baseline_steps(config), "full_steps": full_steps(config)}
     training = _training_settings(baseline_training(config))
     settings = {**_common(config), "seed": seed, **made, "training": training, **lengths}
     return Stage("baseline", settings, start, data=data, seed=seed)
+
+
+def _long_baseline(config: RunConfig, baseline: Stage) -> list[Stage]:
+    """The stage that continues the baseline; none without a trained teacher, because then it adds no steps."""
+    if not config.trains_teachers:
+        return []
+    settings = {**_common(config), "seed": baseline.seed, "training": _training_settings(config.distill.training)}
+    return [Stage("long-baseline", settings, {"baseline": baseline}, data=baseline.data, seed=baseline.seed)]
 
 
 def _teacher(

@@ -19,7 +19,10 @@ from distill.io.files import check_digests, file_digests, read_record, write_rec
 #   intervals, tables                                          report
 # or if the stage's own file computes something else. A change that only affects rounding needs no new version. Data
 # preparation has versions of its own, in distill/data/key.py.
-VERSIONS = {"baseline": 2, "teacher": 2, "init": 2, "answer": 1, "label": 2, "distill": 2, "report": 7}
+VERSIONS = {
+    **{"baseline": 3, "long-baseline": 1, "teacher": 2, "init": 2, "answer": 1, "label": 2, "distill": 2},
+    "report": 7,
+}
 
 # The files of a stage's directory that later stages and commands read.
 _READ_LATER = (
@@ -32,7 +35,7 @@ _READ_LATER = (
 class Stage:
     """One stage of one ratio and seed: a function of its settings, its inputs, the data and the version of its kind."""
 
-    kind: str  # baseline, teacher, init, label, distill or report
+    kind: str  # baseline, long-baseline, teacher, init, label, distill or report
     settings: dict[str, Any]
     inputs: dict[str, "Stage"] = field(default_factory=dict)  # role -> the stage whose output is read
     data: str = ""  # fingerprint of the prepared data
@@ -46,6 +49,11 @@ class Stage:
         upstream = {role: stage.fingerprint for role, stage in self.inputs.items()}
         identity = json.dumps([self.kind, VERSIONS[self.kind], self.settings, upstream, self.data], sort_keys=True)
         return hashlib.sha256(identity.encode()).hexdigest()[:32]
+
+    @property
+    def command(self) -> str:
+        """The command that computes this stage."""
+        return _command(self.kind)
 
     @property
     def title(self) -> str:
@@ -146,7 +154,12 @@ def find_finished(stage: Stage, workdir: Path) -> FinishedStage | None:
 
 def damage_hint(directory: Path, title: str) -> str:
     """The advice that messages about the files of a stage end with."""
-    # A title begins with the kind, which is the name of a command, and the ratio.
+    # A title begins with the kind and the ratio.
     kind, *ratio = title.split()[:2]
-    option = f" --ratio {ratio[0]}" if kind not in ("baseline", "report") else ""
-    return f"delete {directory} and recompute it with: switch-distill {kind} CONFIG{option} (and the same options)"
+    command = _command(kind)
+    option = f" --ratio {ratio[0]}" if command not in ("baseline", "report") else ""
+    return f"delete {directory} and recompute it with: switch-distill {command} CONFIG{option} (and the same options)"
+
+
+def _command(kind: str) -> str:
+    return "baseline" if kind == "long-baseline" else kind

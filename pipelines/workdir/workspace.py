@@ -62,8 +62,8 @@ class Workspace:
         self.data, self.stages = self._prepared_data_and_stages(kind, ratio, beside)
 
     def select(self, kind: str, ratio: str | None = None) -> list[Stage]:
-        """The stages of one kind, for one ratio or for all."""
-        return [stage for stage in self.stages if stage.kind == kind and ratio in (None, stage.ratio)]
+        """The stages that the command ``kind`` computes, for one ratio or for all."""
+        return [stage for stage in self.stages if stage.command == kind and ratio in (None, stage.ratio)]
 
     def find(self, stage: Stage) -> FinishedStage | None:
         """The record of ``stage`` if it is finished, else None."""
@@ -80,7 +80,7 @@ class Workspace:
             ratio = ("--ratio", stage.ratio) if stage.ratio else ()
             before = self.pretraining
             source = before.source if before and stage in before.stages else self.source
-            command = suggest(stage.kind, source, *ratio, workdir=self.directory)
+            command = suggest(stage.command, source, *ratio, workdir=self.directory)
             raise UserError(
                 f"{stage.title} is missing in {self.directory}; compute it with: {command} "
                 "(and the same --set and --seed)"
@@ -156,5 +156,5 @@ class Workspace:
     def _raise_missing_inputs(self, kind: str, ratio: str | None) -> None:
         """Raise the UserError of a stage without inputs: without prepared data, no stage has run."""
         for stage in plan(self.config, "", self.pretraining.stages if self.pretraining else ()):
-            if stage.kind == kind and ratio in (None, stage.ratio):
+            if stage.command == kind and ratio in (None, stage.ratio):
                 self.inputs_of(stage)

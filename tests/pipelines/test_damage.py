@@ -36,7 +36,7 @@ def flip(path):
     [
         ("init", "init-e4", "teacher-e4/model/model.safetensors", "switch-distill teacher CONFIG --ratio e4"),
         ("distill", "distill-e4", "init-e4/model/config.json", "switch-distill init CONFIG --ratio e4"),
-        ("report", "report", "baseline/long_baseline_losses.json", "switch-distill baseline CONFIG"),
+        ("report", "report", "long-baseline/losses.json", "switch-distill baseline CONFIG"),
         ("report", "report", "teacher-e2/stage.json", "switch-distill teacher CONFIG --ratio e2"),
     ],
 )

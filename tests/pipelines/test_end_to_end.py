@@ -63,7 +63,7 @@ def test_stdout_has_only_json_and_the_files_exist(smoke, report):
 
 def test_the_report_follows_from_the_losses_in_mlflow(report, client, runs):
     baseline = losses(client, runs, "baseline", "baseline_losses")
-    long = losses(client, runs, "baseline", "long_baseline_losses")
+    long = losses(client, runs, "long-baseline")
     documents = losses(client, runs, "report", "documents")
     assert np.unique(documents, return_counts=True)[1].tolist() == [1] * 32  # so all examples have the same weight
     assert report["baseline"]["quality"] == pytest.approx(-baseline.mean())
@@ -118,13 +118,12 @@ def test_every_data_set_leads_back_to_its_source(runs):
         for entry in run.inputs.dataset_inputs:
             seen.add((run.data.tags["stage"], next(tag.value for tag in entry.tags)))
             assert Path(mlflow.data.get_source(entry).load()) == Path(sysconfig.get_paths()["stdlib"])
-    assert seen == {(kind, part) for kind in ("baseline", "teacher", "distill") for part in ("train", "test")} | {
-        ("report", "test")
-    }
+    trained = ("baseline", "long-baseline", "teacher", "distill")
+    assert seen == {(kind, part) for kind in trained for part in ("train", "test")} | {("report", "test")}
 
 
 def test_runs_are_flat_finished_and_comparable(runs, report):
-    assert len(runs) == 8
+    assert len(runs) == 9
     for name, run in runs.items():
         assert run.info.status == "FINISHED" and "mlflow.parentRunId" not in run.data.tags
         assert name.startswith(run.data.tags["stage"]) and run.data.tags["data.digest"] == report["data"]["digest"]
@@ -143,8 +142,9 @@ def test_curves_are_complete(client, runs):
     for name, key, steps in (
         ("teacher e4", "train/load_balancing_loss", range(2, 17, 2)),
         ("distill e4", "train/kl", range(2, 9, 2)),
-        ("baseline", "train/loss", range(2, 25, 2)),
+        ("baseline", "train/loss", range(2, 17, 2)),
         ("baseline", "short/train/loss", [8]),
+        ("long-baseline", "train/loss", range(2, 9, 2)),
     ):
         history = client.get_metric_history(runs[name].info.run_id, key)
         assert sorted(point.step for point in history) == list(steps), (name, key)
@@ -224,7 +224,7 @@ def test_a_second_run_reuses_everything(smoke, cli):
     before = {path: path.stat().st_mtime_ns for path in smoke[0].glob("stages/*/*")}
     again = cli("run", "smoke", "--workdir", str(smoke[0]), "--json")
     assert again.returncode == 0 and again.stdout == smoke[1].stdout
-    assert again.stderr.count("reused") == 8 and "done in" not in again.stderr
+    assert again.stderr.count("reused") == 9 and "done in" not in again.stderr
     assert {path: path.stat().st_mtime_ns for path in smoke[0].glob("stages/*/*")} == before
 
 
@@ -309,9 +309,9 @@ def test_a_loaded_teacher_and_a_loaded_baseline(smoke, cli, tmp_path):
     [
         ("teacher", 11, signal.SIGKILL, -9, "checkpoints/step-00000008", ["model/model.safetensors"]),
         pytest.param("teacher", 5, signal.SIGINT, 130, None, ["losses.json"], marks=pytest.mark.slow),
-        # In the long baseline, after the trunk and the short baseline.
+        # In the branch of the full length, after the trunk and the short baseline.
         pytest.param(
-            *("baseline", 20, signal.SIGTERM, 143, "checkpoints/to-24/step-00000016", ["model/model.safetensors"]),
+            *("baseline", 14, signal.SIGTERM, 143, "checkpoints/to-16/step-00000008", ["model/model.safetensors"]),
             marks=pytest.mark.slow,
         ),
     ],
@@ -335,7 +335,7 @@ def test_an_interrupted_stage_continues_and_ends_with_the_same_bytes(
     assert json.loads(done.stdout)[0]["run_id"] == first
     run = MlflowClient(f"sqlite:///{work}/mlflow.db").get_run(first)
     assert run.info.status == "FINISHED" and len(run.outputs.model_outputs) == 1
-    for file in [*files, *(["baseline_losses.json", "long_baseline_losses.json"] if stage == "baseline" else [])]:
+    for file in [*files, *(["baseline_losses.json", "full_losses.json"] if stage == "baseline" else [])]:
         whole = next(smoke[0].glob(f"stages/{stage}-{'e4-' if ratio else ''}*/{file}"))
         assert (directory / file).read_bytes() == whole.read_bytes()
     assert not (directory / "checkpoints").exists()

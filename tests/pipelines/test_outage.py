@@ -161,7 +161,7 @@ def test_a_server_that_never_comes_back_costs_no_stage(tracker, patched_cli, cli
     assert "lacks baseline" in said.splitlines()[-1] and "report:" in said.splitlines()[-1]
     report = json.loads((work / "report.json").read_text())
     assert report["ratios"][0].pop("student_model_uri") is None
-    assert len(list(work.glob("stages/*/stage.json"))) == 5 and len(list(work.glob("stages/*/model"))) == 4
+    assert len(list(work.glob("stages/*/stage.json"))) == 6 and len(list(work.glob("stages/*/model"))) == 5
 
     tracker.start()
     done = cli(*arguments, "--json", **over_http(tracker.url))

@@ -108,7 +108,7 @@ def token_ids(tokenizer, text: str, limit: int) -> torch.Tensor:
     return torch.tensor([[*ids, tokenizer.eos_token_id]])
 
 
-@pytest.mark.parametrize("title,prefix", [("distill e4 text", ""), ("baseline", "long_baseline_")])
+@pytest.mark.parametrize("title,prefix", [("distill e4 text", ""), ("baseline", "full_")])
 def test_losses_and_answers_are_those_of_transformers_for_each_example_alone(tuned, title, prefix):
     directory, record = of_task(tuned / "work", title)
     model = T5ForConditionalGeneration.from_pretrained(directory / "model").eval()
@@ -123,7 +123,7 @@ def test_losses_and_answers_are_those_of_transformers_for_each_example_alone(tun
         answers.append(tokenizer.decode(made[0], skip_special_tokens=True))
     assert json.loads((directory / f"{prefix}losses.json").read_text()) == pytest.approx(losses, abs=1e-4)
     assert json.loads((directory / f"{prefix}answers.json").read_text()) == answers
-    quality = record["metrics"]["quality" if not prefix else "quality_long"]
+    quality = record["metrics"]["quality" if not prefix else "quality_full"]
     assert quality == pytest.approx(-np.average(losses, weights=tokens), abs=1e-4) and len(set(tokens)) > 1
 
 

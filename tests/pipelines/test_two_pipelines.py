@@ -75,6 +75,8 @@ def test_two_on_a_new_work_directory_and_its_store_both_finish(patched_cli, tmp_
         assert store.execute("SELECT name, status FROM runs ORDER BY name").fetchall() == [
             ("baseline", "FINISHED"),
             ("baseline seed 1", "FINISHED"),
+            ("long-baseline", "FINISHED"),
+            ("long-baseline seed 1", "FINISHED"),
         ]
 
 

@@ -10,7 +10,7 @@ from distill.training import precision
 from pipelines.config.presets import PRESETS
 from pipelines.config.run_config import RunConfig, load_config
 from pipelines.workdir import plan as plan_module
-from pipelines.workdir.plan import long_steps, plan
+from pipelines.workdir.plan import full_steps, plan
 from pipelines.workdir.stage import VERSIONS
 
 
@@ -126,7 +126,11 @@ def test_a_recipe_overrides_the_preset_and_the_file_overrides_the_recipe(tmp_pat
 
 
 def test_best_and_table_7_share_teachers_baselines_and_the_papers_students():
-    ours, theirs = ({stage.fingerprint for stage in plan(load_config(name), "x")[:-1]} for name in ("best", "table7"))
+    """The long baselines differ, because that of ``best`` has the optimizer of its students."""
+    ours, theirs = (
+        {stage.fingerprint for stage in plan(load_config(name), "x")[:-1] if stage.kind != "long-baseline"}
+        for name in ("best", "table7")
+    )
     assert theirs < ours and len(theirs) == 3 + 3 * 5 * (2 + 2)
     variants = {one.variant for one in plan(load_config("best"), "x")}
     assert {"best", "best-hard-labels", "paper", "hard-labels"} <= variants
@@ -232,7 +236,7 @@ class TestPlan:
         stages = plan(load_config("smoke"), "data")
         titles = [stage.title for stage in stages]
         assert titles == [
-            *["baseline", "teacher e2", "init e2", "distill e2"],
+            *["baseline", "long-baseline", "teacher e2", "init e2", "distill e2"],
             *["teacher e4", "init e4", "distill e4", "report"],
         ]
         for number, stage in enumerate(stages):
@@ -247,10 +251,15 @@ class TestPlan:
 
     def test_a_stage_changes_with_its_own_settings_and_its_inputs_alone(self):
         assert self.changed("distill.hard_fraction=0.5") == {"distill e2", "distill e4", "report"}
-        assert self.changed("distill.training.learning_rate=0.1") == {"distill e2", "distill e4", "report"}
-        assert self.changed("distill.training.steps=7") == {"baseline", "distill e2", "distill e4", "report"}
+        assert self.changed("distill.training.learning_rate=0.1") == {
+            *("long-baseline", "distill e2", "distill e4", "report")
+        }
+        assert self.changed("distill.training.steps=7") == {
+            *("baseline", "long-baseline", "distill e2", "distill e4", "report")
+        }
         assert self.changed("report.resamples=500") == {"report"}
-        assert self.changed("teacher.load_balancing_weight=0.1") == set(self.fingerprints()) - {"baseline"}
+        kept = {"baseline", "long-baseline"}
+        assert self.changed("teacher.load_balancing_weight=0.1") == set(self.fingerprints()) - kept
         assert self.changed(data="other") == set(self.fingerprints())
         assert self.changed("teacher.memory=8GB") == set()
         assert self.changed() == set()
@@ -293,12 +302,14 @@ class TestPlan:
 
     def test_what_happens_to_a_run_that_diverges_is_a_setting_only_where_it_goes_on(self):
         assert self.changed("teacher.training.on_divergence=stop") == set()
-        assert self.changed("distill.training.on_divergence=restart") == {"distill e2", "distill e4", "report"}
-        assert len(self.changed("teacher.training.on_divergence=restart")) == 8
+        assert self.changed("distill.training.on_divergence=restart") == {
+            *("long-baseline", "distill e2", "distill e4", "report")
+        }
+        assert len(self.changed("teacher.training.on_divergence=restart")) == 9
 
     def test_renamed_keys_have_their_former_names_in_what_is_stored(self):
         """Fingerprints, MLflow params and labels.json keep the old names."""
-        labels = plan(load_config("smoke", ["distill.soft_labels=cached", "distill.labels.num_tokens=4"]), "data")[3]
+        labels = plan(load_config("smoke", ["distill.soft_labels=cached", "distill.labels.num_tokens=4"]), "data")[4]
         expected = {"form": "sampled", "words": 4, "examples": 64, "seed": 0}
         assert labels.kind == "label" and labels.settings["labels"] == expected
         sampled = ["distill.teacher_routing=sampled", "distill.num_sampled_experts=2"]
@@ -308,7 +319,7 @@ class TestPlan:
     def test_cached_labels_are_made_between_teacher_and_student(self):
         stages = plan(load_config("smoke", ["distill.soft_labels=cached"]), "data")
         titles = [stage.title for stage in stages]
-        assert titles[1:5] == ["teacher e2", "init e2", "label e2", "distill e2"] and len(titles) == 10
+        assert titles[2:6] == ["teacher e2", "init e2", "label e2", "distill e2"] and len(titles) == 11
         by_title = dict(zip(titles, stages, strict=True))
         assert set(by_title["label e2"].inputs) == {"teacher"}
         assert set(by_title["distill e2"].inputs) == {"label", "init"}
@@ -383,8 +394,9 @@ class TestPlan:
         monkeypatch.setitem(VERSIONS, kind, VERSIONS[kind] + 1)
         after = self.fingerprints(*overrides)
         later = {
-            "baseline": {"baseline", "report"},
-            "teacher": set(before) - {"baseline"},
+            "baseline": {"baseline", "long-baseline", "report"},
+            "long-baseline": {"long-baseline", "report"},
+            "teacher": set(before) - {"baseline", "long-baseline"},
             "init": {"init e2", "distill e2", "report"},
             "answer": {"answer e2", "label e2", "distill e2", "report"},
             "label": {"label e2", "distill e2", "report"},
@@ -392,7 +404,7 @@ class TestPlan:
             "report": {"report"},
         }
         assert {title for title in before if before[title] != after[title]} == later[kind]
-        assert kind == "baseline" or f"{kind} e2" in before or kind == "report"
+        assert kind in before or f"{kind} e2" in before
 
     def test_every_kind_of_stage_has_a_version(self):
         answers = ["distill.soft_labels=cached", "task={}", "distill.targets=teacher"]
@@ -401,20 +413,24 @@ class TestPlan:
 
     def test_seeds_multiply_the_stages(self):
         stages = plan(load_config("smoke", ["seeds=[0, 1]"]), "data")
-        assert len(stages) == 2 * 7 + 1 and len({stage.fingerprint for stage in stages}) == len(stages)
+        assert len(stages) == 2 * 8 + 1 and len({stage.fingerprint for stage in stages}) == len(stages)
         assert "distill e4 seed 1" in stages[-1].inputs
 
     def test_variants_share_teacher_and_baseline_and_what_else_they_have_in_common(self):
         variants = "variants={mix: {}, hard: {distill: {hard_fraction: 1.0}}, again: {distill: {hard_fraction: 0.75}}}"
         stages = plan(load_config("smoke", ["teacher.experts=[4]", variants]), "data")
         titles = [stage.title for stage in stages]
-        assert titles == ["baseline", "teacher e4", "init e4 mix", "distill e4 mix", "distill e4 hard", "report"]
+        assert titles == [
+            *("baseline", "long-baseline", "teacher e4", "init e4 mix", "distill e4 mix", "distill e4 hard"),
+            "report",
+        ]
         without = self.fingerprints("teacher.experts=[4]")
         shared = {stage.title: stage.fingerprint for stage in stages}
         assert shared["distill e4 mix"] == without["distill e4"] and shared["teacher e4"] == without["teacher e4"]
         assert shared["distill e4 hard"] == self.fingerprints("distill.hard_fraction=1.0")["distill e4"]
         assert set(stages[-1].inputs) == {
             "baseline",
+            "long-baseline",
             "teacher e4",
             *(f"distill e4 {v}" for v in ("mix", "hard", "again")),
         }
@@ -423,15 +439,25 @@ class TestPlan:
         changed = self.changed("data.validation_fraction=0.1", "data.eval_split=validation")
         assert {"baseline", "teacher e4", "distill e4"} <= changed
 
-    def test_the_long_baseline_takes_the_steps_of_teacher_and_student(self):
-        config = load_config("smoke")
-        assert long_steps(config) == config.teacher.training.steps + config.distill.training.steps
-        assert long_steps(load_config("switch-base")) == 10_000
+    def test_the_saved_baseline_takes_the_steps_of_the_teachers(self):
+        assert full_steps(load_config("smoke")) == 16
+        assert full_steps(load_config("switch-base")) == 10_000  # the student's, because the teacher is loaded
+
+    def test_the_long_baseline_continues_with_the_training_of_the_student(self):
+        stages = {stage.title: stage for stage in plan(load_config("smoke"), "data")}
+        long, student = stages["long-baseline"], stages["distill e4"]
+        assert long.inputs == {"baseline": stages["baseline"]} and long.command == "baseline"
+        assert long.settings["training"] == student.settings["distill"]["training"]
+        assert "long-baseline" not in {stage.title for stage in plan(load_config("switch-base"), "data")}
+
+    def test_other_settings_of_the_student_keep_the_trained_baseline(self):
+        changed = self.changed("distill.training.optimizer=muon", "baseline.steps=8")
+        assert "long-baseline" in changed and "baseline" not in changed
 
     def test_the_baselines_own_length_is_only_its_own(self):
-        assert self.changed("baseline.steps=9") == {"baseline", "report"}
-        with pytest.raises(UserError, match="baseline.steps is 25, but even the long baseline takes only 24"):
-            load_config("smoke", ["baseline.steps=25"])
+        assert self.changed("baseline.steps=9") == {"baseline", "long-baseline", "report"}
+        with pytest.raises(UserError, match="baseline.steps is 17, but teacher.training.steps is 16"):
+            load_config("smoke", ["baseline.steps=17"])
 
     def test_a_checkpoint_on_disk_counts_by_its_files(self, tmp_path):
         (tmp_path / "config.json").write_text("{}")

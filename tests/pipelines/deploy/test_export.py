@@ -118,7 +118,7 @@ def test_the_registry_has_the_figures_and_the_champion(client, exporting):
 
 def test_the_models_of_all_stages_have_names_that_transformers_4_knows(exporting):
     models = list(exporting.glob("stages/*/model"))
-    assert {path.parent.name.split("-")[0] for path in models} == {"teacher", "init", "distill", "baseline"}
+    assert {path.parent.name.split("-")[0] for path in models} == {"teacher", "init", "distill", "baseline", "long"}
     for model in models:
         tokenizer = json.loads((model / "tokenizer_config.json").read_text())
         assert tokenizer["tokenizer_class"] == "PreTrainedTokenizerFast"

@@ -5,7 +5,7 @@ from typing import Any
 
 from pipelines.config.public_presets import switch_base, switch_base_all
 from pipelines.config.recipes import CONTROL, RECIPES
-from pipelines.config.task_presets import docstrings, names, task_smoke, translate
+from pipelines.config.task_presets import docstrings, names, sizes, task_smoke, translate
 
 
 def smoke() -> dict[str, Any]:
@@ -214,6 +214,7 @@ PRESETS: dict[str, Callable[[], dict[str, Any]]] = {
     "best": best,
     "study": study,
     "names": names,
+    "sizes": sizes,
     "translate": translate,
     "docstrings": docstrings,
     "switch-base": switch_base,

@@ -79,6 +79,30 @@ def names() -> dict[str, Any]:
     return {**_on_task(task, 3000, 600, 0.03), "name": "names"}
 
 
+def sizes() -> dict[str, Any]:
+    """Students of five sizes of one teacher on the task of names: wider FFNs, and one decoder layer."""
+    base, best = names(), RECIPES["best"]
+    width = base["model"]["d_ff"]
+
+    return {
+        **base,
+        "name": "sizes",
+        "teacher": {**base["teacher"], "experts": [32]},
+        "distill": {
+            **best["distill"],
+            "training": {**base["distill"]["training"], **best["distill"]["training"]},
+        },
+        "student": best["student"],
+        "variants": {
+            "x1": {},
+            "x2": {"student": {"d_ff": 2 * width}},
+            "x4": {"student": {"d_ff": 4 * width}},
+            "one-decoder-layer": {"student": {"num_decoder_layers": 1}},
+            "x4-one-decoder-layer": {"student": {"d_ff": 4 * width, "num_decoder_layers": 1}},
+        },
+    }
+
+
 def translate() -> dict[str, Any]:
     """Django's messages in about 98 languages, with a group per language, on two cores."""
     task = {"examples": "django:messages", "metrics": ["chrf"], "max_input": 64, "max_target": 64}

@@ -11,6 +11,7 @@ task_table   the sections of report.md that only a task has, and groups.csv
 cells        cells of these tables
 plot         plots
 group_plot   the plot of a task's groups
+size_plot    the plot of students of several sizes
 paper        figures of the paper, for comparison
 registry     metrics and tags of each student in MLflow, and the champion alias
 """

@@ -16,8 +16,9 @@ from pipelines.reporting.comparison import Figure, Models, compared, kept_by_see
 from pipelines.reporting.group_plot import plot_groups
 from pipelines.reporting.levelling import levelling
 from pipelines.reporting.plot import plot_report
+from pipelines.reporting.size_plot import plot_sizes
 from pipelines.reporting.sums import DocumentSums
-from pipelines.reporting.table import report_csv, report_markdown
+from pipelines.reporting.table import differ_in_size, report_csv, report_markdown
 from pipelines.reporting.task_report import TaskResults, task_facts, task_results
 from pipelines.reporting.task_table import groups_csv
 from pipelines.reporting.verdict import AGAINST
@@ -27,7 +28,8 @@ from pipelines.workdir.plan import baseline_training
 from pipelines.workdir.stage import FinishedStage, inputs_of_kind, read_values
 
 FILES = ("report.json", "report.md", "report.csv", "fraction_kept.png")
-GROUP_FILES = ("groups.csv", "groups.png")  # of a task with groups
+# The first two are of a task with groups, and the last of students of several sizes.
+OPTIONAL_FILES = ("groups.csv", "groups.png", "sizes.png")
 
 
 class Results(NamedTuple):
@@ -54,6 +56,8 @@ def compute(run: StageRun) -> Outcome:
         write_text(run.directory / "report.md", report_markdown(report))
         write_text(run.directory / "report.csv", report_csv(report))
         plot_report(report, run.directory / "fraction_kept.png")
+        if differ_in_size(report):
+            plot_sizes(report, run.directory / "sizes.png")
         if results.task:
             write_json(run.directory / "examples.json", results.task.table())
         if results.task and results.task.has_groups:
@@ -84,10 +88,10 @@ def copy_report(finished: FinishedStage, workdir: Path) -> dict[str, Any]:
     Raises:
         UserError: a file of the report is missing or damaged.
     """
-    for name in GROUP_FILES:
+    for name in OPTIONAL_FILES:
         if name not in finished.digests:
             (workdir / name).unlink(missing_ok=True)
-    for name in (*FILES, *(name for name in GROUP_FILES if name in finished.digests)):
+    for name in (*FILES, *(name for name in OPTIONAL_FILES if name in finished.digests)):
         write_bytes(workdir / name, finished.read(name).read_bytes())
     return json.loads((workdir / "report.json").read_text())
 

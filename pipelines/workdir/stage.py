@@ -24,7 +24,7 @@ VERSIONS = {"baseline": 2, "teacher": 2, "init": 2, "answer": 1, "label": 2, "di
 # The files of a stage's directory that later stages and commands read.
 _READ_LATER = (
     *("model/**/*", "*losses.json", "*answers.json", "answers/*", "labels/labels.json"),
-    *("report.*", "documents.json", "fraction_kept.png", "groups.*", "examples.json"),
+    *("report.*", "documents.json", "fraction_kept.png", "sizes.png", "groups.*", "examples.json"),
 )
 
 

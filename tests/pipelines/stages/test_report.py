@@ -5,7 +5,7 @@ import json
 import pytest
 
 from distill.errors import UserError
-from pipelines.stages.report import FILES, GROUP_FILES, copy_report
+from pipelines.stages.report import FILES, OPTIONAL_FILES, copy_report
 from pipelines.workdir.stage import FinishedStage
 
 
@@ -23,19 +23,19 @@ def finished(tmp_path):
     return make
 
 
-def test_files_of_groups_do_not_stay_beside_a_report_without_groups(finished, tmp_path):
+def test_optional_files_do_not_stay_beside_a_report_without_them(finished, tmp_path):
     workdir = tmp_path / "work"
     workdir.mkdir()
     (workdir / "mine.txt").write_text("kept")
-    assert copy_report(finished(*GROUP_FILES, "examples.json"), workdir)["of"].startswith("report-groups")
-    assert {path.name for path in workdir.iterdir()} == {*FILES, *GROUP_FILES, "mine.txt"}
+    assert copy_report(finished(*OPTIONAL_FILES, "examples.json"), workdir)["of"].startswith("report-groups")
+    assert {path.name for path in workdir.iterdir()} == {*FILES, *OPTIONAL_FILES, "mine.txt"}
     assert copy_report(finished(), workdir) == {"of": "report"}
     assert {path.name for path in workdir.iterdir()} == {*FILES, "mine.txt"}
 
 
-@pytest.mark.parametrize("name", ["groups.csv", "examples.json"])
+@pytest.mark.parametrize("name", ["groups.csv", "sizes.png", "examples.json"])
 def test_damage_to_a_file_of_a_task_is_found(finished, name):
-    of = finished("groups.csv", "groups.png", "examples.json")
+    of = finished(*OPTIONAL_FILES, "examples.json")
     (of.directory / name).write_text("damaged")
     with pytest.raises(UserError, match="recompute it with: switch-distill report CONFIG"):
         of.read(name)

@@ -30,19 +30,23 @@ def forward_flops(shape: dict[str, Any], inputs: float, targets: float, *, exper
     return 2.0 * (layers + sparse + targets * width * shape["vocab_size"])
 
 
-def num_parameters(model: ModelConfig, vocabulary_size: int, experts: int = 0) -> int:
+def num_parameters(
+    model: ModelConfig, vocabulary_size: int, experts: int = 0, *, num_decoder_layers: int | None = None
+) -> int:
     """Number of parameters of a dense T5 of this shape, or of a Switch teacher; tied parameters count once.
 
     Args:
         model: the shape.
         vocabulary_size: rows of the embedding.
         experts: number of experts in each sparse layer of a teacher; 0 for a dense model.
+        num_decoder_layers: of a dense model, if not ``model.num_layers``.
     """
+    encoder, decoder = model.num_layers, num_decoder_layers or model.num_layers
     ffn = (3 if model.feed_forward == "gated-gelu" else 2) * model.d_model * model.d_ff
     attention = 4 * model.d_model * model.num_heads * model.d_kv
-    norms = 2 + 5 * model.num_layers  # one before each of 2 + 3 sublayers, and one at each end
+    norms = 2 + 2 * encoder + 3 * decoder  # one before each of 2 + 3 sublayers, and one at each end
     biases = 2 * _BUCKETS * model.num_heads
     embeddings = (1 if model.tie_word_embeddings else 2) * vocabulary_size * model.d_model
-    dense = embeddings + biases + norms * model.d_model + model.num_layers * (3 * attention + 2 * ffn)
+    dense = embeddings + biases + norms * model.d_model + encoder * (attention + ffn) + decoder * (2 * attention + ffn)
     sparse = 2 * (model.num_layers // model.sparse_every) if experts else 0
     return dense + sparse * (experts * (ffn + model.d_model) - ffn)

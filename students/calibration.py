@@ -3,7 +3,7 @@
 N tokens, D d_model.
 """
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any, NamedTuple
 
 import torch
@@ -13,6 +13,7 @@ from transformers import SwitchTransformersForConditionalGeneration, T5ForCondit
 
 from distill.data.examples import Batch, checked_batch
 from distill.models.layerwise import InPlace, States, in_memory, run_by_block
+from students.weight_map import renumbered
 from teachers.build import SwitchFeedForward, short_name, switch_layers
 
 
@@ -91,20 +92,28 @@ def _collect(block: SwitchFeedForward, seen: list[Activations]) -> Callable[...,
 
 
 @torch.no_grad()
-def ffn_errors(student: T5ForConditionalGeneration, recorded: Iterable[tuple[str, Activations]]) -> dict[str, float]:
+def ffn_errors(
+    student: T5ForConditionalGeneration,
+    recorded: Iterable[tuple[str, Activations]],
+    kept: Sequence[int] | None = None,
+) -> dict[str, float]:
     """The relative squared error of each FFN that replaces a Switch layer, on the teacher's activations.
 
     Args:
         student: a student of the teacher, in any mode.
         recorded: the result of ``record``.
+        kept: the decoder layers of the teacher that the student has (``students.weight_map.kept_layers``); None: all.
 
     Returns:
-        ``sum |FFN(x) - y|^2 / sum |y|^2`` over the tokens of ``recorded``, by short names such as ``encoder.1``. 0 is
-        a perfect FFN; an FFN whose output is zero has error 1.
+        ``sum |FFN(x) - y|^2 / sum |y|^2`` over the tokens of ``recorded``, by short names of the teacher's layers such
+        as ``encoder.1``. 0 is a perfect FFN; an FFN whose output is zero has error 1.
     """
     errors = {}
     for name, (inputs, _, _, outputs) in recorded:
-        ffn = student.get_submodule(f"{name}.DenseReluDense")
+        own = name if kept is None else renumbered(name, kept)
+        if own is None:
+            continue
+        ffn = student.get_submodule(f"{own}.DenseReluDense")
         was_training = ffn.training
         error = ffn.eval()(inputs.to(student.device)) - outputs.to(student.device)
         ffn.train(was_training)

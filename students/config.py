@@ -4,7 +4,8 @@ from typing import Literal
 
 from pydantic import Field, model_validator
 
-from distill.config import Positive, Section
+from distill.config import Positive, Section, Size
+from distill.errors import UserError
 
 
 class StudentConfig(Section):
@@ -18,6 +19,12 @@ class StudentConfig(Section):
         False, description="measure how far the FFNs are from the experts, even if none is built from them"
     )
     non_expert_init: Literal["teacher", "random"] = Field("teacher", description="initialisation of all other weights")
+    d_ff: Size | None = Field(
+        None, description="neurons of every FFN of the student, at least the teacher's; null: the teacher's"
+    )
+    num_decoder_layers: Positive | None = Field(
+        None, description="decoder layers of the student, at most the teacher's; null: the teacher's"
+    )
 
     @model_validator(mode="after")
     def _fits_together(self) -> "StudentConfig":
@@ -27,6 +34,27 @@ class StudentConfig(Section):
                 f"not {self.ffn_init}"
             )
         return self
+
+    def check_sizes(self, d_ff: int, num_decoder_layers: int, teacher: str) -> None:
+        """Compare the student's sizes with those of a teacher.
+
+        Args:
+            d_ff, num_decoder_layers: of the teacher.
+            teacher: its name in messages.
+
+        Raises:
+            UserError: the student's FFNs are narrower, or it has more decoder layers.
+        """
+        if self.d_ff is not None and self.d_ff < d_ff:
+            raise UserError(
+                f"student.d_ff is {self.d_ff}, but {teacher} has d_ff {d_ff}, and a student's FFNs can only be wider; "
+                f"set it to at least {d_ff}, or to null"
+            )
+        if self.num_decoder_layers is not None and self.num_decoder_layers > num_decoder_layers:
+            raise UserError(
+                f"student.num_decoder_layers is {self.num_decoder_layers}, but {teacher} has {num_decoder_layers} "
+                f"decoder layers to keep; set it to at most {num_decoder_layers}, or to null"
+            )
 
     @property
     def is_calibrated(self) -> bool:

@@ -4,7 +4,7 @@ The output of a Switch layer is ``p_i(x) E_i(x)``: the gate (the router's probab
 expert i (equation 2 of the paper). A dense FFN has no gate, so the methods scale ``wo`` by the measured gate. A neuron
 is a hidden unit of an FFN: one row of ``wi`` and one row of ``wo`` transposed.
 
-N tokens, D d_model, E experts, F d_ff.
+N tokens, D d_model, E experts, F d_ff of an expert, W neurons of the dense FFN (F, unless the student is wider).
 """
 
 from collections.abc import Callable
@@ -35,6 +35,13 @@ class SwitchExperts(NamedTuple):
     experts: FFN  # [E, F, ...]
     activation: Callable[[torch.Tensor], torch.Tensor]
     activations: Activations | None  # None without calibration text
+    wanted: int | None = None  # neurons of the dense FFN; None: as many as an expert has
+
+    @property
+    def neurons(self) -> int:
+        """W, the neurons to choose: as many as wanted, or all that the experts have."""
+        experts, neurons = self.experts.wi.shape[:2]
+        return min(self.wanted or neurons, experts * neurons)
 
     @property
     def measured(self) -> Activations:
@@ -114,7 +121,7 @@ def aligned(layer: SwitchExperts, seed: int) -> FFN:
 
 
 def select(layer: SwitchExperts, seed: int) -> FFN:
-    """The F neurons of all experts that contribute most to the layer's output.
+    """The W neurons of all experts that contribute most to the layer's output.
 
     The method scores and selects as arXiv:2605.28207 does, but neurons and not experts. The contribution of a neuron
     is the squared norm of its output times the gate, summed over the tokens of its expert. Duplicates (neurons with
@@ -125,7 +132,7 @@ def select(layer: SwitchExperts, seed: int) -> FFN:
     """
     contribution, overlap = _contributions(layer)
     wi, wo = (weight.flatten(0, 1) for weight in layer.experts)
-    chosen, same = _distinct(wi, contribution, layer.experts.wi.shape[1])
+    chosen, same = _distinct(wi, contribution, layer.neurons)
     wo = wo * overlap[:, None]
     power = layer.hidden(wi[chosen], layer.measured.inputs).square().sum(0)
     merged = torch.zeros_like(wo[chosen]).index_add(0, same[same >= 0], wo[same >= 0])
@@ -133,17 +140,16 @@ def select(layer: SwitchExperts, seed: int) -> FFN:
 
 
 def fit(layer: SwitchExperts, seed: int) -> FFN:
-    """F neurons of all experts, chosen greedily by orthogonal least squares on the layer's output.
+    """W neurons of all experts, chosen greedily by orthogonal least squares on the layer's output.
 
     Each step adds the neuron that most lowers the squared error of the best ``wo`` for the chosen neurons (Chen, Cowan
-    and Grant 1991, doi:10.1109/72.80341). The candidates are the 4F neurons of the highest contribution (see
+    and Grant 1991, doi:10.1109/72.80341). The candidates are the 4W neurons of the highest contribution (see
     ``select``). The layer's output includes the gate, and is 0 for dropped tokens. ``wo`` is the ridge solution for the
     chosen neurons.
     """
-    neurons = layer.experts.wi.shape[1]
-    most = _contributions(layer)[0].argsort(descending=True)[: _CANDIDATES * neurons]
+    most = _contributions(layer)[0].argsort(descending=True)[: _CANDIDATES * layer.neurons]
     candidates = layer.experts.wi.flatten(0, 1)[most]
-    wi = candidates[_orthogonal_least_squares(*_normal_equations(layer, candidates), neurons)]
+    wi = candidates[_orthogonal_least_squares(*_normal_equations(layer, candidates), layer.neurons)]
     return FFN(wi, _least_squares(layer, wi))
 
 
@@ -243,7 +249,7 @@ def _nearest(rows: torch.Tensor, kept: torch.Tensor) -> torch.Tensor:
 
 
 def _least_squares(layer: SwitchExperts, wi: torch.Tensor) -> torch.Tensor:
-    """[F, D], the ridge solution of ``hidden(wi, inputs) @ wo = outputs``."""
+    """[W, D], the ridge solution of ``hidden(wi, inputs) @ wo = outputs``."""
     return torch.linalg.solve(*_normal_equations(layer, wi)).to(wi)
 
 

@@ -5,7 +5,7 @@ from typing import Any
 
 from pipelines.config.public_presets import switch_base, switch_base_all
 from pipelines.config.recipes import CONTROL, RECIPES
-from pipelines.config.task_presets import docstrings, names, student_steps, task_smoke, translate
+from pipelines.config.task_presets import docstrings, names, student_sizes, student_steps, task_smoke, translate
 
 
 def smoke() -> dict[str, Any]:
@@ -215,6 +215,7 @@ PRESETS: dict[str, Callable[[], dict[str, Any]]] = {
     "study": study,
     "names": names,
     "student-steps": student_steps,
+    "student-sizes": student_sizes,
     "translate": translate,
     "docstrings": docstrings,
     "switch-base": switch_base,

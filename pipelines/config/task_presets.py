@@ -95,6 +95,24 @@ def student_steps() -> dict[str, Any]:
     }
 
 
+def student_sizes() -> dict[str, Any]:
+    """Students of five sizes of one teacher on the data of names: wider FFNs, and one decoder layer."""
+    base = names()
+    width = base["model"]["d_ff"]
+    return {
+        **base,
+        "name": "student-sizes",
+        "teacher": {**base["teacher"], "experts": [16]},
+        "variants": {
+            "x1": {},
+            "x2": {"student": {"d_ff": 2 * width}},
+            "x4": {"student": {"d_ff": 4 * width}},
+            "one-decoder-layer": {"student": {"num_decoder_layers": 1}},
+            "x4-one-decoder-layer": {"student": {"d_ff": 4 * width, "num_decoder_layers": 1}},
+        },
+    }
+
+
 def translate() -> dict[str, Any]:
     """Django's messages in about 98 languages, with a group per language, on two cores."""
     task = {"examples": "django:messages", "metrics": ["chrf"], "max_input": 64, "max_target": 64}

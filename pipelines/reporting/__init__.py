@@ -14,6 +14,7 @@ step_curve   the fraction kept against the steps of the student
 levelling    whether the baseline has levelled off
 report_files the files that a report leaves
 group_plot   the plot of a task's groups
+size_plot    the plot of students of several sizes
 paper        figures of the paper, for comparison
 registry     metrics and tags of each student in MLflow, and the champion alias
 """

@@ -109,7 +109,7 @@ def _draw_kept(axes: Any, rows: list[dict[str, Any]]) -> None:
             axes.errorbar(
                 [aside * row["experts"] for row in defined],
                 [100 * row[f"fraction_kept{suffix}"] for row in defined],
-                yerr=np.transpose([_errors(row, suffix) for row in defined]) if bars else None,
+                yerr=np.transpose([interval_errors(row, suffix) for row in defined]) if bars else None,
                 marker=marker,
                 linestyle=line,
                 color=colour,
@@ -173,7 +173,7 @@ def _draw_bars(axes: Any, rows: list[dict[str, Any]]) -> None:
             [place + shift for place, _ in defined],
             [100 * row[f"fraction_kept{suffix}"] for _, row in defined],
             height=0.38,
-            xerr=np.transpose([_errors(row, suffix) for _, row in defined]),
+            xerr=np.transpose([interval_errors(row, suffix) for _, row in defined]),
             color=colour,
             capsize=3,
             label=against,
@@ -207,7 +207,7 @@ def near(values: list[float], room: float, limits: tuple[float, float]) -> tuple
     return max(limits[0], min(values) - room), min(limits[1], max(values) + room)
 
 
-def _errors(row: dict[str, Any], suffix: str) -> tuple[float, float]:
+def interval_errors(row: dict[str, Any], suffix: str) -> tuple[float, float]:
     """Distance from the fraction to both ends of its interval, in per cent."""
     fraction, (low, high) = row[f"fraction_kept{suffix}"], row[f"fraction{suffix}_interval"]
     return max(100 * (fraction - low), 0.0), max(100 * (high - fraction), 0.0)

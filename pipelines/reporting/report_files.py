@@ -7,14 +7,15 @@ from typing import Any
 from distill.io.files import write_bytes, write_json, write_text
 from pipelines.reporting.group_plot import plot_groups
 from pipelines.reporting.plot import plot_report
+from pipelines.reporting.size_plot import plot_sizes
 from pipelines.reporting.step_curve import plot_steps, rows_with_points, steps_csv
-from pipelines.reporting.table import report_csv, report_markdown
+from pipelines.reporting.table import differ_in_size, report_csv, report_markdown
 from pipelines.reporting.task_table import groups_csv
 from pipelines.workdir.stage import FinishedStage
 
 FILES = ("report.json", "report.md", "report.csv", "fraction_kept.png")
-# Of a task with groups, and of students that are measured at several lengths.
-OPTIONAL_FILES = ("groups.csv", "groups.png", "steps.csv", "steps.png")
+# Of a task with groups, of students that are measured at several lengths, and of students of several sizes.
+OPTIONAL_FILES = ("groups.csv", "groups.png", "steps.csv", "steps.png", "sizes.png")
 
 
 def write_report(report: dict[str, Any], directory: Path) -> None:
@@ -33,6 +34,8 @@ def write_report(report: dict[str, Any], directory: Path) -> None:
     if rows_with_points(report):
         write_text(directory / "steps.csv", steps_csv(report))
         plot_steps(report, directory / "steps.png")
+    if differ_in_size(report):
+        plot_sizes(report, directory / "sizes.png")
 
 
 def copy_report(finished: FinishedStage, workdir: Path) -> dict[str, Any]:

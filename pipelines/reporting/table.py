@@ -39,6 +39,11 @@ def report_markdown(report: dict[str, Any]) -> str:
     )
 
 
+def differ_in_size(report: dict[str, Any]) -> bool:
+    """Whether the students of a report have different numbers of parameters, or not that of the baseline."""
+    return {row["student_parameters"] for row in report["ratios"]} != {report["baseline"]["parameters"]}
+
+
 def is_task(report: dict[str, Any]) -> bool:
     """Whether a report is on a task, and not on span corruption."""
     return "metrics" in report["ratios"][0]
@@ -94,7 +99,7 @@ def report_table(report: dict[str, Any]) -> Table:
     """The report for a terminal of 80 columns, with each interval below its figure.
 
     If there are variants, their column replaces size and compression, which are in report.md. For a task, the first
-    metric replaces the size, if it fits.
+    metric replaces the size, if it fits. Different sizes of students have a column, which no other replaces.
     """
     metrics = list(report["ratios"][0]["metrics"]) if is_task(report) else []
     if metrics and Console(width=10 * _WIDTH).measure(drawn := _terminal_table(report, metrics[0])).maximum <= _WIDTH:
@@ -115,6 +120,7 @@ def _terminal_table(report: dict[str, Any], metric: str | None) -> Table:
     )
     for name in (header[place] for place in shown):
         broken = name.replace("compression", "com-\npression").replace("Q ", "Q\n").replace(", ", ",\n")
+        broken = "student\nsize" if name == "student" else broken
         justify: JustifyMethod = "left" if name in ("ratio", "variant") else "right"
         drawn.add_column(broken, justify=justify, no_wrap=name != "variant", overflow="fold")
     last = [""] * len(rows)  # a mean over ratios has no value of the metric
@@ -156,6 +162,12 @@ def _cells(report: dict[str, Any]) -> tuple[list[str], list[list[str]]]:
             both = [kept(average, suffix) for suffix in ("", "_long")]
             rows.append(["mean", *[""] * 5, *both, kept_in_paper(average["variant"], None)])
             named.append(average["variant"])
+    if differ_in_size(report):
+        header.insert(2, "student")
+        for cells, size in zip(rows, [_millions(row["student_parameters"]) for row in report["ratios"]], strict=False):
+            cells.insert(2, size)
+        for cells in rows[len(report["ratios"]) :]:  # a mean over ratios
+            cells.insert(2, "")
     if named[0] is not None:
         header.insert(1, "variant")
         for cells, variant in zip(rows, named, strict=True):
@@ -212,8 +224,15 @@ def _caption(report: dict[str, Any]) -> str:
     together = {r["variant"]: (r["teacher_steps"] or 0) + r["student_steps"] for r in report["ratios"]}
     more = [variant for variant, steps in together.items() if steps > long["steps"]]
     longer = f" (except {', '.join(more)}, which takes more)" if more else ""
+    baseline = _millions(short["parameters"])
+    of_students = (
+        f"the baseline has {baseline}, the shape of the teacher without experts, and students of every size are "
+        "compared with it"
+        if differ_in_size(report)
+        else f"student and baseline have {baseline}"
+    )
     text = (
-        f"Size is the teacher's; student and baseline have {_millions(short['parameters'])}. The baseline has quality "
+        f"Size is the teacher's; {of_students}. The baseline has quality "
         f"{short['quality']:.3f} after {short['steps']:,} steps{as_students}; the long baseline has "
         f"{long['quality']:.3f} after {long['steps']:,}, as many as teacher and student together{longer}. "
     )

@@ -30,7 +30,7 @@ from pipelines.workdir.workspace import Workspace
 # through models, so soft labels are logged as a model too.
 _ARTIFACTS = (
     *("*losses.json", "*answers.json", "routing.png", "labels/labels.json"),
-    *("report.*", "documents.json", "fraction_kept.png", "groups.*", "steps.*"),
+    *("report.*", "documents.json", "fraction_kept.png", "sizes.png", "groups.*", "steps.*"),
 )
 _MODELS = ("model", "labels", "answers")
 _REVISIONS = ("revision", "tokenizer_revision")  # commits of data and tokenizer on the hub

@@ -16,7 +16,7 @@ from pipelines.runner.stage_run import Outcome, StageRun
 from pipelines.stages.teacher import run_frozen
 from pipelines.workdir.teacher_files import open_finished_teacher
 from students.calibration import ffn_errors, record
-from students.initialise import init_student_with_counts
+from students.initialise import init_student_with_counts, kept_by
 from students.load import load_dense
 
 
@@ -47,10 +47,13 @@ def compute(run: StageRun) -> Outcome:
         copy=settings.non_expert_init == "teacher",
         in_place=in_place,
         states=states(),
+        d_ff=settings.d_ff,
+        num_decoder_layers=settings.num_decoder_layers,
     )
     errors = {}
     if running:
-        errors = ffn_errors(student, record(running.model, held_out, in_place=in_place, states=states()))
+        kept = kept_by(running.model.config, student.config)
+        errors = ffn_errors(student, record(running.model, held_out, in_place=in_place, states=states()), kept)
     run.save_model(student)
     parameters, logits = count_parameters(student), _logits(run, student)
     del student, running, layers, in_place, states  # before the saved student is loaded, to save memory

@@ -41,6 +41,10 @@ def _parameters(workspace: Workspace, stage: Stage) -> int:
         return 0
     if stage.command == "baseline" and config.teacher.checkpoints:
         return 0
+    if stage.kind in ("init", "distill"):
+        student = config.of_variant(stage.variant).student
+        shape = config.model.model_copy(update={"d_ff": student.d_ff or config.model.d_ff})
+        return num_parameters(shape, workspace.data.vocab_size, num_decoder_layers=student.num_decoder_layers)
     experts = config.teacher.ratios[stage.ratio] if stage.kind == "teacher" and stage.ratio else 0
     return num_parameters(config.model, workspace.data.vocab_size, experts)
 

@@ -62,6 +62,9 @@ def check_models(
             raise UserError(
                 f"teacher.checkpoints.{ratio} {source!r} has {header.experts} experts; name it e{header.experts}"
             )
+        for one in config.students:
+            decoder_layers = int(header.shape["num_decoder_layers"])
+            one.student.check_sizes(int(header.shape["d_ff"]), decoder_layers, f"teacher {source!r}")
         models.append(LoadedModel(f"teacher {source!r}", source, ratio, header, None))
     models = [one._replace(vocabulary=read_vocabulary(one.source, one.description)) for one in models]
     _check_among_themselves(models)

@@ -159,6 +159,7 @@ def _student_settings(config: RunConfig) -> dict[str, Any]:
         unread.add("non_expert_init")  # omitted at its default, as in _distill_settings
     if not config.student.measure_ffn_errors:
         unread.add("measure_ffn_errors")
+    unread |= {name for name in ("d_ff", "num_decoder_layers") if getattr(config.student, name) is None}
     return _values(config.student, exclude=unread)
 
 

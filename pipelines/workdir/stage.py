@@ -27,7 +27,7 @@ VERSIONS = {
 # The files of a stage's directory that later stages and commands read.
 _READ_LATER = (
     *("model/**/*", "*losses.json", "*answers.json", "answers/*", "labels/labels.json"),
-    *("report.*", "documents.json", "fraction_kept.png", "groups.*", "steps.*", "examples.json"),
+    *("report.*", "documents.json", "fraction_kept.png", "sizes.png", "groups.*", "steps.*", "examples.json"),
 )
 
 

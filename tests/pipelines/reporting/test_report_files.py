@@ -23,7 +23,7 @@ def finished(tmp_path):
     return make
 
 
-def test_files_of_groups_do_not_stay_beside_a_report_without_groups(finished, tmp_path):
+def test_optional_files_do_not_stay_beside_a_report_without_them(finished, tmp_path):
     workdir = tmp_path / "work"
     workdir.mkdir()
     (workdir / "mine.txt").write_text("kept")
@@ -33,9 +33,9 @@ def test_files_of_groups_do_not_stay_beside_a_report_without_groups(finished, tm
     assert {path.name for path in workdir.iterdir()} == {*FILES, "mine.txt"}
 
 
-@pytest.mark.parametrize("name", ["groups.csv", "examples.json"])
+@pytest.mark.parametrize("name", ["groups.csv", "sizes.png", "examples.json"])
 def test_damage_to_a_file_of_a_task_is_found(finished, name):
-    of = finished("groups.csv", "groups.png", "examples.json")
+    of = finished(*OPTIONAL_FILES, "examples.json")
     (of.directory / name).write_text("damaged")
     with pytest.raises(UserError, match="recompute it with: switch-distill report CONFIG"):
         of.read(name)

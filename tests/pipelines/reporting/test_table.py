@@ -18,6 +18,7 @@ def row(**changes) -> dict:
         "experts": 4,
         "seeds": [0],
         "teacher_parameters": 2_000_000,
+        "student_parameters": 1_000_000,
         "compression": 0.5,
         "teacher_quality": -1.0,
         "student_quality": -1.1,
@@ -167,6 +168,24 @@ def test_the_table_fits_into_80_columns():
         drawn = console.file.getvalue()
         assert "…" not in drawn and max(map(len, drawn.splitlines())) <= 80
         assert "undefined" in drawn and "[0.050, 0.150]" in drawn
+
+
+def test_students_of_another_size_have_a_column_and_the_baseline_stays_the_same():
+    same = report_markdown(report(row(variant="a"), row(variant="b")))
+    assert "student and baseline have 1.00M." in same and "| student |" not in same
+    wide = {"student_parameters": 1_250_000, "compression": 0.375}
+    rows = [row(ratio=ratio, **of) for ratio in ("e4", "e8") for of in ({"variant": "a"}, {"variant": "wide"} | wide)]
+    text = report_markdown(report(*rows))
+    assert "| ratio | variant | size | student | compression |" in text
+    assert "| e4 | a | 2.00M | 1.00M | 50% |" in text and "| e8 | wide | 2.00M | 1.25M | 38% |" in text
+    assert "| mean | wide |  |  |  |  |  |  | 25% [20, 30] |" in text
+    sentence = (
+        "the baseline has 1.00M, the shape of the teacher without experts, and students of every size are compared "
+        "with it."
+    )
+    assert sentence in text and "student and baseline have" not in text
+    drawn = drawn_table(report(*rows, row(variant="x4-one-decoder-layer", **wide)))
+    assert drawn.count("1.25M") == 3 and max(map(len, drawn.splitlines())) <= 80 and "…" not in drawn
 
 
 def test_several_ratios_have_a_mean():

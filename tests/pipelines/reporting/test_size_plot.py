@@ -1,0 +1,48 @@
+"""The plot of students of several sizes."""
+
+from typing import Any
+
+import pytest
+
+from pipelines.reporting.size_plot import plot_sizes
+from tests.pipelines.reporting.test_table import report, row
+
+
+def test_the_plot_of_sizes_has_every_student_at_its_size(tmp_path, monkeypatch):
+    drawn: list[Any] = []
+    monkeypatch.setattr("matplotlib.figure.Figure.savefig", lambda figure, *_, **__: drawn.append(figure))
+    sizes = {"x1": 1.0, "x2": 1.2, "x4": 1.6}
+    rows = [
+        row(ratio=ratio, variant=name, student_parameters=int(1e6 * size), fraction_kept=size / 4)
+        for ratio in ("e4", "e8")
+        for name, size in sizes.items()
+    ]
+    rows[-1] |= {"fraction_kept": None, "fraction_interval": None}
+    plot_sizes(report(*reversed(rows)), tmp_path / "sizes.png")
+    kept, quality = drawn[0].axes
+    for axes in (kept, quality):
+        assert axes.get_xscale() == "log" and "million parameters" in axes.get_xlabel()
+        assert [label.get_text() for label in axes.get_xticklabels()] == ["1", "1.2", "1.6"]
+    lines = {container.get_label(): container for container in kept.containers}
+    assert lines.keys() == {"e4, 95 % interval", "e8, 95 % interval"}
+    line, _, (bars,) = lines["e4, 95 % interval"]
+    assert line.get_xydata().tolist() == [[size, pytest.approx(25 * size)] for size in sizes.values()]
+    assert [segment[:, 1].tolist() for segment in bars.get_segments()][0] == pytest.approx([25, 60])
+    assert len(lines["e8, 95 % interval"][0].get_xydata()) == 2  # no point without a fraction
+    assert sorted(text.get_text() for text in kept.texts) == ["x1", "x1", "x2", "x2", "x4"]
+    assert [text.get_text() for text in quality.texts] == 2 * list(sizes)
+    assert {"baseline", "long baseline", "students of e4", "teacher e8 (2M)"} <= set(
+        quality.get_legend_handles_labels()[1]
+    )
+
+
+@pytest.mark.parametrize(
+    "rows",
+    [
+        [row(student_parameters=2_000_000)],  # all students have one size, which is not the baseline's
+        [row(variant="a"), row(variant="b", student_parameters=3, fraction_kept=None, fraction_interval=None)],
+    ],
+)
+def test_every_kind_of_report_is_drawn(rows, tmp_path):
+    plot_sizes(report(*rows), tmp_path / "sizes.png")
+    assert (tmp_path / "sizes.png").read_bytes().startswith(b"\x89PNG")

@@ -80,7 +80,7 @@ class DataConfig(Section):
 
 
 class ModelConfig(Section):
-    """The shape that a trained teacher, its students and the baseline share. The defaults are T5-Base."""
+    """The shape of a trained teacher, of the baseline, and of students without a size of their own: T5-Base."""
 
     d_model: Size = 768
     d_ff: Size = 3072

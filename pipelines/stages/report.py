@@ -94,6 +94,9 @@ def build_report(run: StageRun, results: Results) -> dict[str, Any]:
         "fingerprint": run.stage.fingerprint,
     }
     report["levelling"] = levelling(report)
+    if differ_in_size(report):
+        for row in rows:
+            row |= _sizes(run, row["ratio"], row["variant"])
     if results.task:
         results.task.add_rows(rows, quality, config.report.resamples)
         report["examples"] = results.task.shown()
@@ -174,6 +177,12 @@ def _row(run: StageRun, quality: Figure, sums: Models[DocumentSums], ratio: str,
         losses = {steps: np.array(_values(students, f"after-{steps}-losses")) for steps in lengths}
         add_points(row, quality, losses, resamples)
     return row
+
+
+def _sizes(run: StageRun, ratio: str, variant: str | None) -> dict[str, int]:
+    """What a row has only if students differ in size."""
+    shape = json.loads(_of_kind(run, "distill", ratio, variant)[0].read("model/config.json").read_text())
+    return {"student_d_ff": shape["d_ff"], "student_decoder_layers": shape["num_decoder_layers"]}
 
 
 def _average(run: StageRun, quality: Figure, variant: str | None) -> dict[str, Any]:

@@ -278,6 +278,11 @@ class TestPlan:
         init = next(stage for stage in plan(load_config("smoke"), "data") if stage.kind == "init")
         assert init.settings == {"seed": 0, "student": {"ffn_init": "random"}}
 
+    def test_the_size_of_the_student_concerns_init_and_what_comes_after_it(self):
+        later = {"init e2", "init e4", "distill e2", "distill e4", "report"}
+        assert self.changed("student.d_ff=128") == self.changed("student.num_decoder_layers=1") == later
+        assert self.changed("student.d_ff=null") == self.changed("student.num_decoder_layers=null") == set()
+
     def test_another_teacher_leaves_the_first_alone(self):
         assert self.changed("teacher.experts=[2, 4, 8]") == {"report"}
 

@@ -5,7 +5,12 @@ from typing import Any
 import pytest
 
 from pipelines.reporting.size_plot import plot_sizes
-from tests.pipelines.reporting.test_table import report, row
+from tests.pipelines.reporting.test_table import report
+from tests.pipelines.reporting.test_table import row as row_of_table
+
+
+def row(**changes) -> dict:
+    return row_of_table(**{"student_d_ff": 32, "student_decoder_layers": 2, **changes})
 
 
 def test_the_plot_of_sizes_has_every_student_at_its_size(tmp_path, monkeypatch):
@@ -34,6 +39,26 @@ def test_the_plot_of_sizes_has_every_student_at_its_size(tmp_path, monkeypatch):
     assert {"baseline", "long baseline", "students of e4", "teacher e8 (2M)"} <= set(
         quality.get_legend_handles_labels()[1]
     )
+
+
+def test_students_of_another_depth_have_a_line_of_their_own(tmp_path, monkeypatch):
+    drawn: list[Any] = []
+    monkeypatch.setattr("matplotlib.figure.Figure.savefig", lambda figure, *_, **__: drawn.append(figure))
+    shallow = {"student_decoder_layers": 1}
+    rows = [row(variant="x1"), row(variant="x2", student_parameters=1_200_000)]
+    rows += [row(variant="flat", student_parameters=800_000, **shallow), row(variant="wide", **shallow)]
+    for one in rows[:2]:
+        one |= {"fraction_kept": None, "fraction_interval": None, "gain": -1, "gain_interval": [-2, -0.5]}
+    plot_sizes(report(*rows), tmp_path / "sizes.png")
+    kept, quality = drawn[0].axes
+    assert kept.get_legend_handles_labels()[1] == [
+        "e4, 2 decoder layers: negative",
+        "e4, 1 decoder layer, 95 % interval",
+    ]
+    lines = {line.get_label(): [*line.get_xdata()] for line in quality.get_lines()}
+    assert lines["students of e4, 2 decoder layers"] == [1.0, 1.2]
+    assert lines["students of e4, 1 decoder layer"] == [0.8, 1.0]
+    assert kept.get_xlim() == quality.get_xlim() and kept.get_xlim()[0] < 0.8 and kept.get_xlim()[1] > 1.2
 
 
 @pytest.mark.parametrize(

@@ -3,6 +3,7 @@ import pytest
 from distill.config import ModelConfig
 from distill.model_size import num_parameters
 from distill.models.build import build_dense, count_parameters
+from students import init_student
 from teachers.build import build_teacher
 from teachers.config import SwitchConfig
 
@@ -17,4 +18,8 @@ IDS = {"pad": 0, "eos": 1, "seed": 0}
 def test_parameters_are_counted_without_building_the_model(changes):
     shape = SHAPE.model_copy(update=changes)
     assert num_parameters(shape, 128) == count_parameters(build_dense(shape, 128, **IDS))
-    assert num_parameters(shape, 128, 6) == count_parameters(build_teacher(shape, SwitchConfig(), 128, 6, **IDS))
+    teacher = build_teacher(shape, SwitchConfig(), 128, 6, **IDS)
+    assert num_parameters(shape, 128, 6) == count_parameters(teacher)
+    student = init_student(teacher, d_ff=40, num_decoder_layers=3)
+    wide = shape.model_copy(update={"d_ff": 40})
+    assert num_parameters(wide, 128, num_decoder_layers=3) == count_parameters(student)

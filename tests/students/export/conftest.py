@@ -4,8 +4,12 @@ from pathlib import Path
 import pytest
 from transformers import T5ForConditionalGeneration
 
+from distill.config import ModelConfig
+from students import init_student
 from students.export import FORMATS, check_format, write_export
 from students.runtime import load_runner
+from teachers.build import build_teacher
+from teachers.config import SwitchConfig
 from tests.once import once
 
 EXTRAS = {"onnx": "onnxscript", "ctranslate2": "ctranslate2"}
@@ -48,6 +52,21 @@ def exported(student, shared) -> Exported:
 @pytest.fixture(scope="session")
 def gated_exported(gated_student, shared) -> Exported:
     return Exported(gated_student, shared / "gated-exported")
+
+
+def _save_of_another_size(directory: Path, data) -> None:
+    """A student with wider FFNs and fewer decoder layers than its teacher, and its tokenizer."""
+    shape = ModelConfig(d_model=32, d_ff=48, d_kv=16, num_heads=2, num_layers=2)
+    ids = {"pad": data.special_tokens.pad, "eos": data.special_tokens.eos}
+    teacher = build_teacher(shape, SwitchConfig(), data.vocab_size, 2, **ids, seed=0)
+    init_student(teacher, d_ff=80, num_decoder_layers=1).save_pretrained(directory)
+    data.tokenizer.save_pretrained(directory)
+
+
+@pytest.fixture(scope="session")
+def resized_exported(data, shared) -> Exported:
+    source = once(shared / "resized-student", lambda directory: _save_of_another_size(directory, data))
+    return Exported(source, shared / "resized-exported")
 
 
 @pytest.fixture(params=FORMATS)

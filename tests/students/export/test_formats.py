@@ -62,6 +62,16 @@ def test_a_gated_student_with_an_untied_head_keeps_the_scale_of_its_output(gated
     assert runner.generate(inputs[:3], [8, 8, 8]) == [generated(gated_exported.plain, row, 8) for row in inputs[:3]]
 
 
+def test_a_student_of_another_size_than_its_teacher(resized_exported, format, ragged):
+    """One decoder layer and two of the encoder, and FFNs that are wider than the teacher's."""
+    inputs, targets = ragged
+    assert (resized_exported.plain.config.num_decoder_layers, resized_exported.plain.config.d_ff) == (1, 80)
+    runner = resized_exported.runner(format)
+    for row, target, scores in zip(inputs, targets, runner.score(inputs, targets), strict=True):
+        np.testing.assert_allclose(scores, scored(resized_exported.plain, row, target), atol=1e-4)
+    assert runner.generate(inputs[:3], [8, 8, 8]) == [generated(resized_exported.plain, row, 8) for row in inputs[:3]]
+
+
 def test_no_answer_ends_before_min_tokens(exported, format, ragged):
     """The answers equal those of transformers with the same ``min_new_tokens``."""
     inputs, eos = ragged[0], exported.plain.config.eos_token_id

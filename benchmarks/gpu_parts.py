@@ -79,7 +79,7 @@ def measure(case: Case, repeats: int, device: torch.device) -> tuple[Timing, int
         torch.OutOfMemoryError: the case does not fit in memory. ``release_memory`` prepares for the next case.
     """
     is_cuda = device.type == "cuda"
-    wait = torch.cuda.synchronize if is_cuda else lambda: None
+    wait: Callable[[], None] = torch.cuda.synchronize if is_cuda else lambda: None
     if is_cuda:
         torch.cuda.reset_peak_memory_stats()
     step = case.build()
@@ -139,7 +139,7 @@ def _switch_layers(sizes: Sizes, device: torch.device) -> list[Case]:
     """Forward and backward of Switch layers, against one dense FFN on as many tokens."""
     width, inner = SHAPES[sizes.model]["d_model"], SHAPES[sizes.model]["d_ff"]
     count, part = sizes.ffn_tokens, f"Switch layer, {sizes.ffn_tokens:,} tokens"
-    settings = {"num_tokens": count, "width": width, "inner": inner, "device": str(device)}
+    settings: dict[str, Any] = {"num_tokens": count, "width": width, "inner": inner, "device": str(device)}
     rows = [("dense FFN", "dense", 0), *((f"{experts} experts", "ours", experts) for experts in sizes.experts)]
     return [
         Case(
@@ -154,7 +154,8 @@ def _switch_layers(sizes: Sizes, device: torch.device) -> list[Case]:
 def _losses(sizes: Sizes, device: torch.device) -> list[Case]:
     """Forward and backward of the mixed loss, and of hard labels alone."""
     count, width, vocabulary_size = sizes.loss_tokens, SHAPES[sizes.model]["d_model"], VOCABULARY_SIZE[sizes.model]
-    settings = {"num_tokens": count, "width": width, "vocabulary_size": vocabulary_size, "device": str(device)}
+    settings: dict[str, Any] = {"num_tokens": count, "width": width, "vocabulary_size": vocabulary_size}
+    settings["device"] = str(device)
     product = 2.0 * count * width * vocabulary_size
     mixed, hard = (f"loss, {labels}, {count:,} tokens x {vocabulary_size:,}" for labels in ("mixed", "hard labels"))
     rows = [
@@ -192,13 +193,18 @@ def _labels(sizes: Sizes, device: torch.device) -> Case:
 
     def build() -> Callable[[], None]:
         accelerator, teacher = make_accelerator("bfloat16"), frozen_teacher(sizes.model, experts, device)
-        settings = {"count": examples, "temperature": 1.0, "batch_size": sizes.batch, "accelerator": accelerator}
+        settings: dict[str, Any] = {"count": examples, "temperature": 1.0, "batch_size": sizes.batch}
 
         def step() -> None:
             with tempfile.TemporaryDirectory() as root:
                 directory, progress = Path(root) / "labels", Path(root) / "progress.json"
-                where: dict[str, Any] = {"directory": directory, "progress": progress, "origin": {}}
-                make_labels(teacher, _RandomExamples(sizes.model), LabelsConfig(), **where, **settings)
+                make_labels(
+                    *(teacher, _RandomExamples(sizes.model), LabelsConfig(), directory),
+                    **settings,
+                    accelerator=accelerator,
+                    origin={},
+                    progress=progress,
+                )
 
         return step
 

@@ -49,19 +49,24 @@ def optimizer_update(name: str, kind: str) -> Callable[[], None]:
     return optimizers[name, kind]().step
 
 
-def hard_loss_step(kind: str, num_tokens: int) -> Callable[[], None]:
-    """Make a step of the cross-entropy of hard labels: forward and backward in bfloat16, at T5-Base size.
+def hard_loss_step(
+    kind: str, num_tokens: int, width: int = WIDTH, vocabulary_size: int = VOCABULARY_SIZE, device: str = "cpu"
+) -> Callable[[], None]:
+    """Make a step of the cross-entropy of hard labels: forward and backward in bfloat16, at T5-Base size by default.
 
     Args:
         kind: "ours" or "torch" (``F.linear_cross_entropy``).
         num_tokens: number of target tokens.
+        width, vocabulary_size: of the head.
+        device: of all tensors.
     """
     make_accelerator("bfloat16")
     torch.manual_seed(0)
-    hidden = torch.randn(num_tokens, WIDTH).bfloat16().requires_grad_()
-    head = (torch.randn(VOCABULARY_SIZE, WIDTH) * WIDTH**-0.5).bfloat16().requires_grad_()
-    labels = torch.randint(0, VOCABULARY_SIZE, (num_tokens,))
-    chunked = torch.nn.LinearCrossEntropyOptions()
+    with torch.device(device):
+        hidden = torch.randn(num_tokens, width).bfloat16().requires_grad_()
+        head = (torch.randn(vocabulary_size, width) * width**-0.5).bfloat16().requires_grad_()
+        labels = torch.randint(0, vocabulary_size, (num_tokens,))
+    chunked = torch.nn.LinearCrossEntropyOptions() if kind == "torch" else None  # older versions of torch have none
 
     def step() -> None:
         hidden.grad = head.grad = None

@@ -1,11 +1,12 @@
 """Optimizer steps of this project and of ``benchmarks.plain``, on random tokens and random weights.
 
-Sizes are "base" (T5-Base) and "demo". A teacher has 8 experts.
+Sizes are "base" (T5-Base) and "demo". A teacher has 8 experts unless the caller says otherwise.
 """
 
 from collections.abc import Callable
 
 import torch
+from accelerate import Accelerator
 from transformers import (
     SwitchTransformersConfig,
     SwitchTransformersForConditionalGeneration,
@@ -41,18 +42,20 @@ def tokens(size: str, batch: int) -> tuple[torch.Tensor, torch.Tensor]:
     return tuple(torch.randint(3, 900, (batch, length), generator=generator) for length in LENGTHS[size])
 
 
-def our_step(size: str, batch: int, labels: str, compiled: bool = False) -> Callable[[], None]:
-    """Make an optimizer step of this project's training loop.
+def our_step(size: str, batch: int, labels: str, compiled: bool = False, experts: int = EXPERTS) -> Callable[[], None]:
+    """Make an optimizer step of this project's training loop, on accelerate's device.
 
     Args:
         size: "base" or "demo".
         batch: number of examples.
         labels: "hard" (hard labels alone), "online" (hard labels and a teacher) or "cached" (hard and cached labels).
         compiled: whether to apply ``torch.compile``.
+        experts: of the teacher.
     """
     accelerator = make_accelerator("bfloat16")
     shape = ModelConfig(**SHAPES[size])
-    student = place(build_dense(shape, VOCABULARY_SIZE[size], pad=0, eos=1, seed=0), accelerator.device)
+    with accelerator.device:  # random weights of a large teacher would take long on a CPU
+        student = place(build_dense(shape, VOCABULARY_SIZE[size], pad=0, eos=1, seed=0), accelerator.device)
     inputs, targets = tokens(size, batch)
     mix = {"hard_fraction": 0.75, "temperature": 1.0}
     examples: Batch | LabelledBatch = Batch(inputs, targets)
@@ -64,24 +67,33 @@ def our_step(size: str, batch: int, labels: str, compiled: bool = False) -> Call
         soft = SparseSoftLabels(token_ids, torch.full(token_ids.shape, 1 / 16), torch.zeros(len(token_ids)))
         examples = LabelledBatch(inputs, targets, soft)
     else:
-        teacher = build_teacher(shape, SwitchConfig(), VOCABULARY_SIZE[size], EXPERTS, pad=0, eos=1, seed=0)
-        objective = HardAndSoftLabels(student, place(freeze(teacher, torch.bfloat16), accelerator.device), **mix)
+        objective = HardAndSoftLabels(student, frozen_teacher(size, experts, accelerator.device), **mix)
     config = TrainingConfig()
     objective, optimizer = accelerator.prepare(objective, make_optimizer(objective, config))
     objective.train()
     watch = NormWatch((), config.gradient_clip)
     if compiled:
         objective = torch.compile(objective)
+    examples = examples.to(accelerator.device)
     return lambda: optimizer_step(objective, optimizer, [examples], config, accelerator, watch)
 
 
-def plain_step(size: str, batch: int, mixed_precision: str) -> Callable[[], None]:
+def frozen_teacher(size: str, experts: int, device: torch.device) -> SwitchTransformersForConditionalGeneration:
+    """A teacher of random weights on ``device``, with the matrices of its products in bfloat16."""
+    shape = ModelConfig(**SHAPES[size])
+    with device:
+        teacher = build_teacher(shape, SwitchConfig(), VOCABULARY_SIZE[size], experts, pad=0, eos=1, seed=0)
+    return place(freeze(teacher, torch.bfloat16), device)
+
+
+def plain_step(size: str, batch: int, mixed_precision: str, experts: int = EXPERTS) -> Callable[[], None]:
     """Make a step of ``benchmarks.plain`` with the same models as ``our_step`` has with online labels.
 
     Args:
         size: "base" or "demo".
         batch: number of examples.
         mixed_precision: of accelerate, for example "bf16" or "no".
+        experts: of the teacher.
     """
     from benchmarks.plain import PlainDistillation
 
@@ -94,13 +106,15 @@ def plain_step(size: str, batch: int, mixed_precision: str) -> Callable[[], None
         "decoder_start_token_id": 0,
     }
     sparse = SHAPES[size]["num_layers"] // 2
-    teacher = SwitchTransformersForConditionalGeneration(
-        SwitchTransformersConfig(
-            **shape, num_experts=EXPERTS, num_sparse_encoder_layers=sparse, num_sparse_decoder_layers=sparse
+    with Accelerator(mixed_precision=mixed_precision).device as device:
+        teacher = SwitchTransformersForConditionalGeneration(
+            SwitchTransformersConfig(
+                **shape, num_experts=experts, num_sparse_encoder_layers=sparse, num_sparse_decoder_layers=sparse
+            )
         )
-    )
-    loop = PlainDistillation(teacher, T5ForConditionalGeneration(T5Config(**shape)), mixed_precision=mixed_precision)
-    batch_of_tokens = tokens(size, batch)
+        student = T5ForConditionalGeneration(T5Config(**shape))
+    loop = PlainDistillation(teacher, student, mixed_precision=mixed_precision)
+    batch_of_tokens = [part.to(device) for part in tokens(size, batch)]
     return lambda: loop.step(*batch_of_tokens)
 
 

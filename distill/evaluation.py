@@ -39,15 +39,14 @@ def negative_log_perplexity(
     require("model", type(model).__name__, needed, lambda _: is_known(model))
     was_training = model.training
     model.eval()
-    sums, counts = [], []
+    losses, counts = [], []  # on the device until the end, so that no batch waits for the one before
     for _, labels, hidden, head in forward(model, map(checked_batch, batches), lambda done: None):
-        losses = cross_entropies(hidden, head, labels.flatten())
-        sums.append(losses.view(labels.shape).cpu().double().sum(-1))
-        counts.append((labels != IGNORE_INDEX).sum(-1).cpu())
+        losses.append(cross_entropies(hidden, head, labels.flatten()).view(labels.shape))
+        counts.append((labels != IGNORE_INDEX).sum(-1))
     model.train(was_training)
-    if not sums or not torch.cat(counts).all():
+    if not losses or not torch.cat(counts).all():
         raise ValueError("quality needs at least one example, each with at least one label that is not -100")
-    total, tokens = torch.cat(sums), torch.cat(counts)
+    total, tokens = torch.cat([one.cpu().double().sum(-1) for one in losses]), torch.cat(counts).cpu()
     return -float(total.sum() / tokens.sum()), (total / tokens).numpy()
 
 

@@ -44,7 +44,7 @@ def sort_by_expert(expert_N: torch.Tensor, num_experts: int) -> Routing:
 def run_experts(
     tokens_ND: torch.Tensor,
     routing: Routing,
-    capacity: int | None,
+    capacity: int | torch.Tensor | None,
     inner: Inner,
     wi: torch.Tensor,
     wi_gate: torch.Tensor | None,
@@ -55,7 +55,7 @@ def run_experts(
     Args:
         tokens_ND: [N, D].
         routing: from ``sort_by_expert``.
-        capacity: tokens per expert; None if it is not limited.
+        capacity: tokens per expert, a number or an int64 scalar; None if it is not limited.
         inner: activation and gating, element-wise.
         wi, wi_gate: [E, F, D]; ``wi_gate`` is None if the experts are not gated.
         wo: [E, D, F].
@@ -76,6 +76,7 @@ def run_experts(
         empty, calls = len(wi) * capacity - len(tokens_ND), min(len(wi), len(tokens_ND))
         small = empty * wi[0].numel() < calls * _SMALL_EMPTY.get(tokens_ND.dtype, 0)
     else:
+        capacity = int(capacity)
         small = capacity * wi[0].numel() < _SMALL
     if small and not cast_later:
         return _slotted(tokens_ND, routing, capacity, inner, wi, wi_gate, wo)

@@ -57,23 +57,26 @@ def measure_routing(model: nn.Module) -> Iterator[Callable[[Accelerator], Routin
     """
     layers = switch_layers(model)
     names = [short_name(name) for name, _ in layers]
-    sums = torch.zeros(len(layers), 3)  # dropped fraction, entropy, forward passes
-    loads = torch.zeros(len(layers), layers[0][1].mlp.num_experts)
+    # Sums by layer, on the device of the layer until they are read.
+    sums = [torch.zeros(3)] * len(layers)  # dropped fraction, entropy, forward passes
+    loads = [torch.zeros(layers[0][1].mlp.num_experts)] * len(layers)
 
     def collect(number: int) -> Callable[..., None]:
         def hook(module: nn.Module, args: tuple[Any, ...], output: tuple[torch.Tensor, RoutingStatistics]) -> None:
             statistics = output[1]
             one = torch.ones_like(statistics.entropy)
-            sums[number] += torch.stack([statistics.dropped_fraction, statistics.entropy, one]).cpu()
-            loads[number].add_(statistics.load.cpu())
+            figures = torch.stack([statistics.dropped_fraction, statistics.entropy, one])
+            sums[number] = sums[number].to(figures.device) + figures
+            loads[number] = loads[number].to(figures.device) + statistics.load
 
         return hook
 
     handles = [layer.mlp.register_forward_hook(collect(number)) for number, (_, layer) in enumerate(layers)]
 
     def means(accelerator: Accelerator) -> RoutingSummary:
-        dropped, entropy, passes = accelerator.reduce(sums.to(accelerator.device), "sum").cpu().unbind(-1)
-        load = accelerator.reduce(loads.to(accelerator.device), "sum").cpu()
+        both = (torch.stack(found).to(accelerator.device) for found in (sums, loads))
+        total, load = (accelerator.reduce(found, "sum").cpu() for found in both)
+        dropped, entropy, passes = total.unbind(-1)
         return RoutingSummary(names, load / load.sum(-1, keepdim=True), dropped / passes, entropy / passes)
 
     try:

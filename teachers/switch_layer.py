@@ -98,9 +98,14 @@ class SwitchLayer(nn.Module):
                 std = (0.1 / weight.shape[-1]) ** 0.5 / 0.87962566103423978
                 nn.init.trunc_normal_(weight, std=std, a=-2 * std, b=2 * std)
 
-    def capacity(self, tokens: int) -> int:
-        """The maximum number of tokens per expert in a batch of ``tokens`` unpadded tokens (equation 3)."""
+    def capacity(self, tokens: int | torch.Tensor) -> int | torch.Tensor:
+        """The maximum number of tokens per expert in a batch of ``tokens`` unpadded tokens (equation 3).
+
+        ``tokens`` may be an int64 scalar on the device, and so is the result then.
+        """
         factor = self.capacity_factor_train if self.training else self.capacity_factor_eval
+        if isinstance(tokens, torch.Tensor):
+            return (tokens.double() / self.num_experts * factor).long().clamp(min=MINIMUM_CAPACITY)
         return max(MINIMUM_CAPACITY, int(tokens / self.num_experts * factor))
 
     def forward(
@@ -122,7 +127,8 @@ class SwitchLayer(nn.Module):
         self._check(hidden, padding_mask)
         tokens_ND = hidden.flatten(0, -2)
         counted_N = None if padding_mask is None else padding_mask.flatten() != 0
-        tokens = max(len(tokens_ND) if counted_N is None else int(counted_N.sum()), 1)
+        # With padding a tensor: for a number of Python, each layer would wait for the device.
+        tokens: int | torch.Tensor = max(len(tokens_ND), 1) if counted_N is None else counted_N.sum().clamp(min=1)
 
         probs_NE = self._router_probabilities(tokens_ND)
         gates_NE = probs_NE if counted_N is None else probs_NE * counted_N[:, None]
@@ -152,7 +158,11 @@ class SwitchLayer(nn.Module):
         )
 
     def _run_chosen(
-        self, tokens_ND: torch.Tensor, probs_NE: torch.Tensor, counted_N: torch.Tensor | None, tokens: int
+        self,
+        tokens_ND: torch.Tensor,
+        probs_NE: torch.Tensor,
+        counted_N: torch.Tensor | None,
+        tokens: int | torch.Tensor,
     ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
         """Run K experts per token; returns their weighted sum [N, D], the load [E] and the dropped fraction."""
         if self.routing == "sampled":
@@ -188,7 +198,7 @@ class SwitchLayer(nn.Module):
         return F.dropout(inner, self.expert_dropout, self.training)
 
     def _statistics(
-        self, gates_NE: torch.Tensor, load_E: torch.Tensor, dropped: torch.Tensor, tokens: int
+        self, gates_NE: torch.Tensor, load_E: torch.Tensor, dropped: torch.Tensor, tokens: int | torch.Tensor
     ) -> RoutingStatistics:
         probs = gates_NE.detach()
         return RoutingStatistics(

@@ -136,7 +136,8 @@ def train(
     with dropout_of(objective.model, config.dropout):
         while progress.step < stop and not loop.stops_early(progress.step):
             hooks.on_attempt(progress.restarts)
-            batches = prefetch(examples, micro_batches, range(progress.step, stop))
+            pin = accelerator.device.type == "cuda"
+            batches = prefetch(examples, micro_batches, range(progress.step, stop), pin=pin)
             try:
                 progress = loop.take_steps(progress, batches, seed, steps, stop)
             except TrainingDiverged as error:

@@ -4,6 +4,7 @@ import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import nullcontext
+from typing import Any
 
 import numpy as np
 import torch
@@ -36,12 +37,20 @@ def micro_batch_indices(config: TrainingConfig, accelerator: Accelerator) -> Cal
 
 
 def prefetch(
-    examples: ExampleSet | LabelledExamples, micro_batches: Callable[[int], list[range]], steps: range
+    examples: ExampleSet | LabelledExamples,
+    micro_batches: Callable[[int], list[range]],
+    steps: range,
+    *,
+    pin: bool = False,
 ) -> Iterator[list[Batch | LabelledBatch]]:
-    """Yield the micro-batches of each step. A thread makes them during the previous step."""
+    """Yield the micro-batches of each step. A thread makes them during the previous step.
+
+    ``pin`` puts them in page-locked memory, which a GPU copies while the program goes on.
+    """
 
     def make(step: int) -> list[Batch | LabelledBatch]:
-        return [examples.batch(indices) for indices in micro_batches(step)]
+        batches = [examples.batch(indices) for indices in micro_batches(step)]
+        return [_pinned(batch) for batch in batches] if pin else batches
 
     with ThreadPoolExecutor(max_workers=1) as pool:
         coming = [pool.submit(make, step) for step in steps[:1]]
@@ -49,6 +58,11 @@ def prefetch(
             batches = coming.pop().result()
             coming = [pool.submit(make, step + 1)] if step + 1 < steps.stop else []
             yield batches
+
+
+def _pinned(value: Any) -> Any:
+    """A tensor, or a named tuple of tensors and named tuples, in page-locked memory."""
+    return value.pin_memory() if isinstance(value, torch.Tensor) else type(value)(*map(_pinned, value))
 
 
 def seed_pass(seed: int, step: int, number: int) -> None:
@@ -75,7 +89,7 @@ def optimizer_step(
         reseed: is called before each forward pass with the number of the pass, counted over all processes.
 
     Returns:
-        The metrics, summed over target tokens, and the number of target tokens; of all processes.
+        The metrics, summed over target tokens, and the number of target tokens; of all processes, on the CPU.
 
     Raises:
         TrainingDiverged: ``watch`` rejects the loss or the gradient. The weights are unchanged.
@@ -94,6 +108,8 @@ def optimizer_step(
             sums[name] = sums.get(name, 0) + value.float()
     norm = accelerator.clip_grad_norm_(objective.parameters(), config.gradient_clip)
     sums = accelerator.reduce(sums, "sum")
+    # The program waits for the device here. All metrics are read before the update, so that nothing waits for that.
+    sums, tokens = {name: value.cpu() for name, value in sums.items()}, tokens.cpu()
     watch.check(float(sums["loss"] / tokens), float(norm))
     optimizer.step()
     optimizer.zero_grad()
@@ -123,5 +139,5 @@ class MetricWindow:
             self.sums[name] = total + value, count + tokens
         self.processed += processed
         means = {name: float(total / count) for name, (total, count) in self.sums.items()}
-        self.seconds += time.perf_counter() - began  # after float(), which synchronises with the device
+        self.seconds += time.perf_counter() - began
         return {**means, "tokens_per_second": self.processed / self.seconds}

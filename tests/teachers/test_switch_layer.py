@@ -117,6 +117,14 @@ def test_capacity_is_that_of_the_paper():
     assert layer.capacity(3) == 4
 
 
+@pytest.mark.parametrize("experts", [1, 3, 7, 128])
+@pytest.mark.parametrize("factor", [1.25, 2.0, 0.7, 1.1])
+def test_capacity_of_a_number_on_the_device_is_rounded_alike(experts, factor):
+    layer = SwitchLayer(D, F, experts, capacity_factor_train=factor)
+    tokens = [*range(1, 3000), 2**20 - 1]
+    assert [int(layer.capacity(one)) for one in torch.tensor(tokens)] == [layer.capacity(one) for one in tokens]
+
+
 def test_load_balancing_loss_is_one_when_uniform_and_has_the_gradient_of_the_mean_probability():
     layer = SwitchLayer(D, F, 4, jitter=0.0)
     layer.router.weight.data.zero_()

@@ -1,6 +1,6 @@
 """Speed of the students of a finished report beside their size, their quality and the fraction that they keep.
 
-    python -m benchmarks.student_sizes --workdir work --config sizes
+    python -m benchmarks.student_sizes --workdir work --config student-sizes
 
 Every student answers the inputs of all test examples greedily, in turns with the others and each in its own process.
 The rate counts generated tokens, including the end of an answer. With several seeds, it is that of the first seed's

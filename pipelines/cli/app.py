@@ -17,7 +17,7 @@ from distill.io.disk import is_full
 from distill.processes import is_main_process, num_processes
 from pipelines.cli import serving as cli_serving
 from pipelines.cli.completion import complete_config, complete_ratio
-from pipelines.cli.options import Json, Model, Teacher, Workdir
+from pipelines.cli.options import Address, Engine, Json, Model, Teacher, Workdir
 from pipelines.runner.parent import end_with_parent
 from pipelines.tracking.store_uri import without_credentials
 from pipelines.workdir.commands import WORK
@@ -77,15 +77,24 @@ def run(
     set_: Set = None,
     workdir: Workdir = WORK,
     seed: Seed = None,
+    engine: Engine = "local",
+    address: Address = None,
     json_: Json = False,
 ) -> None:
     """Run all four stages for every ratio and reuse finished stages. With --ratio, run one ratio without the report."""
+    _check_engine(engine, address)
     runner = _runner(config, set_, workdir, seed, ratio)
     if ratio:
-        _execute([stage for stage in runner.workspace.stages if stage.ratio == ratio], runner, json_)
+        stages = [stage for stage in runner.workspace.stages if stage.ratio == ratio]
+        if engine == "ray":
+            _run_on_ray(runner, stages, address)
+        _execute(stages, runner, json_)
         return
     stages = runner.workspace.stages
-    if runner.workspace.config.jobs > 1 and num_processes() == 1:
+    if engine == "ray":
+        _run_on_ray(runner, stages[:-1], address)
+        stages = stages[-1:]
+    elif runner.workspace.config.jobs > 1 and num_processes() == 1:
         from pipelines.runner.side_by_side import run_side_by_side
 
         if run_side_by_side(runner, _options(set_, workdir, seed)):
@@ -277,6 +286,19 @@ def _one_kind(
 ) -> None:
     runner = _runner(config, overrides, workdir, seed, ratio, kind)
     _execute(runner.workspace.select(kind, ratio), runner, json_)
+
+
+def _check_engine(engine: str, address: str | None) -> None:
+    if address is not None and engine != "ray":
+        raise UserError("--address is of a Ray cluster; add --engine ray")
+    if engine == "ray" and num_processes() > 1:
+        raise UserError("--engine ray starts its own processes; run it without accelerate launch")
+
+
+def _run_on_ray(runner: "StageRunner", stages: list["Stage"], address: str | None) -> None:
+    from pipelines.runner.ray_engine import run_on_ray
+
+    run_on_ray(runner, stages, address)
 
 
 def _execute(stages: list["Stage"], runner: "StageRunner", json_: bool) -> None:

@@ -101,13 +101,20 @@ class Slots:
             )
         return {**options, "memory": memory}
 
+    def number(self, options: Mapping[str, Any]) -> int:
+        """How many tasks with these options run at a time."""
+        needs = {"CPU": options["num_cpus"], "GPU": options["num_gpus"], "memory": options.get("memory", 0)}
+        return sum(int(min(node[name] // need for name, need in needs.items() if need)) for node in self.nodes)
 
-def run_on_ray(runner: StageRunner, stages: list[Stage], address: str | None) -> None:
+
+def run_on_ray(runner: StageRunner, stages: list[Stage], address: str | None, *, shared: bool = False) -> None:
     """Compute the unfinished ones of ``stages``, as many at a time as the cluster holds.
 
     Args:
         runner: of the command.
-        stages: each after its inputs.
+        stages: each after its inputs. Their kinds are ``SHARED``, if ``shared``.
+        shared: whether as many tasks as the cluster holds share the units of each stage. The first one leads and writes
+            the result. Each loads the teacher once.
         address: HOST:PORT of the cluster's head; ``auto``: the cluster that this machine is a node of; None: the
             variable RAY_ADDRESS, or without it a cluster on this machine for this call.
 
@@ -130,14 +137,16 @@ def run_on_ray(runner: StageRunner, stages: list[Stage], address: str | None) ->
         environment = {"OMP_NUM_THREADS": str(slots.cpus), **environment}
         if len(slots.nodes) > 1 and not ASKED_FOR:
             workspace.say("The nodes share an SQLite file as MLflow's store; a server is safer (MLFLOW_TRACKING_URI)")
-        task, shared = ray.remote(compute), {"max_retries": _RETRIES, "runtime_env": {"env_vars": environment}}
+        fixed = {"max_retries": _RETRIES, "runtime_env": {"env_vars": environment}}
         options = {stage.fingerprint: slots.options(workspace, stage) for stage in todo}
-        tasks: dict[str, Any] = {}
+        tasks: dict[str, list[Any]] = {}
         for stage in sorted(todo, key=lambda stage: -workspace.config.teacher.ratios.get(stage.ratio or "", 2**31)):
-            needed = [tasks[one.fingerprint] for one in stage.inputs.values() if one.fingerprint in tasks]
-            placed = task.options(name=stage.title, **shared, **options[stage.fingerprint])
-            tasks[stage.fingerprint] = placed.remote(order_of(workspace, stage), *needed)
-        _wait(ray, list(tasks.values()))
+            inputs = [task for one in stage.inputs.values() for task in tasks.get(one.fingerprint, [])]
+            placed = ray.remote(compute).options(name=stage.title, **fixed, **options[stage.fingerprint])
+            number = slots.number(options[stage.fingerprint]) if shared else 1
+            order = order_of(workspace, stage)
+            tasks[stage.fingerprint] = [placed.remote(order, *inputs) for _ in range(number)]
+        _wait(ray, [task for several in tasks.values() for task in several])
 
 
 def order_of(workspace: Workspace, stage: Stage) -> Order:
@@ -165,8 +174,8 @@ def compute(order: Order, *inputs: None) -> None:
         planned = {stage.fingerprint: stage for stage in runner.workspace.stages}
         if order.fingerprint not in planned:
             raise UserError(
-                f"{socket.gethostname()} plans another {order.title} than the machine of this command, because precision"
-                "=auto or the files of a loaded model differ; set precision, and share the files"
+                f"{socket.gethostname()} plans another {order.title} than the machine of this command, because "
+                "precision=auto or the files of a loaded model differ there; set precision, and share the files"
             )
         runner.execute_all([planned[order.fingerprint]])
     except ExpectedError as error:

@@ -6,7 +6,7 @@ from distill.model_size import num_parameters
 from distill.models.header import shape_of
 from distill.training.memory import training_bytes
 from distill.training.precision import resolve_precision
-from pipelines.workdir.inspection import Inspected, inspect_model
+from pipelines.workdir.inspection import inspect_model
 from pipelines.workdir.plan import training_of
 from pipelines.workdir.stage import Stage
 from pipelines.workdir.stage_needs import stage_needs

@@ -152,6 +152,10 @@ def _check_engine(engine: str, address: str | None) -> None:
         raise UserError("--address is of a Ray cluster; add --engine ray")
     if engine == "ray" and num_processes() > 1:
         raise UserError("--engine ray starts its own processes; run it without accelerate launch")
+    if engine == "ray":
+        from pipelines.runner.ray_engine import check_engine
+
+        check_engine(address)
 
 
 def _run_on_ray(runner: "StageRunner", stages: list["Stage"], address: str | None, *, shared: bool = False) -> None:

@@ -13,14 +13,13 @@ import logging
 import os
 import signal
 import socket
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
 from rich.console import Console
-from rich.filesize import decimal
 
 from distill.errors import ExpectedError, UserError
 from pipelines.config.run_config import RunConfig
@@ -28,8 +27,8 @@ from pipelines.runner.runner import StageRunner
 from pipelines.runner.side_by_side import child_environment
 from pipelines.tracking.store_uri import ASKED_FOR, without_credentials
 from pipelines.workdir.disk_budget import check_space
+from pipelines.workdir.resources import Slots
 from pipelines.workdir.stage import Stage
-from pipelines.workdir.stage_memory import memory_bytes
 from pipelines.workdir.workspace import Workspace
 
 _RETRIES = 5  # of a task whose worker or node is lost
@@ -60,51 +59,16 @@ class Order:
     title: str
 
 
-@dataclass(frozen=True)
-class Slots:
-    """The usable nodes of a cluster, and what a stage takes of one."""
+def check_engine(address: str | None) -> None:
+    """Check, before anything is written, that Ray is installed and that something answers at the address.
 
-    nodes: list[Mapping[str, float]]  # resource -> amount
-    cpus: int
-    gpus: int
-
-    @classmethod
-    def of(cls, nodes: list[Mapping[str, float]], jobs: int) -> "Slots":
-        """Divide each node into ``jobs`` stages, or into as many as it has GPUs. If any node has a GPU, all others stay
-        idle."""
-        gpus = int(any(node.get("GPU", 0) >= 1 for node in nodes))
-        usable = [node for node in nodes if node.get("CPU", 0) >= 1 and node.get("GPU", 0) >= gpus]
-        if not usable:
-            raise UserError("no node of the Ray cluster has a CPU for tasks; add one with: ray start --address ADDRESS")
-        cpus = min(node["CPU"] // max(jobs, node.get("GPU", 0)) for node in usable)
-        return cls(usable, max(int(cpus), 1), gpus)
-
-    @property
-    def memory(self) -> int:
-        """Bytes of the largest node."""
-        return int(max(node.get("memory", 0) for node in self.nodes))
-
-    def options(self, workspace: Workspace, stage: Stage) -> dict[str, Any]:
-        """The resources of a stage, as Ray names them. With a GPU, the estimate is of the GPU's memory.
-
-        Raises:
-            UserError: no node has the memory.
-        """
-        options = {"num_cpus": self.cpus, "num_gpus": self.gpus}
-        if self.gpus:
-            return options
-        memory = memory_bytes(workspace, stage, self.memory)
-        if memory > self.memory:
-            raise UserError(
-                f"{stage.title} needs about {decimal(memory)} of memory, but the largest node of the Ray cluster has "
-                f"{decimal(self.memory)}; add a larger one"
-            )
-        return {**options, "memory": memory}
-
-    def number(self, options: Mapping[str, Any]) -> int:
-        """How many tasks with these options run at a time."""
-        needs = {"CPU": options["num_cpus"], "GPU": options["num_gpus"], "memory": options.get("memory", 0)}
-        return sum(int(min(node[name] // need for name, need in needs.items() if need)) for node in self.nodes)
+    Raises:
+        UserError: one of them is not so.
+    """
+    if find_spec("ray") is None:
+        raise UserError('--engine ray needs the package ray; install it with: pip install "switch-distill[ray]"')
+    if (head := _head(address)) not in ("auto", "local") and not _answers(head):
+        raise UserError(f"no Ray cluster answers at {head!r}; --address is HOST:PORT of its head, or auto")
 
 
 def run_on_ray(runner: StageRunner, stages: list[Stage], address: str | None, *, shared: bool = False) -> None:
@@ -119,15 +83,13 @@ def run_on_ray(runner: StageRunner, stages: list[Stage], address: str | None, *,
             variable RAY_ADDRESS, or without it a cluster on this machine for this call.
 
     Raises:
-        UserError: Ray is not installed, the address is wrong, no node can hold a stage, or a stage raised it.
+        UserError: the cluster cannot be used, no node can hold a stage, or a stage raised it.
         EngineError: the cluster is lost, or a stage failed. The stages that still ran have saved a checkpoint.
         DiskFull: the disk has no space for the output of the stages.
     """
     workspace = runner.workspace
     if not (todo := [stage for stage in stages if not workspace.find(stage)]):
         return
-    if find_spec("ray") is None:
-        raise UserError('--engine ray needs the package ray; install it with: pip install "switch-distill[ray]"')
     check_space(workspace, todo)
     passed = {k: v for k, v in os.environ.items() if k.startswith(_PASSED) and k not in _NOT_PASSED}
     passed["MLFLOW_TRACKING_URI"] = ASKED_FOR or ""
@@ -189,17 +151,17 @@ def _cluster(address: str | None) -> Iterator[Any]:
     os.environ.setdefault("RAY_DEDUP_LOGS", "0")
     import ray
 
-    address = address or os.environ.get("RAY_ADDRESS") or "local"
-    own = {"include_dashboard": False, "object_store_memory": _OBJECTS} if address == "local" else {}
-    if address not in ("auto", "local") and not _answers(address):
-        raise UserError(f"no Ray cluster answers at {address!r}; --address is HOST:PORT of its head (its GCS)")
+    head = _head(address)
+    own = {"include_dashboard": False, "object_store_memory": _OBJECTS} if head == "local" else {}
     on_sigterm = signal.getsignal(signal.SIGTERM)
     try:
-        ray.init(address, logging_level=logging.ERROR, **own)
-    except (ConnectionError, RuntimeError, ValueError, AssertionError) as error:
+        ray.init(head, logging_level=logging.ERROR, **own)
+    except Exception as error:  # Ray raises exceptions of many classes here, also Exception itself
         cause = (str(error).strip() or type(error).__name__).splitlines()[0].rstrip(". ")
+        if head == "local":
+            raise EngineError(f"Ray cannot start a cluster on this machine ({cause}); run the command again") from error
         raise UserError(
-            f"the Ray cluster at {address!r} cannot be used ({cause}); run the command on one of its nodes, with the "
+            f"the Ray cluster at {head!r} cannot be used ({cause}); run the command on one of its nodes, with the "
             "same versions of Ray and Python"
         ) from error
     finally:
@@ -239,6 +201,10 @@ def _wait(ray: Any, tasks: list[Any]) -> None:
             for one in tasks:
                 ray.cancel(one)
             ray.wait(tasks, num_returns=len(tasks), timeout=_STOP, fetch_local=False)
+
+
+def _head(address: str | None) -> str:
+    return address or os.environ.get("RAY_ADDRESS") or "local"
 
 
 def _answers(address: str) -> bool:

@@ -1,7 +1,16 @@
-"""The memory that a planned stage needs, as ``switch-distill inspect`` estimates it. Imports no torch."""
+"""What a planned stage takes of a machine: CPUs, a GPU, and the memory that ``switch-distill inspect`` estimates.
 
+Imports no torch.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
 from functools import lru_cache
+from typing import Any
 
+from rich.filesize import decimal
+
+from distill.errors import UserError
 from distill.model_size import num_parameters
 from distill.models.header import shape_of
 from distill.training.memory import training_bytes
@@ -13,6 +22,56 @@ from pipelines.workdir.stage_needs import stage_needs
 from pipelines.workdir.workspace import Workspace
 
 PYTHON = 500_000_000  # bytes of Python and its libraries, which the estimates do not include
+
+
+@dataclass(frozen=True)
+class Slots:
+    """The usable nodes of a cluster, and what a stage takes of one."""
+
+    nodes: list[Mapping[str, float]]  # resource -> amount
+    cpus: int
+    gpus: int
+
+    @classmethod
+    def of(cls, nodes: list[Mapping[str, float]], jobs: int) -> "Slots":
+        """Divide each node into ``jobs`` stages, or into as many as it has GPUs. Beside GPUs, other nodes stay idle.
+
+        Raises:
+            UserError: no node has a CPU.
+        """
+        gpus = int(any(node.get("GPU", 0) >= 1 for node in nodes))
+        usable = [node for node in nodes if node.get("CPU", 0) >= 1 and node.get("GPU", 0) >= gpus]
+        if not usable:
+            raise UserError("no node of the Ray cluster has a CPU for tasks; add one with: ray start --address ADDRESS")
+        cpus = min(node["CPU"] // max(jobs, node.get("GPU", 0)) for node in usable)
+        return cls(usable, max(int(cpus), 1), gpus)
+
+    @property
+    def memory(self) -> int:
+        """Bytes of the largest node."""
+        return int(max(node.get("memory", 0) for node in self.nodes))
+
+    def options(self, workspace: Workspace, stage: Stage) -> dict[str, Any]:
+        """The resources of a stage, as Ray names them. With a GPU, the estimate is of the GPU's memory.
+
+        Raises:
+            UserError: no node has the memory.
+        """
+        options = {"num_cpus": self.cpus, "num_gpus": self.gpus}
+        if self.gpus:
+            return options
+        memory = memory_bytes(workspace, stage, self.memory)
+        if memory > self.memory:
+            raise UserError(
+                f"{stage.title} needs about {decimal(memory)} of memory, but the largest node of the Ray cluster has "
+                f"{decimal(self.memory)}; add a larger one"
+            )
+        return {**options, "memory": memory}
+
+    def number(self, options: Mapping[str, Any]) -> int:
+        """How many tasks with these options run at a time."""
+        needs = {"CPU": options["num_cpus"], "GPU": options["num_gpus"], "memory": options.get("memory", 0)}
+        return sum(int(min(node.get(name, 0) // need for name, need in needs.items() if need)) for node in self.nodes)
 
 
 def memory_bytes(workspace: Workspace, stage: Stage, limit: int) -> int:

@@ -24,7 +24,7 @@ from rich.table import Table
 
 from benchmarks.checkpoints import RandomExamples, Size, write_checkpoint
 from distill.config import LabelsConfig
-from distill.data.cached_labels import make_labels
+from distill.data.make_labels import make_labels
 from distill.models.layerwise import ByLayer
 from distill.training.loop import make_accelerator
 from distill.training.precision import resolve_precision

@@ -12,5 +12,6 @@ held_out       the choice of evaluated examples, and the document of each
 overlap        the share of a held-out text that the training text contains
 examples       fixed-length examples and batches
 soft_labels    the teacher's distribution as a few token ids per target token
-cached_labels  soft labels on disk: made once by the teacher, read by students
+make_labels    soft labels that the teacher makes once, in units that processes and machines share
+cached_labels  soft labels on disk, read by students
 """

@@ -3,6 +3,7 @@
 Source: Kim and Rush 2016, "Sequence-Level Knowledge Distillation" (arXiv:1606.07947).
 """
 
+import contextlib
 import shutil
 import time
 from collections.abc import Callable, Sequence
@@ -11,12 +12,14 @@ from typing import Any
 
 import numpy as np
 from accelerate import Accelerator
+from accelerate.utils import broadcast_object_list
 from transformers import PreTrainedModel
 
 from distill.errors import UserError
 from distill.generation import generate
 from distill.io.disk import require_space
 from distill.io.files import check_digests, file_digests, new_directory, read_record, write_record
+from distill.io.units import Units
 from distill.tasks.prepared import Pairs
 
 _UNIT = 2048  # inputs that are answered together; a killed stage repeats at most one unit
@@ -35,12 +38,16 @@ def make_answers(
     accelerator: Accelerator,
     origin: dict[str, Any],
     units: Path,
+    lead: bool = True,
     on_unit: Callable[[int, int, dict[str, float]], None] = lambda done, total, metrics: None,
 ) -> None:
     """Answer all inputs. A killed call can be repeated: it continues after the last finished unit.
 
     Writes answers.npy [tokens] (token ids, each answer with its ``eos`` if it ended within ``max_length``), ends.npy
     [answers], and answers.json with the settings and the SHA-256 of both.
+
+    Other processes, also of other machines, can make units at the same time with ``lead`` false. The bytes are the same
+    with any number of them.
 
     Args:
         teacher: a T5 or Switch model.
@@ -52,6 +59,8 @@ def make_answers(
         batch_size: inputs per forward pass.
         origin: facts about teacher and data for answers.json.
         units: a directory for the answers so far.
+        lead: whether to wait for all units and write the files; only one call may. If false, make units until all are
+            finished or claimed.
         on_unit: gets the number of answered inputs, of all inputs, and the mean length and the speed of the answers.
 
     Raises:
@@ -64,27 +73,46 @@ def make_answers(
     main, order = accelerator.is_main_process, np.argsort([len(one) for one in inputs], kind="stable")
     if main:
         require_space(directory.parent, 4 * max_length * len(inputs), "storing the teacher's answers")
-        _discard_others(units, facts)
-    accelerator.wait_for_everyone()
     began, answered = time.perf_counter(), 0
-    for start in range(0, len(inputs), _UNIT):
-        path, rows = units / f"{start // _UNIT:08d}.npz", order[start : start + _UNIT]
-        if not path.exists():
+    with contextlib.ExitStack() as stack:
+        shared = stack.enter_context(Units(units, -(-len(inputs) // _UNIT), facts)) if main else None
+        if not lead and record.exists():  # the units have been removed while they were opened
+            return
+        while (number := _next_unit(shared, accelerator, wait=lead)) >= 0:
+            rows = order[number * _UNIT : (number + 1) * _UNIT]
             chosen = [inputs[row] for row in rows.tolist()]
             made = generate(
                 teacher, chosen, max_length=max_length, batch_size=batch_size, beams=beams, accelerator=accelerator
             )
-            if main:
-                _write_unit(path, [one if len(one) >= max_length else [*one, eos] for one in made])
+            if shared:
+                shared.finish(number, _arrays([one if len(one) >= max_length else [*one, eos] for one in made]))
             answered += sum(len(one) for one in made)
             speed = answered / (time.perf_counter() - began)
             mean = float(np.mean([len(one) for one in made]))
-            on_unit(start + len(rows), len(inputs), {"answer_tokens": mean, "tokens_per_second": speed})
-        accelerator.wait_for_everyone()
-    if main:
-        _collect(units, directory, order, facts)
-        shutil.rmtree(units)
+            done = min(len(shared.done) * _UNIT, len(inputs)) if shared else 0
+            on_unit(done, len(inputs), {"answer_tokens": mean, "tokens_per_second": speed})
+        if shared and lead:
+            _collect(shared, directory, order, facts)
+            shutil.rmtree(units, ignore_errors=True)
     accelerator.wait_for_everyone()
+
+
+def _next_unit(units: Units | None, accelerator: Accelerator, *, wait: bool) -> int:
+    """The number of a unit that the main process, which has ``units``, has claimed; -1 if there is none.
+
+    With ``wait``, it is -1 only after all units are finished and whole.
+    """
+    while True:
+        number = -1
+        if units is not None and (claimed := units.claim()) is not None:
+            number = claimed
+        elif units is not None and wait and not units.all_finished():
+            number = -2  # others have claimed the rest, or one is damaged
+        if accelerator.num_processes > 1:
+            (number,) = broadcast_object_list([number])  # often enough for the time limit of its processes
+        if number != -2:
+            return number
+        time.sleep(0.5)
 
 
 def read_answers(directory: Path) -> tuple[np.ndarray, np.ndarray]:
@@ -126,17 +154,15 @@ def _ranges(starts: np.ndarray, lengths: np.ndarray) -> np.ndarray:
     return np.arange(int(lengths.sum())) - np.repeat(before - starts, lengths)
 
 
-def _write_unit(path: Path, answers: list[list[int]]) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    tmp = path.with_suffix(".tmp.npz")
+def _arrays(answers: list[list[int]]) -> dict[str, np.ndarray]:
+    """The content of a unit."""
     tokens = np.concatenate([np.asarray(one, np.uint32) for one in answers])
-    np.savez(tmp, tokens=tokens, lengths=np.array([len(one) for one in answers]))
-    tmp.replace(path)
+    return {"tokens": tokens, "lengths": np.array([len(one) for one in answers])}
 
 
-def _collect(units: Path, directory: Path, order: np.ndarray, facts: dict[str, Any]) -> None:
+def _collect(units: Units, directory: Path, order: np.ndarray, facts: dict[str, Any]) -> None:
     """Write the answers of all units in the order of the inputs."""
-    stored = [np.load(path, allow_pickle=False) for path in sorted(units.glob("*[0-9].npz"))]
+    stored = [one for number in range(units.count) if (one := units.read(number)) is not None]
     tokens = np.concatenate([one["tokens"] for one in stored])
     lengths = np.concatenate([one["lengths"] for one in stored])
     starts, place = np.cumsum(lengths) - lengths, np.argsort(order)
@@ -145,16 +171,3 @@ def _collect(units: Path, directory: Path, order: np.ndarray, facts: dict[str, A
         np.save(tmp_dir / "ends.npy", np.cumsum(lengths[place]))
         digests = file_digests(tmp_dir, tmp_dir.iterdir())
         write_record(tmp_dir / "answers.json", {**facts, "tokens": int(lengths.sum()), "sha256": digests})
-
-
-def _discard_others(units: Path, facts: dict[str, Any]) -> None:
-    """Remove units of other facts, for example of another teacher."""
-    path = units / "facts.json"
-    try:
-        same = read_record(path, _HINT)["facts"] == facts
-    except (UserError, OSError, KeyError):
-        same = False
-    if not same:
-        shutil.rmtree(units, ignore_errors=True)
-        units.mkdir(parents=True)
-        write_record(path, {"facts": facts})

@@ -7,46 +7,29 @@ import os
 import signal
 import sys
 import traceback
-from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import Annotated, Any
 
 import typer
 
 from distill.errors import ExpectedError, UserError
 from distill.io.disk import is_full
-from distill.processes import is_main_process, num_processes
 from pipelines.cli import serving as cli_serving
-from pipelines.cli.completion import complete_config, complete_ratio
-from pipelines.cli.options import Json, Model, Teacher, Workdir
+from pipelines.cli import stages as cli_stages
+from pipelines.cli.options import Config, Json, Model, Seed, Set, Teacher, Workdir, stderr
 from pipelines.runner.parent import end_with_parent
 from pipelines.tracking.store_uri import without_credentials
 from pipelines.workdir.commands import WORK
-
-if TYPE_CHECKING:
-    from rich.console import Console
-
-    from pipelines.runner.runner import StageRunner
-    from pipelines.workdir.stage import Stage
 
 app = typer.Typer(
     no_args_is_help=True,
     pretty_exceptions_enable=False,
     help="Distil a sparse Switch Transformer into a small dense T5 that you can serve.",
 )
+app.add_typer(cli_stages.commands)
 app.add_typer(cli_serving.commands)
 
 # Base class of the parser's errors: typer's own, or click's in versions that use click. Typer does not export it.
 _WrongUsage: Any = typer.BadParameter.__base__
-
-Config = Annotated[
-    str, typer.Argument(metavar="CONFIG", help="A preset's name or a YAML file.", autocompletion=complete_config)
-]
-Ratio = Annotated[
-    str | None,
-    typer.Option(help="One teacher size, for example e8. Default: all sizes.", autocompletion=complete_ratio),
-]
-Set = Annotated[list[str] | None, typer.Option("--set", metavar="a.b=c", help="Override one value. Repeatable.")]
-Seed = Annotated[int | None, typer.Option(min=0, max=2**31 - 1, help="Use only this seed.")]
 
 
 def _print_version(requested: bool) -> None:
@@ -68,73 +51,6 @@ def options(
     ] = False,
 ) -> None:
     """Options of the program itself, before a command."""
-
-
-@app.command()
-def run(
-    config: Config,
-    ratio: Ratio = None,
-    set_: Set = None,
-    workdir: Workdir = WORK,
-    seed: Seed = None,
-    json_: Json = False,
-) -> None:
-    """Run all four stages for every ratio and reuse finished stages. With --ratio, run one ratio without the report."""
-    runner = _runner(config, set_, workdir, seed, ratio)
-    if ratio:
-        _execute([stage for stage in runner.workspace.stages if stage.ratio == ratio], runner, json_)
-        return
-    stages = runner.workspace.stages
-    if runner.workspace.config.jobs > 1 and num_processes() == 1:
-        from pipelines.runner.side_by_side import run_side_by_side
-
-        if run_side_by_side(runner, _options(set_, workdir, seed)):
-            stages = stages[-1:]
-    _show_report(runner, stages, json_)
-
-
-@app.command()
-def baseline(config: Config, set_: Set = None, workdir: Workdir = WORK, seed: Seed = None, json_: Json = False) -> None:
-    """Train the baseline, the dense model that gains are measured against, at both lengths."""
-    _one_kind("baseline", config, None, set_, workdir, seed, json_)
-
-
-def _stage_command(kind: str, description: str, *always: str) -> None:
-    """Add the command of a stage that exists once per ratio. The command always applies the overrides ``always``."""
-
-    def stage(
-        config: Config,
-        ratio: Ratio = None,
-        set_: Set = None,
-        workdir: Workdir = WORK,
-        seed: Seed = None,
-        json_: Json = False,
-    ) -> None:
-        _one_kind(kind, config, ratio, [*(set_ or []), *always], workdir, seed, json_)
-
-    app.command(kind, help=description)(stage)
-
-
-_stage_command("teacher", "Stage 1: train or load a Switch teacher.")
-_stage_command("init", "Stage 2: initialise a dense student from the teacher's non-expert weights.")
-_stage_command(
-    "answer",
-    "Generate the teacher's answers once and store them, the hard labels of students with distill.targets=teacher.",
-    "distill.targets=teacher",
-)
-_stage_command(
-    "label",
-    "Compute the teacher's soft labels once and store them, for students with distill.soft_labels=cached.",
-    "distill.soft_labels=cached",
-)
-_stage_command("distill", "Stage 3: train the student on hard and soft labels.")
-
-
-@app.command()
-def report(config: Config, set_: Set = None, workdir: Workdir = WORK, seed: Seed = None, json_: Json = False) -> None:
-    """Stage 4: report the fraction of each teacher's gain that its student keeps."""
-    runner = _runner(config, set_, workdir, seed, kind="report")
-    _show_report(runner, runner.workspace.select("report"), json_)
 
 
 @app.command()
@@ -174,7 +90,7 @@ def ui(
     from pipelines.tracking.store import existing_store
     from pipelines.tracking.view import serve_ui
 
-    serve_ui(existing_store(workdir), workdir, host, port, _stderr())
+    serve_ui(existing_store(workdir), workdir, host, port, stderr())
 
 
 @app.command()
@@ -240,58 +156,3 @@ def _quiet_libraries() -> None:
     os.environ.setdefault("HF_HUB_VERBOSITY", "critical")  # hides its retries to reach the hub
     os.environ.setdefault("HF_DATASETS_DISABLE_PROGRESS_BARS", "1")
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "true")
-
-
-def _stderr() -> "Console":
-    from rich.console import Console
-
-    return Console(stderr=True, quiet=not is_main_process())
-
-
-def _runner(
-    config: str,
-    overrides: list[str] | None,
-    workdir: Path,
-    seed: int | None,
-    ratio: str | None = None,
-    kind: str | None = None,
-) -> "StageRunner":
-    from pipelines.config.run_config import load_config
-
-    resolved = load_config(config, overrides or [], seed)
-    if ratio is not None and ratio not in resolved.teacher.ratios:
-        raise UserError(f"--ratio is {ratio!r}; {config} has {', '.join(resolved.teacher.ratios)}")
-    from pipelines.runner.runner import StageRunner
-
-    return StageRunner(resolved, config, workdir, _stderr(), kind=kind, ratio=ratio)
-
-
-def _one_kind(
-    kind: str,
-    config: str,
-    ratio: str | None,
-    overrides: list[str] | None,
-    workdir: Path,
-    seed: int | None,
-    json_: bool,
-) -> None:
-    runner = _runner(config, overrides, workdir, seed, ratio, kind)
-    _execute(runner.workspace.select(kind, ratio), runner, json_)
-
-
-def _execute(stages: list["Stage"], runner: "StageRunner", json_: bool) -> None:
-    from pipelines.cli.results import show_stages
-
-    show_stages(runner, runner.execute_all(stages), json_)
-
-
-def _show_report(runner: "StageRunner", stages: list["Stage"], json_: bool) -> None:
-    from pipelines.cli.results import show_report
-
-    show_report(runner, runner.execute_all(stages), json_)
-
-
-def _options(overrides: list[str] | None, workdir: Path, seed: int | None) -> list[str]:
-    """Command-line options that give another command the same work directory, overrides and seed."""
-    options = ["--workdir", str(workdir), *(f"--set={override}" for override in overrides or [])]
-    return options if seed is None else [*options, "--seed", str(seed)]

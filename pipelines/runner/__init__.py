@@ -5,6 +5,7 @@ load_beside   imports and the store, loaded while the data is prepared
 stage_run     context of one stage while it is computed
 publish       copy of finished stages from disk to MLflow
 side_by_side  independent chains of stages in parallel processes
+ray_engine    stages as tasks of a Ray cluster
 parent        end of a child process with its parent
 progress      progress bars on stderr
 """

@@ -4,7 +4,7 @@ import gc
 import importlib
 import os
 import time
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -15,6 +15,7 @@ from distill.io.disk import disk_full_errors
 from distill.processes import is_main_process, num_processes
 from pipelines.config.run_config import RunConfig
 from pipelines.runner.load_beside import load_beside
+from pipelines.runner.progress import Bar
 from pipelines.runner.publish import Publisher
 from pipelines.runner.stage_run import StageRun
 from pipelines.tracking.store_uri import EXPERIMENT, check_store
@@ -26,6 +27,7 @@ from pipelines.workdir.workspace import Workspace
 if TYPE_CHECKING:
     from accelerate import Accelerator
 
+SHARED = ("answer", "label")  # kinds of stages that several commands compute together
 STORE_WAIT = 120.0  # seconds to wait at the end for an unreachable store
 
 
@@ -69,8 +71,11 @@ class StageRunner:
     def execute(self, stage: Stage) -> FinishedStage:
         """Reuse ``stage`` if it is finished, else compute it from its finished inputs. Publish it if MLflow lacks it.
 
+        If another command computes the stage, wait for it. Before, do a part of its work if the stage is ``SHARED``.
+
         Raises:
-            UserError: an input is not finished or is damaged, or another command computes the stage.
+            UserError: an input is not finished or is damaged, or another command computes the stage and this run has
+                several processes.
             DiskFull: the stage's output does not fit on the disk.
         """
         found = self.workspace.find(stage)
@@ -78,7 +83,8 @@ class StageRunner:
             return self._reused(found)
         self.workspace.inputs_of(stage)
         # The code that writes any other file raises a DiskFull that names this file.
-        with self.workspace.lock(stage), disk_full_errors(self.workspace.directory / "mlflow.db"):
+        help_holder = partial(self._help, stage) if stage.kind in SHARED else None
+        with self.workspace.lock(stage, help_holder), disk_full_errors(self.workspace.directory / "mlflow.db"):
             self.accelerator.wait_for_everyone()  # all processes look under the lock, before one of them writes
             found = self.workspace.find(stage)  # the previous holder of the lock may have finished it
             self.accelerator.wait_for_everyone()
@@ -123,6 +129,14 @@ class StageRunner:
             f"{found.title:<16} reused" + (f"  (run {found.run_id[:8]})" if found.is_tracked else ""), style="dim"
         )
         return found
+
+    def _help(self, stage: Stage) -> None:
+        """Do a part of a stage that another command computes. It has the MLflow run and writes the result."""
+        module = importlib.import_module(f"pipelines.stages.{stage.kind}")
+        inputs, directory = self.workspace.inputs_of(stage), stage.directory(self.workspace.directory)
+        with Bar(self.workspace.console, stage.title) as bar:
+            place = (self.workspace, self.accelerator, self.publisher, stage, inputs, directory)
+            module.help_compute(StageRun(*place, tracked=None, curves=None, bar=bar))
 
     def _compute(self, stage: Stage) -> None:
         compute = importlib.import_module(f"pipelines.stages.{stage.kind.replace('-', '_')}").compute

@@ -42,9 +42,7 @@ def run_side_by_side(runner: StageRunner, arguments: list[str]) -> bool:
     threads = str(max((os.cpu_count() or 1) // runner.workspace.config.jobs, 1))
     # Copied before the store opens, because mlflow then sets MLFLOW_TRACKING_URI, which the chains would read.
     environment = {"OMP_NUM_THREADS": threads, **os.environ}
-    experiment = runner.publisher.store.experiment  # creates the MLflow store, before several processes use it
-    assert experiment is not None  # a publisher's store has one
-    environment |= {EXPERIMENT: experiment, **commits_environment()}
+    environment |= child_environment(runner)
     with _children() as running:
         while waiting or running:
             while waiting and len(running) < runner.workspace.config.jobs:
@@ -56,6 +54,13 @@ def run_side_by_side(runner: StageRunner, arguments: list[str]) -> bool:
                     raise SystemExit(child.returncode if child.returncode > 0 else 128 - child.returncode)
             time.sleep(0.1)
     return True
+
+
+def child_environment(runner: StageRunner) -> dict[str, str]:
+    """Environment variables of processes that compute stages of this run."""
+    experiment = runner.publisher.store.experiment  # creates the MLflow store, before several processes use it
+    assert experiment is not None  # a publisher's store has one
+    return {EXPERIMENT: experiment, **commits_environment()}
 
 
 def _commands(workspace: Workspace) -> list[list[str]]:

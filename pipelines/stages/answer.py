@@ -20,6 +20,23 @@ def compute(run: StageRun) -> Outcome:
     Raises:
         UserError: the teacher is damaged, or does not fit into memory.
     """
+    _make(run, lead=True)
+    tokens, ends = read_answers(run.directory / "answers")
+    ended = float((tokens[ends - 1] == run.data.special_tokens.eos).mean())
+    metrics = {"answers": len(ends), "answer_tokens": len(tokens) / len(ends), "ended_share": ended}
+    return Outcome(metrics, {"answers": len(ends)})
+
+
+def help_compute(run: StageRun) -> None:
+    """Make a part of the answers that another command computes.
+
+    Raises:
+        UserError: the teacher is damaged, or does not fit into memory.
+    """
+    _make(run, lead=False)
+
+
+def _make(run: StageRun, *, lead: bool) -> None:
     task, teacher, data = run.config.task, run.inputs["teacher"], task_data(run.data)
     assert task is not None
     running = run_frozen(run, open_finished_teacher(teacher))
@@ -38,12 +55,9 @@ def compute(run: StageRun) -> Outcome:
             accelerator=run.accelerator,
             origin={"teacher": teacher_digest(teacher), "data": run.data.digest},
             units=run.directory / "checkpoints" / "units",
+            lead=lead,
             on_unit=run.bar.update,
         )
-    tokens, ends = read_answers(run.directory / "answers")
-    ended = float((tokens[ends - 1] == data.special_tokens.eos).mean())
-    metrics = {"answers": len(ends), "answer_tokens": len(tokens) / len(ends), "ended_share": ended}
-    return Outcome(metrics, {"answers": len(ends)})
 
 
 def answered_pairs(run: StageRun) -> Pairs | None:

@@ -1,6 +1,7 @@
 """Cached soft labels, between stages 2 and 3: the teacher labels the training examples once."""
 
-from distill.data.cached_labels import CachedLabels, make_labels
+from distill.data.cached_labels import CachedLabels
+from distill.data.make_labels import make_labels
 from pipelines.runner.stage_data import training_examples
 from pipelines.runner.stage_run import Outcome, StageRun
 from pipelines.stages.answer import answered_pairs
@@ -17,8 +18,23 @@ def compute(run: StageRun) -> Outcome:
     Raises:
         UserError: the teacher is damaged.
     """
+    _make(run, lead=True)
+    labels = CachedLabels(run.directory / "labels")
+    metrics = {**labels.means(), "examples": len(labels), "bytes_per_token": labels.bytes_per_token}
+    return Outcome(metrics, labels.facts)
+
+
+def help_compute(run: StageRun) -> None:
+    """Make a part of the labels that another command computes.
+
+    Raises:
+        UserError: the teacher is damaged.
+    """
+    _make(run, lead=False)
+
+
+def _make(run: StageRun, *, lead: bool) -> None:
     config, settings, teacher = run.config, run.config.distill, run.inputs["teacher"]
-    directory = run.directory / "labels"
     running = frozen_teacher(run)
     make_labels(
         running.model,
@@ -30,16 +46,14 @@ def compute(run: StageRun) -> Outcome:
             answered=answered_pairs(run),
         ),
         settings.labels,
-        directory,
+        run.directory / "labels",
         count=settings.num_labelled_examples,
         temperature=settings.temperature,
         batch_size=config.teacher.evaluation_batch_size,
         accelerator=run.accelerator,
         origin={"teacher": teacher_digest(teacher), "data": run.data.digest},
         progress=run.directory / "checkpoints" / "progress.json",
+        lead=lead,
         forward=running.forward,
         on_batch=run.bar.update,
     )
-    labels = CachedLabels(directory)
-    metrics = {**labels.means(), "examples": len(labels), "bytes_per_token": labels.bytes_per_token}
-    return Outcome(metrics, labels.facts)

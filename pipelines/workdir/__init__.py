@@ -8,5 +8,6 @@ hub_names      names on the hub that a run reads, at one commit for all of its p
 disk_budget    disk space that a run needs
 inspection     headers of a Switch model: its layout, its parameters, its student
 stage_needs    memory and disk that each stage needs with a loaded teacher
+resources      CPUs, GPU and memory that a planned stage takes of a machine
 commands       commands that messages suggest
 """

@@ -105,8 +105,12 @@ class Workspace:
         return [one for one in self.stages if one.fingerprint in wanted]
 
     @contextmanager
-    def lock(self, stage: Stage) -> Iterator[None]:
+    def lock(self, stage: Stage, help_holder: Callable[[], None] | None = None) -> Iterator[None]:
         """Let only one command at a time compute or publish ``stage``. The main process holds the lock.
+
+        Args:
+            stage: one of the stages.
+            help_holder: is called before a wait, to do a part of the stage's work.
 
         Raises:
             UserError: another command holds the lock, and this run has several processes. They cannot wait, because
@@ -118,6 +122,10 @@ class Workspace:
                 raise UserError(
                     f"{stage.title} is being computed in {self.directory} by {by}; run the same command again after it"
                 )
+            if help_holder:
+                self.say(f"{stage.title:<16} is being computed in {self.directory} by {by}; this command does a part")
+                help_holder()
+                return
             self.say(f"{stage.title:<16} waits for {by}, which computes it in {self.directory} (Ctrl-C stops waiting)")
 
         with exclusive_lock(stage.directory(self.directory), on_held) if is_main_process() else nullcontext():

@@ -10,7 +10,7 @@ import torch
 from benchmarks.checkpoints import RandomExamples, Size, write_checkpoint
 from benchmarks.streaming import Task, in_new_process
 from distill.config import LabelsConfig, ModelConfig
-from distill.data.cached_labels import make_labels
+from distill.data.make_labels import make_labels
 from distill.errors import UserError
 from distill.evaluation import negative_log_perplexity
 from distill.models.layerwise import by_batch
@@ -151,7 +151,7 @@ def test_labels_are_the_same_bytes_and_progress_never_falls(checkpoint, tmp_path
 @pytest.mark.parametrize("kill_at", [2, 15])
 def test_a_killed_slice_is_computed_again(checkpoint, tmp_path, monkeypatch, kill_at):
     """Killed in the first and in the second slice of two or three batches; labels of the first are not made again."""
-    monkeypatch.setattr("distill.data.cached_labels._BATCHES_PER_SAVE", 2)
+    monkeypatch.setattr("distill.data.make_labels._BATCHES_PER_UNIT", 2)
     expected = label(run(checkpoint, tmp_path, limit=ENOUGH), tmp_path / "whole")
 
     def die(done, count, metrics):

@@ -6,8 +6,9 @@ import pytest
 import torch
 
 from distill.config import LabelsConfig, TrainingConfig
-from distill.data.cached_labels import CachedLabels, LabelledExamples, make_labels
+from distill.data.cached_labels import CachedLabels, LabelledExamples
 from distill.data.examples import Batch, Examples
+from distill.data.make_labels import make_labels
 from distill.data.prepared_data import Lengths
 from distill.errors import DiskFull, UserError
 from distill.models.build import build_dense
@@ -165,7 +166,7 @@ def test_batches_of_targets_of_differing_length_have_labels_for_each_position(la
 
 def test_speed_counts_tokens_without_padding(label, monkeypatch):
     seconds = iter([0.0, *[2.0] * 10])
-    monkeypatch.setattr("distill.data.cached_labels.time", SimpleNamespace(perf_counter=lambda: next(seconds)))
+    monkeypatch.setattr("distill.data.make_labels.time", SimpleNamespace(perf_counter=lambda: next(seconds)))
     seen = []
     label(examples=Ragged(), count=8, on_batch=lambda done, count, metrics: seen.append(metrics["tokens_per_second"]))
     counts = [sum(map(len, Ragged().tokens(index))) for index in range(8)]
@@ -181,7 +182,7 @@ def test_a_large_vocabulary_gets_wider_ids(label, shape):
 @pytest.mark.parametrize("form", FILES)
 @pytest.mark.parametrize("kill_at", [4, 24, 44])
 def test_killed_labelling_resumes_and_writes_the_same_bytes(label, monkeypatch, form, kill_at):
-    monkeypatch.setattr("distill.data.cached_labels._BATCHES_PER_SAVE", 2)
+    monkeypatch.setattr("distill.data.make_labels._BATCHES_PER_UNIT", 2)
     straight = bytes_of(label("straight", form=form, count=47))
 
     class Killed(Exception):
@@ -248,7 +249,7 @@ def test_a_disk_that_fills_up_beside_the_labels_is_found_before_the_first_one(la
 
 @pytest.mark.parametrize("broken", ["words.npy", "progress"])
 def test_half_made_labels_that_are_damaged_are_made_again(label, monkeypatch, tmp_path, broken):
-    monkeypatch.setattr("distill.data.cached_labels._BATCHES_PER_SAVE", 2)
+    monkeypatch.setattr("distill.data.make_labels._BATCHES_PER_UNIT", 2)
     straight = bytes_of(label("straight", count=47))
 
     def die(done, count, metrics):

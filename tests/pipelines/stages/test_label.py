@@ -7,11 +7,14 @@ import shutil
 import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import numpy as np
 import pytest
 from mlflow import MlflowClient
+
+from tests.forked import Forked
 
 ROOT = Path(__file__).parents[3]
 EXAMPLES = ["--set", "distill.labels.examples=1100"]  # 18 batches of 64: progress is saved after 16
@@ -135,10 +138,40 @@ def test_killed_labelling_is_finished_by_two_processes_with_the_same_bytes(smoke
     arguments = ["label", "smoke", "--ratio", "e4", *EXAMPLES, "--workdir", str(work)]
     assert interrupted(arguments, 17 * 64, signal.SIGKILL) == -9
     directory = next(work.glob("stages/label-e4-*"))
-    assert json.loads((directory / "checkpoints" / "progress.json").read_text())["batches"] == 16
+    assert json.loads((directory / "checkpoints" / "progress.json").read_text())["units"] == 1
     assert not (directory / "labels" / "labels.json").exists()
     launch = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node", "2", "-m", "pipelines.cli"]
     environment = {**os.environ, "MLFLOW_TRACKING_URI": "", "ACCELERATE_USE_CPU": "true", "OMP_NUM_THREADS": "1"}
     done = subprocess.run([*launch, *arguments], cwd=ROOT, env=environment, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     assert labels_in(work) == labels_in(labelled[0])
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="locks files as Linux does")
+def test_a_second_command_shares_the_units_and_finishes_those_of_a_killed_first(smoke, labelled, cli, tmp_path):
+    work = tmp_path / "work"
+    shutil.copytree(smoke[0], work)
+    arguments = ["label", "smoke", "--ratio", "e4", *EXAMPLES, "--workdir", str(work)]
+    hangs = "import time; from distill.io.units import Units; Units.finish = lambda *given: time.sleep(600)\n"
+    start = "from pipelines.cli import main; main()"
+    first, end = Forked(hangs + start, arguments), time.monotonic() + 300
+
+    def until(name: str, text: bool) -> None:
+        while not [
+            path for path in work.glob(f"stages/label-e4-*/checkpoints/*/{name}") if path.read_text() or not text
+        ]:
+            assert first.poll() is None and time.monotonic() < end
+            time.sleep(0.01)
+
+    try:
+        until("00000000.claim", text=False)  # the first command has claimed the first unit
+        second = Forked(start, arguments)
+        until("00000001.claim", text=True)  # the second one has finished the other unit
+        assert second.poll() is None
+    finally:
+        first.kill()
+        first.communicate()
+    said = second.communicate()[1]
+    assert second.returncode == 0 and "this command does a part" in said, said
+    assert labels_in(work) == labels_in(labelled[0])
+    assert not list(work.glob("stages/label-*/checkpoints"))

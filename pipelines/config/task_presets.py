@@ -117,7 +117,7 @@ def translate() -> dict[str, Any]:
     """Django's messages in about 98 languages, with a group per language, on two cores."""
     task = {"examples": "django:messages", "metrics": ["chrf"], "max_input": 64, "max_target": 64}
     base = _on_task(task, 3000, 750, 0.03)
-    return {**base, "name": "translate", "teacher": {**base["teacher"], "experts": [4, 16]}}
+    return {**base, "name": "translate", "teacher": {**base["teacher"], "experts": [16]}}
 
 
 def docstrings() -> dict[str, Any]:

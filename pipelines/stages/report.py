@@ -16,6 +16,7 @@ from pipelines.reporting.levelling import levelling
 from pipelines.reporting.report_files import write_report
 from pipelines.reporting.step_curve import add_points, rows_with_points
 from pipelines.reporting.sums import DocumentSums
+from pipelines.reporting.table import differ_in_size
 from pipelines.reporting.task_report import TaskResults, task_facts, task_results
 from pipelines.reporting.verdict import AGAINST
 from pipelines.runner.stage_data import task_data

@@ -17,8 +17,8 @@ from benchmarks.library import hard_loss_step
 from benchmarks.models import LENGTHS, SHAPES, VOCABULARY_SIZE, frozen_teacher, our_step, plain_step, tokens
 from benchmarks.timing import Timing
 from distill.config import LabelsConfig
-from distill.data.cached_labels import make_labels
 from distill.data.examples import Batch
+from distill.data.make_labels import make_labels
 from distill.data.prepared_data import Lengths
 from distill.model_size import forward_flops
 from distill.training.loop import make_accelerator

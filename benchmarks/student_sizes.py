@@ -139,7 +139,8 @@ def _plot(report: dict[str, Any], rows: list[dict[str, Any]], path: Path) -> Non
         name = f"{_name(row)}, {measured['parameters'] / 1e6:.3g}M"
         axes.annotate(name, place, (6, 4), textcoords="offset points", fontsize=8, color=colour)
     axes.axhline(0, color="0.6", linewidth=0.8)
-    axes.margins(x=0.2)
+    left, right = axes.get_xlim()
+    axes.set_xlim(left, right + 0.35 * (right - left))  # room for names
     axes.grid(alpha=0.25)
     axes.set(xlabel="generated tokens per second", ylabel="fraction of the teacher's gain kept (%)")
     data = report["data"]

@@ -96,8 +96,7 @@ def build_report(run: StageRun, results: Results) -> dict[str, Any]:
     }
     report["levelling"] = levelling(report)
     if differ_in_size(report):
-        for row in rows:
-            row |= _sizes(run, row["ratio"], row["variant"])
+        rows[:] = [row | _sizes(run, row["ratio"], row["variant"]) for row in rows]
     if results.task:
         results.task.add_rows(rows, quality, config.report.resamples)
         report["examples"] = results.task.shown()
@@ -181,7 +180,6 @@ def _row(run: StageRun, quality: Figure, sums: Models[DocumentSums], ratio: str,
 
 
 def _sizes(run: StageRun, ratio: str, variant: str | None) -> dict[str, int]:
-    """What a row has only if students differ in size."""
     shape = json.loads(_of_kind(run, "distill", ratio, variant)[0].read("model/config.json").read_text())
     return {"student_d_ff": shape["d_ff"], "student_decoder_layers": shape["num_decoder_layers"]}
 

@@ -89,7 +89,8 @@ def memory_bytes(workspace: Workspace, stage: Stage, limit: int) -> int:
     if not sources:
         return PYTHON + trained + _built_teacher(workspace, stage)
     cached = stage.kind == "distill" and "label" in stage.inputs
-    row = {"answer": "label", "distill": "distill, cached labels" if cached else "distill"}.get(stage.kind, stage.command)
+    rows = {"answer": "label", "distill": "distill, cached labels" if cached else "distill"}
+    row = rows.get(stage.kind, stage.command)
     needs = stage_needs(_inspected(sources[0]), config, resolve_precision(config.precision), limit - PYTHON)
     own = trained if stage.kind == "teacher" else 0  # the row has the memory of a teacher that is not trained
     return int(PYTHON + max(needs[row]["memory"], own))

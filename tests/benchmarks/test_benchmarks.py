@@ -3,7 +3,6 @@
 import time
 
 import pytest
-from accelerate.state import AcceleratorState
 from torch.utils.flop_counter import FlopCounterMode
 
 from benchmarks.models import SHAPES, VOCABULARY_SIZE, our_step, plain_step, step_operations, tokens
@@ -23,22 +22,14 @@ def test_operations_of_a_step_are_those_that_torch_counts():
     assert step_operations("demo", 16) == 4 * counter.get_total_flops()
 
 
-@pytest.fixture
-def own_precision():
-    """Reset the precision, which accelerate sets once per process, before and after the test."""
-    AcceleratorState._reset_state(reset_partial_state=True)
-    yield
-    AcceleratorState._reset_state(reset_partial_state=True)
-
-
 @pytest.mark.parametrize("labels", ["hard", "online", "cached"])
-def test_our_step_reduces_the_loss(own_precision, labels):
+def test_our_step_reduces_the_loss(labels):
     step = our_step("demo", 2, labels)
     losses = [float(step()[0]["loss"]) for _ in range(8)]
     assert losses[-1] < losses[0]
 
 
-def test_the_plain_step_reduces_the_loss(own_precision):
+def test_the_plain_step_reduces_the_loss():
     step = plain_step("demo", 2, "no")
     losses = [step() for _ in range(8)]
     assert losses[-1] < losses[0]
@@ -56,7 +47,7 @@ def test_padded_batches_have_the_shapes_of_full_ones_and_little_padding():
 
 
 @pytest.mark.parametrize("kind", ["dense", "Switch"])
-def test_the_padded_step_runs(own_precision, monkeypatch, kind):
+def test_the_padded_step_runs(monkeypatch, kind):
     monkeypatch.setattr("benchmarks.padding.BATCH", 4)
     padded_step(kind, True, "auto")()
 

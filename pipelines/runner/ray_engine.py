@@ -152,7 +152,7 @@ def _cluster(address: str | None) -> Iterator[Any]:
     import ray
 
     head = _head(address)
-    own = {"include_dashboard": False, "object_store_memory": _OBJECTS} if head == "local" else {}
+    own: dict[str, Any] = {"include_dashboard": False, "object_store_memory": _OBJECTS} if head == "local" else {}
     on_sigterm = signal.getsignal(signal.SIGTERM)
     try:
         ray.init(head, logging_level=logging.ERROR, **own)

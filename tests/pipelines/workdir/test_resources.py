@@ -4,6 +4,7 @@ import pytest
 
 from distill.errors import UserError
 from distill.model_size import num_parameters
+from distill.training.precision import resolve_precision
 from pipelines.config.run_config import load_config
 from pipelines.workdir.inspection import inspect_model
 from pipelines.workdir.resources import PYTHON, Slots, memory_bytes
@@ -72,7 +73,8 @@ def test_stages_of_a_loaded_teacher_need_what_inspect_says(workspace, tmp_path):
     checkpoints = {"experts": [], "checkpoints": {"e4": str(tmp_path)}}
     teacher = workspace.config.teacher.model_copy(update=checkpoints)
     workspace.config = workspace.config.model_copy(update={"teacher": teacher})
-    known = stage_needs(inspect_model(str(tmp_path)), workspace.config, "float32", GB)
+    precision = resolve_precision(workspace.config.precision)
+    known = stage_needs(inspect_model(str(tmp_path)), workspace.config, precision, GB)
     by_kind = {stage.kind: stage for stage in workspace.stages if stage.ratio in (None, "e4")}
     rows = {"init": "init", "label": "label", "distill": "distill, cached labels", "baseline": "baseline"}
     for kind, row in rows.items():

@@ -152,7 +152,7 @@ def _cluster(address: str | None) -> Iterator[Any]:
     import ray
 
     head = _head(address)
-    own = {"include_dashboard": False, "object_store_memory": _OBJECTS} if head == "local" else {}
+    own: dict[str, Any] = {"include_dashboard": False, "object_store_memory": _OBJECTS} if head == "local" else {}
     on_sigterm = signal.getsignal(signal.SIGTERM)
     try:
         ray.init(head, logging_level=logging.ERROR, **own)
@@ -182,10 +182,7 @@ def _wait(ray: Any, tasks: list[Any]) -> None:
             # Ray notices a lost head after a minute, and then ends this process.
             missed = 0 if _answers(head) else missed + 1
             if missed >= _PROBES:
-                raise EngineError(
-                    f"the Ray cluster at {head} is lost; run the same command again when it is back: finished stages "
-                    "are reused, and others continue from their last checkpoint"
-                )
+                raise _lost(head)
     except StageFailed as error:
         sentence, code = error.cause.args  # type: ignore[attr-defined]  # Ray's subclass has the cause
         failed = UserError(sentence) if code == UserError.exit_code else EngineError(sentence)
@@ -194,13 +191,22 @@ def _wait(ray: Any, tasks: list[Any]) -> None:
     except ray.exceptions.RayTaskError:
         raise
     except ray.exceptions.RayError as error:
+        if not _answers(head):
+            raise _lost(head) from error
         cause = str(error).strip().splitlines()[0]
         raise EngineError(f"a stage was lost {_RETRIES + 1} times on the Ray cluster ({cause})") from error
     finally:
-        if tasks and missed < _PROBES:
+        if tasks and _answers(head):
             for one in tasks:
                 ray.cancel(one)
             ray.wait(tasks, num_returns=len(tasks), timeout=_STOP, fetch_local=False)
+
+
+def _lost(head: str) -> EngineError:
+    return EngineError(
+        f"the Ray cluster at {head} is lost; run the same command again when it is back: finished stages are reused, "
+        "and others continue from their last checkpoint"
+    )
 
 
 def _head(address: str | None) -> str:

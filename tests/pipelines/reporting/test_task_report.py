@@ -159,6 +159,14 @@ def test_the_shown_examples_do_not_depend_on_the_answers(report, examples):
     assert len(other.table()["teacher e8"]) == EXAMPLES
 
 
+def test_equal_inputs_are_shown_once():
+    """A name may be that of a language and of a script, so two examples may have the same text."""
+    twice = TaskExamples(["a", "a", "b"], ["x", "x", "y"], None, np.arange(3), np.ones(3), [{}, {}, {}])
+    made = [["x", "?", "y"]]
+    found = task_results([], Models({"": made}, {"e2": made}, {("e2", None): made}), twice, 1)
+    assert sorted((one["input"], one["student e2"]) for one in found.shown()) == [("a", "x"), ("b", "y")]
+
+
 def test_fewer_examples_than_are_shown(examples):
     few = TaskExamples(["a", "b"], ["x", "y"], None, np.arange(2), np.ones(2), [{}, {}])
     found = task_results([], Models({"": [["x", "y"]]}, {"e2": [["x", "z"]]}, {("e2", None): [["x", "y"]]}), few, 1)

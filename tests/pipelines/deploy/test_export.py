@@ -177,6 +177,7 @@ def test_files_that_only_transformers_5_reads_as_the_student_are_refused(
     assert manifest["parity_of_plain_t5"]["log_probability_difference_max"] < 1e-4
 
 
+@pytest.mark.slow
 def test_a_directory_that_no_store_knows_is_verified_on_given_text(student, text_files, tmp_path):
     output = tmp_path / "made"
     pattern = text_files.removeprefix("text:")

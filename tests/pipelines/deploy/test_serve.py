@@ -37,7 +37,7 @@ def needs(library: str):
 
 
 FORMATS = [
-    pytest.param("onnx", "float32", marks=needs("onnxruntime")),
+    pytest.param("onnx", "float32", marks=[needs("onnxruntime"), pytest.mark.slow]),
     pytest.param("ctranslate2", "float32", marks=needs("ctranslate2")),
     pytest.param("hf", "float32", marks=pytest.mark.slow),
 ]
@@ -136,6 +136,7 @@ def test_teacher_and_student_are_served_together(export, serving, exporting):
         assert streamed(server, models[1]["id"]) == expected
 
 
+@pytest.mark.slow
 def test_a_model_that_is_not_an_export_is_exported_first(exporting, distilled, serving, answers):
     tokenizer = AutoTokenizer.from_pretrained(distilled / "model")
     name = json.loads((distilled / "stage.json").read_text())["model_uri"]

@@ -14,11 +14,15 @@ from transformers import AutoTokenizer
 from distill.data.examples import Examples
 from distill.errors import UserError
 from distill.models.build import build_dense
-from students.export import check_format, write_export
+from students.export import FORMATS, check_format, write_export
 from students.export.student import MAX_NEW_TOKENS, load_student
 from students.runtime import Decoding
 
 ROOT = Path(__file__).parents[3]
+
+
+# An export to onnx takes half a minute, so that of other students than the usual one is slow.
+OTHER_STUDENTS = [pytest.param(name, marks=pytest.mark.slow) if name == "onnx" else name for name in FORMATS]
 
 
 @pytest.fixture(scope="module")
@@ -52,6 +56,7 @@ def test_answers_and_log_probabilities_match_transformers(exported, format, ragg
         np.testing.assert_allclose(scores, scored(exported.plain, row, target), atol=1e-4)
 
 
+@pytest.mark.parametrize("format", OTHER_STUDENTS)
 def test_a_gated_student_with_an_untied_head_keeps_the_scale_of_its_output(gated_exported, format, ragged):
     inputs, targets = ragged
     runner = gated_exported.runner(format)
@@ -62,6 +67,7 @@ def test_a_gated_student_with_an_untied_head_keeps_the_scale_of_its_output(gated
     assert runner.generate(inputs[:3], [8, 8, 8]) == [generated(gated_exported.plain, row, 8) for row in inputs[:3]]
 
 
+@pytest.mark.parametrize("format", OTHER_STUDENTS)
 def test_a_student_of_another_size_than_its_teacher(resized_exported, format, ragged):
     """One decoder layer and two of the encoder, and FFNs that are wider than the teacher's."""
     inputs, targets = ragged
@@ -135,6 +141,7 @@ def products(directory):
     return [node.op_type for node in nodes].count("MatMulInteger")
 
 
+@pytest.mark.slow  # the export takes half a minute
 def test_int8_in_onnx_quantises_the_head_too(exported, ragged):
     scores = exported.runner("onnx", "int8").score(*ragged)
     # A layer has 8: query, key, value and output, cross query and output, and two of the FFN.
@@ -143,6 +150,7 @@ def test_int8_in_onnx_quantises_the_head_too(exported, ragged):
     assert 1e-4 < np.abs(np.concatenate(scores) - np.concatenate(expected)).mean() < 0.05
 
 
+@pytest.mark.slow
 def test_int8_in_onnx_can_leave_out_the_head(exported, tmp_path):
     plain = exported.directory("onnx")
     from students.export.onnx_graphs import quantise

@@ -6,10 +6,11 @@ from typing import Any
 import numpy as np
 
 from pipelines.reporting.paper import TABLE_6, TABLE_7
-from pipelines.reporting.table import describe_sample
+from pipelines.reporting.table import describe_sample, is_task
 from pipelines.reporting.verdict import why_none
 from pipelines.tracking.tracked_run import COLOURS
 
+PaperFigures = dict[int, tuple[float, float]]  # experts -> fraction kept, and compression
 _AGAINST = {"": ("o", "-", "against the baseline"), "_long": ("s", "--", "against the long baseline")}
 
 
@@ -23,17 +24,18 @@ def plot_report(report: dict[str, Any], path: Path) -> None:
         report: the values of report.json.
     """
     rows = report["ratios"]
+    table_6, table_7 = ({}, {}) if is_task(report) else (TABLE_6, TABLE_7)  # the tables are of span corruption
     if len({row["ratio"] for row in rows}) == 1 and len(rows) > 1:
         figure = new_figure(8.5, 1.2 + 0.55 * len(rows))
-        _draw_bars(figure.subplots(), rows)
+        _draw_bars(figure.subplots(), rows, table_6)
     else:
         figure = new_figure(14, 4.4)
         kept, quality, compression = figure.subplots(1, 3)
-        _draw_kept(kept, rows)
+        _draw_kept(kept, rows, table_7)
         _draw_quality(quality, report)
-        _draw_compression(compression, rows)
+        _draw_compression(compression, rows, table_7)
         for axes in (kept, quality, compression):
-            _over_experts(axes, rows, with_paper=axes is not quality)
+            _over_experts(axes, rows, {} if axes is quality else table_7)
     data = report["data"]
     figure.suptitle(
         f"Distilled students on {data['name']}: {data['test_examples']:,} {data['eval_split']} examples of "
@@ -72,22 +74,23 @@ def save_figure(figure: Any, path: Path) -> None:
     figure.savefig(path, dpi=130, metadata={"Software": None})
 
 
-def _over_experts(axes: Any, rows: list[dict[str, Any]], *, with_paper: bool) -> None:
+def _over_experts(axes: Any, rows: list[dict[str, Any]], paper: PaperFigures) -> None:
     axes.set_xscale("log", base=2)
-    ticks = sorted({*(row["experts"] for row in rows), *(TABLE_7 if with_paper else ())})
+    ticks = sorted({*(row["experts"] for row in rows), *paper})
     axes.set_xticks(ticks, [str(n) for n in ticks])
     axes.set_xlabel("experts per Switch layer of the teacher")
     axes.grid(alpha=0.25)
     axes.legend(fontsize=8)
 
 
-def _draw_kept(axes: Any, rows: list[dict[str, Any]]) -> None:
+def _draw_kept(axes: Any, rows: list[dict[str, Any]], paper: PaperFigures) -> None:
     """Plot the fraction kept with its interval: a line for each variant and each of the two baselines.
 
     With several variants, lines against the long baseline have no intervals, because these would hide the other ones.
     An interval that is much longer than the distance between the points is cut at the edge of the panel.
     """
-    points = [100 * kept for kept, _ in TABLE_7.values()]
+    of_paper = [100 * kept for kept, _ in paper.values()]
+    points = list(of_paper)
     variants = _by_variant(rows)
     for number, (colour, (variant, of_variant)) in enumerate(zip(_colours(rows), variants.items(), strict=True)):
         aside = 2 ** (0.1 * (number - (len(variants) - 1) / 2))  # shifts the intervals apart
@@ -119,10 +122,10 @@ def _draw_kept(axes: Any, rows: list[dict[str, Any]]) -> None:
             )
     if rows[0]["variant"]:
         axes.plot([], [], "s--", color="0.3", label="dashed: against the long baseline")
-    axes.plot(
-        list(TABLE_7), [100 * kept for kept, _ in TABLE_7.values()], color="0.7", marker=".", label="paper's table 7"
-    )
+    if paper:
+        axes.plot(list(paper), of_paper, color="0.7", marker=".", label="paper's table 7")
     axes.axhline(0, color="0.6", linewidth=0.8)
+    points = points or [0.0]
     room = 0.4 * (max(points) - min(points)) + 5
     axes.set(ylabel="fraction of the teacher's gain kept (%)", ylim=near(points, room, axes.get_ylim()))
 
@@ -141,7 +144,7 @@ def _draw_quality(axes: Any, report: dict[str, Any]) -> None:
     axes.set(ylabel="negative log perplexity (nats per target token)")
 
 
-def _draw_compression(axes: Any, rows: list[dict[str, Any]]) -> None:
+def _draw_compression(axes: Any, rows: list[dict[str, Any]], paper: PaperFigures) -> None:
     axes.plot(
         [row["experts"] for row in rows],
         [100 * row["compression"] for row in rows],
@@ -149,13 +152,13 @@ def _draw_compression(axes: Any, rows: list[dict[str, Any]]) -> None:
         color="0.3",
         label="this run",
     )
-    axes.plot(
-        list(TABLE_7), [100 * saved for _, saved in TABLE_7.values()], color="0.7", marker=".", label="paper's table 7"
-    )
+    if paper:
+        saved = [100 * share for _, share in paper.values()]
+        axes.plot(list(paper), saved, color="0.7", marker=".", label="paper's table 7")
     axes.set(ylabel="compression (% of the parameters saved)", ylim=(0, 105))
 
 
-def _draw_bars(axes: Any, rows: list[dict[str, Any]]) -> None:
+def _draw_bars(axes: Any, rows: list[dict[str, Any]], paper: dict[str, str]) -> None:
     """Plot the fraction kept by each variant of one ratio, against both baselines, and the figures of the paper.
 
     The limits of the axis fit the fractions against the baseline. The gain over the long baseline may be so small that
@@ -178,9 +181,9 @@ def _draw_bars(axes: Any, rows: list[dict[str, Any]]) -> None:
             capsize=3,
             label=against,
         )
-    of_paper = [(place, row["variant"]) for place, row in zip(places, rows, strict=True) if row["variant"] in TABLE_6]
+    of_paper = [(place, row["variant"]) for place, row in zip(places, rows, strict=True) if row["variant"] in paper]
     if of_paper:
-        kept = [float(TABLE_6[variant].strip("<%")) for _, variant in of_paper]
+        kept = [float(paper[variant].strip("<%")) for _, variant in of_paper]
         axes.plot(kept, [place for place, _ in of_paper], "D", color="0.2", label="paper, table 6")
     axes.set_yticks(places, [row["variant"] for row in rows])
     axes.axvline(0, color="0.6", linewidth=0.8)

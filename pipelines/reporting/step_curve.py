@@ -1,5 +1,6 @@
 """The fraction kept against the number of steps that the student takes: values of report.json, steps.csv, steps.png."""
 
+from itertools import cycle
 from pathlib import Path
 from typing import Any
 
@@ -65,8 +66,9 @@ def plot_steps(report: dict[str, Any], path: Path) -> None:
         quality.plot(_steps(points), [p["student_quality"] for p in points], "o-", color=colour, label=label)
         for suffix in AGAINST:
             _draw_fraction(kept, points, suffix, colour, label)
-    for ratio, value in {row["ratio"]: row["teacher_quality"] for row in rows}.items():
-        quality.axhline(value, color="k", linewidth=0.8, label=f"teacher {ratio}")
+    teachers = {row["ratio"]: row["teacher_quality"] for row in rows}
+    for (ratio, value), line in zip(teachers.items(), cycle(("-", ":", "-.")), strict=False):
+        quality.axhline(value, color="k", linestyle=line, linewidth=1.0, label=f"teacher {ratio}")
     for name, line in (("baseline", "-"), ("long_baseline", "--")):
         of = report[name]
         label = f"{name.replace('_', ' ')}, {of['steps']:,} steps"

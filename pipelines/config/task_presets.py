@@ -145,5 +145,6 @@ def docstrings() -> dict[str, Any]:
         "data": {"test_fraction": 0.15, "validation_fraction": 0.1, "test_examples": 1024},
         "teacher": teacher,
         "baseline": {"steps": 600},
+        "student": {**base["student"], "calibration_examples": 2048},  # of 5,111 training examples
         "distill": {**base["distill"], "training": student},
     }

@@ -51,7 +51,7 @@ def run(
 
 @commands.command()
 def baseline(config: Config, set_: Set = None, workdir: Workdir = WORK, seed: Seed = None, json_: Json = False) -> None:
-    """Train the baseline, the dense model that gains are measured against, at both lengths."""
+    """Train the baseline and the long baseline, dense models that gains are measured against."""
     _one_kind("baseline", config, None, set_, workdir, seed, json_)
 
 

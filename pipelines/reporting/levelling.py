@@ -38,12 +38,17 @@ def levelling_sentence(report: dict[str, Any]) -> str:
     found: Levelling = report["levelling"]
     if found["change"] is None:
         return ""
-    change = f"{MORE_STEPS:.0%} more steps change its quality by {found['change']:+.4f} nats"
+    steps, nats = f"{MORE_STEPS:.0%} more steps", f"{found['change']:+.4f} nats"
+    if found["smallest_gain"] <= 0:
+        return (
+            f"{steps} change the baseline's quality by {nats}; the smallest teacher has no gain to compare this with. "
+        )
+    change = f"{steps} change its quality by {nats}"
     tenth = f"a tenth of the smallest teacher's gain ({LARGEST_CHANGE * found['smallest_gain']:.4f})"
     if found["levelled_off"]:
         return f"The baseline has levelled off: {change}, less than {tenth}. "
     if found["change"] < 0:
-        return f"More training makes the baseline worse: {change}, which is not less than {tenth}. "
+        return f"More training makes the baseline worse: {change}, and its size is not less than {tenth}. "
     return (
         f"The baseline is still learning: {change}, which is not less than {tenth}, so the fraction against the long "
         "baseline counts. "

@@ -41,6 +41,7 @@ def test_the_smallest_teacher_is_the_one_with_the_fewest_experts():
         (-0.99, 0.2, "has levelled off: 25% more steps change its quality by +0.0100 nats, less than a tenth"),
         (-0.90, 0.2, "is still learning: 25% more steps change its quality by +0.1000 nats"),
         (-1.10, 0.2, "More training makes the baseline worse"),
+        (-0.99, -0.1, "25% more steps change the baseline's quality by +0.0100 nats; the smallest teacher has no gain"),
     ],
 )
 def test_the_result_is_a_sentence(long, gain, expected):

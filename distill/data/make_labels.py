@@ -4,7 +4,6 @@ B examples of a batch, T positions of targets, K token ids per position.
 """
 
 import os
-import shutil
 import time
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping
@@ -94,7 +93,8 @@ def make_labels(
         record.unlink(missing_ok=True)  # to the other processes it says that nothing is left to do
     accelerator.wait_for_everyone()
     with Units(progress.with_suffix(".units"), -(-count // work["unit"]), work) as units:
-        if not lead and record.exists():  # the units have been removed while they were opened
+        if not lead and record.exists():  # the work was finished, and its directory removed, before this call
+            units.remove()
             return
         units.done |= set(range(copier.copied if copier else 0))
         shown = _Progress(on_batch, len(units.done) * work["unit"], count)
@@ -111,7 +111,7 @@ def make_labels(
                 break
     accelerator.wait_for_everyone()
     if copier:
-        shutil.rmtree(units.directory, ignore_errors=True)
+        units.remove()
 
 
 class _Copier:

@@ -102,6 +102,12 @@ class Units:
         """Remove the file of a unit that is not needed any more. The unit stays finished."""
         self._path(number).unlink(missing_ok=True)
 
+    def remove(self) -> None:
+        """Remove the directory, and its parent if that is empty: the work is finished."""
+        shutil.rmtree(self.directory, ignore_errors=True)
+        with contextlib.suppress(OSError):
+            self.directory.parent.rmdir()
+
     def _take(self, number: int) -> bool:
         """Claim a unit, unless another process has finished or claimed it, or the directory is gone."""
         try:

@@ -4,7 +4,6 @@ Source: Kim and Rush 2016, "Sequence-Level Knowledge Distillation" (arXiv:1606.0
 """
 
 import contextlib
-import shutil
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -76,7 +75,8 @@ def make_answers(
     began, answered = time.perf_counter(), 0
     with contextlib.ExitStack() as stack:
         shared = stack.enter_context(Units(units, -(-len(inputs) // _UNIT), facts)) if main else None
-        if not lead and record.exists():  # the units have been removed while they were opened
+        if shared and not lead and record.exists():  # the work was finished, and its directory removed, before
+            shared.remove()
             return
         while (number := _next_unit(shared, accelerator, wait=lead)) >= 0:
             rows = order[number * _UNIT : (number + 1) * _UNIT]
@@ -93,7 +93,7 @@ def make_answers(
             on_unit(done, len(inputs), {"answer_tokens": mean, "tokens_per_second": speed})
         if shared and lead:
             _collect(shared, directory, order, facts)
-            shutil.rmtree(units, ignore_errors=True)
+            shared.remove()
     accelerator.wait_for_everyone()
 
 

@@ -293,3 +293,11 @@ def test_a_student_learns_from_the_disk_what_it_learns_from_the_teacher(
         )
         curves.append([[step[key] for key in ("loss", "hard_loss", "soft_loss", "kl")] for step in seen])
     np.testing.assert_allclose(*curves, rtol=2e-3, atol=5e-3)
+
+
+def test_a_call_that_helps_after_the_end_changes_nothing_and_leaves_no_directory(label, tmp_path):
+    label()
+    before = {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()}
+    label(lead=False)
+    assert {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()} == before
+    assert not list(tmp_path.rglob("*.units"))

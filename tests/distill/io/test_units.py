@@ -132,3 +132,14 @@ def test_nothing_can_be_claimed_after_the_directory_is_gone(tmp_path):
     with Units(tmp_path / "units", 1, FACTS) as units:
         (tmp_path / "units").rename(tmp_path / "elsewhere")
         assert units.claim() is None
+
+
+@pytest.mark.parametrize("others", [[], ["progress.json"]])
+def test_the_directory_of_finished_work_is_removed_and_its_parent_if_empty(tmp_path, others):
+    work = tmp_path / "work"
+    with Units(work / "units", 1, FACTS) as units:
+        for name in others:
+            (work / name).touch()
+        units.remove()
+        units.remove()  # another process may have removed it
+    assert work.exists() == bool(others) and not (work / "units").exists()

@@ -1,5 +1,6 @@
 """Stages and labels on a Ray cluster of this machine, of which a worker or the head is killed."""
 
+import contextlib
 import os
 import shutil
 import signal
@@ -60,10 +61,11 @@ class Run:
     def close(self) -> None:
         """End the command and all processes that it has started."""
         children = self.process.children(recursive=True) if self.process.is_running() else []
-        self.process.terminate()
+        with contextlib.suppress(psutil.NoSuchProcess):
+            self.process.terminate()
         psutil.wait_procs([self.process], timeout=30)
         for one in [self.process, *children]:
-            if one.is_running():
+            with contextlib.suppress(psutil.NoSuchProcess):
                 one.kill()
 
 

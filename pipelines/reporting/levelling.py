@@ -11,7 +11,7 @@ class Levelling(TypedDict):
     """The entry "levelling" of report.json."""
 
     change: float | None  # of the baseline's quality over 25 % more steps, in nats per target token
-    smallest_gain: float  # of the teacher with the fewest experts
+    smallest_gain: float  # over the long baseline, of the teacher with the fewest experts
     levelled_off: bool | None  # None: both baselines took the same number of steps
 
 
@@ -22,10 +22,11 @@ def levelling(report: dict[str, Any]) -> Levelling:
     is (Q long - Q) log(1.25) / log(l / s), as if the quality were linear in the logarithm of the steps between them.
 
     Args:
-        report: the values of report.json. Of each row, "experts" and "gain" are read.
+        report: the values of report.json. Of each row, "experts" and "gain_long" are read. The gain over a shorter
+            baseline would be larger because of the teacher's steps alone.
     """
     short, long = report["baseline"], report["long_baseline"]
-    gain = min(report["ratios"], key=lambda row: row["experts"])["gain"]
+    gain = min(report["ratios"], key=lambda row: row["experts"])["gain_long"]
     if long["steps"] <= short["steps"]:
         return {"change": None, "smallest_gain": gain, "levelled_off": None}
     share = math.log(1 + MORE_STEPS) / math.log(long["steps"] / short["steps"])
@@ -40,11 +41,9 @@ def levelling_sentence(report: dict[str, Any]) -> str:
         return ""
     steps, nats = f"{MORE_STEPS:.0%} more steps", f"{found['change']:+.4f} nats"
     if found["smallest_gain"] <= 0:
-        return (
-            f"{steps} change the baseline's quality by {nats}; the smallest teacher has no gain to compare this with. "
-        )
+        return f"{steps} change the baseline's quality by {nats}; the smallest teacher has no gain over the long baseline to compare this with. "
     change = f"{steps} change its quality by {nats}"
-    tenth = f"a tenth of the smallest teacher's gain ({LARGEST_CHANGE * found['smallest_gain']:.4f})"
+    tenth = f"a tenth of the smallest teacher's gain over the long one ({LARGEST_CHANGE * found['smallest_gain']:.4f})"
     if found["levelled_off"]:
         return f"The baseline has levelled off: {change}, less than {tenth}. "
     if found["change"] < 0:

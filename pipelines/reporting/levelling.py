@@ -41,7 +41,8 @@ def levelling_sentence(report: dict[str, Any]) -> str:
         return ""
     steps, nats = f"{MORE_STEPS:.0%} more steps", f"{found['change']:+.4f} nats"
     if found["smallest_gain"] <= 0:
-        return f"{steps} change the baseline's quality by {nats}; the smallest teacher has no gain over the long baseline to compare this with. "
+        none = "the smallest teacher has no gain over the long baseline to compare this with"
+        return f"{steps} change the baseline's quality by {nats}; {none}. "
     change = f"{steps} change its quality by {nats}"
     tenth = f"a tenth of the smallest teacher's gain over the long one ({LARGEST_CHANGE * found['smallest_gain']:.4f})"
     if found["levelled_off"]:

@@ -78,6 +78,7 @@ def _over_experts(axes: Any, rows: list[dict[str, Any]], paper: PaperFigures) ->
     axes.set_xscale("log", base=2)
     ticks = sorted({*(row["experts"] for row in rows), *paper})
     axes.set_xticks(ticks, [str(n) for n in ticks])
+    axes.set_xlim(ticks[0] / 1.4, ticks[-1] * 1.4)  # matplotlib finds no limits if no fraction is defined
     axes.set_xlabel("experts per Switch layer of the teacher")
     axes.grid(alpha=0.25)
     axes.legend(fontsize=8)

@@ -256,6 +256,8 @@ class DistillConfig(Section):
         Raises:
             ValueError: a length is not.
         """
+        if self.lengths and self.training.patience:
+            raise ValueError("lengths are numbers of steps, but training.patience may stop earlier; remove one of them")
         if len(set(self.lengths)) < len(self.lengths):
             raise ValueError(f"lengths {self.lengths} contains duplicates")
         low, high = max(self.training.warmup_steps, self.soft_start), self.training.steps

@@ -11,7 +11,7 @@ from pipelines.reporting.verdict import why_none
 from pipelines.tracking.tracked_run import COLOURS
 
 PaperFigures = dict[int, tuple[float, float]]  # experts -> fraction kept, and compression
-_AGAINST = {"": ("o", "-", "against the baseline"), "_long": ("s", "--", "against the long baseline")}
+STYLES = {"": ("o", "-", "against the baseline"), "_long": ("s", "--", "against the long baseline")}
 
 
 def plot_report(report: dict[str, Any], path: Path) -> None:
@@ -95,7 +95,7 @@ def _draw_kept(axes: Any, rows: list[dict[str, Any]], paper: PaperFigures) -> No
     variants = _by_variant(rows)
     for number, (colour, (variant, of_variant)) in enumerate(zip(_colours(rows), variants.items(), strict=True)):
         aside = 2 ** (0.1 * (number - (len(variants) - 1) / 2))  # shifts the intervals apart
-        for suffix, (marker, line, against) in _AGAINST.items():
+        for suffix, (marker, line, against) in STYLES.items():
             label = against if variant is None else variant if not suffix else None
             defined = [row for row in of_variant if row[f"fraction_kept{suffix}"] is not None]
             if not defined:
@@ -166,7 +166,7 @@ def _draw_bars(axes: Any, rows: list[dict[str, Any]], paper: dict[str, str]) -> 
     fractions of it have very long intervals.
     """
     places = np.arange(len(rows))[::-1]
-    for shift, (suffix, (_, _, against)), colour in zip((0.2, -0.2), _AGAINST.items(), COLOURS[:2], strict=True):
+    for shift, (suffix, (_, _, against)), colour in zip((0.2, -0.2), STYLES.items(), COLOURS[:2], strict=True):
         defined = [
             (place, row) for place, row in zip(places, rows, strict=True) if row[f"fraction_kept{suffix}"] is not None
         ]

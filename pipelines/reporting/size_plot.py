@@ -1,4 +1,4 @@
-"""The plot of students of several sizes: what a user gets for the parameters that he can afford."""
+"""The plot of students of several sizes: what each number of parameters gives."""
 
 import itertools
 import math

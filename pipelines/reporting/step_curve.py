@@ -8,11 +8,11 @@ import numpy as np
 
 from pipelines.reporting.cells import csv_text, flat_row
 from pipelines.reporting.comparison import Figure, compared, mean_quality
-from pipelines.reporting.plot import new_figure, save_figure
+from pipelines.reporting.plot import STYLES, new_figure, save_figure
 from pipelines.reporting.verdict import AGAINST
 from pipelines.tracking.tracked_run import COLOURS
 
-_LINES = {"": ("o", "-"), "_long": ("s", "--")}
+_SHOWN = ("student_quality", "fraction_kept", "fraction_interval", "fraction_kept_long", "fraction_long_interval")
 
 
 def add_points(row: dict[str, Any], quality: Figure, losses: dict[int, np.ndarray], resamples: int) -> None:
@@ -25,7 +25,6 @@ def add_points(row: dict[str, Any], quality: Figure, losses: dict[int, np.ndarra
         resamples: number of bootstrap samples.
     """
     ratio, variant = row["ratio"], row["variant"]
-    shown = ("student_quality", *(f"{name}{end}" for suffix in AGAINST for name, end in _keys(suffix)))
     points = []
     for steps, values in sorted(losses.items()):
         models = quality.values._replace(
@@ -33,8 +32,8 @@ def add_points(row: dict[str, Any], quality: Figure, losses: dict[int, np.ndarra
         )
         figures = compared(quality._replace(values=models).sums(), ratio, variant, resamples)
         figures["student_quality"] = mean_quality(values, quality.weights)
-        points.append({"steps": steps, **{key: figures[key] for key in shown}})
-    row["lengths"] = [*points, {"steps": row["student_steps"], **{key: row[key] for key in shown}}]
+        points.append({"steps": steps, **{key: figures[key] for key in _SHOWN}})
+    row["lengths"] = [*points, {"steps": row["student_steps"], **{key: row[key] for key in _SHOWN}}]
 
 
 def rows_with_points(report: dict[str, Any]) -> list[dict[str, Any]]:
@@ -87,10 +86,6 @@ def plot_steps(report: dict[str, Any], path: Path) -> None:
     save_figure(figure, path)
 
 
-def _keys(suffix: str) -> list[tuple[str, str]]:
-    return [("fraction_kept", suffix), ("fraction", f"{suffix}_interval")]
-
-
 def _steps(points: list[dict[str, Any]]) -> list[int]:
     return [point["steps"] for point in points]
 
@@ -98,7 +93,7 @@ def _steps(points: list[dict[str, Any]]) -> list[int]:
 def _draw_fraction(axes: Any, points: list[dict[str, Any]], suffix: str, colour: str, label: str) -> None:
     defined = [point for point in points if point[f"fraction_kept{suffix}"] is not None]
     values = [100 * point[f"fraction_kept{suffix}"] for point in defined]
-    marker, line = _LINES[suffix]
+    marker, line, _ = STYLES[suffix]
     style = {"marker": marker, "linestyle": line, "color": colour, "alpha": 0.5 if suffix else 1.0}
     axes.plot(_steps(defined), values, label=None if suffix else label, **style)
     if defined and not suffix:

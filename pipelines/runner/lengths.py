@@ -24,8 +24,8 @@ def train_to_lengths(
     examples: ExampleSet | LabelledExamples,
     training: TrainingConfig,
     prefixes: dict[int, str],
-    trained: Callable[[int, int], None],
-) -> None:
+    trained: Callable[[int], None] = lambda length: None,
+) -> dict[int, int]:
     """Train ``objective.model`` to each length. At the end it is the model of the greatest length.
 
     Args:
@@ -35,8 +35,10 @@ def train_to_lengths(
         training: settings; its number of steps is not read.
         prefixes: number of steps of each length -> what the names of its curves begin with. The trunk's begin as those
             of the greatest length do.
-        trained: called after each length, the shortest first, with its number of steps and the number of steps taken,
-            which is smaller after early stopping. Every process calls it.
+        trained: called in every process after each length, the shortest first, with its number of steps.
+
+    Returns:
+        By length, the number of steps taken, which is smaller after early stopping.
 
     Raises:
         TrainingDiverged: a loss is not finite.
@@ -63,7 +65,7 @@ def train_to_lengths(
     # With early stopping each length has a best step of its own, so the lengths share no steps.
     shared = not training.patience
     initial = {} if shared else {name: value.clone() for name, value in model.state_dict().items()}
-    trunk = None
+    trunk, taken = None, {}
     for steps in sorted(prefixes):
         if shared and steps < longest:
             name = f"trunk-of-{steps}"
@@ -71,4 +73,6 @@ def train_to_lengths(
             trunk = checkpoints(run.directory / "checkpoints" / name)[-1]
         if not shared:
             model.load_state_dict(initial)
-        trained(steps, leg(f"to-{steps}", steps=steps, stop=steps, start=trunk, prefix=prefixes[steps]))
+        taken[steps] = leg(f"to-{steps}", steps=steps, stop=steps, start=trunk, prefix=prefixes[steps])
+        trained(steps)
+    return taken

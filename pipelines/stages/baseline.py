@@ -29,10 +29,10 @@ def compute(run: StageRun) -> Outcome:
     examples = training_examples(run.data, config.data, seed=run.seed, batch_size=training.batch_size)
     short, full = baseline_steps(config), full_steps(config)
     model = place(_model(run), run.accelerator.device)
-    measured, taken = {}, {}
+    measured = {}
 
-    def trained(length: int, steps: int) -> None:
-        taken[length], (measured[length], losses) = steps, measure(run, model)
+    def trained(length: int) -> None:
+        measured[length], losses = measure(run, model)
         answers = answer(run, model)
         for own, prefix in ((short, "baseline_"), (full, "full_")):
             if length == own:
@@ -40,7 +40,7 @@ def compute(run: StageRun) -> Outcome:
         if length == full:
             run.save_model(model)
 
-    train_to_lengths(run, HardLabels(model), examples, training, {short: "short/"} | {full: ""}, trained)
+    taken = train_to_lengths(run, HardLabels(model), examples, training, {short: "short/"} | {full: ""}, trained)
     parameters = count_parameters(model)
     facts = {"steps": taken[short], "full_steps": taken[full], "parameters": parameters}
     metrics = {"quality": measured[short], "quality_full": measured[full], "parameters": parameters}

@@ -27,15 +27,12 @@ def compute(run: StageRun) -> Outcome:
     student = T5ForConditionalGeneration.from_pretrained(run.inputs["init"].read("model"), use_safetensors=True)
     place(student, run.accelerator.device)
 
-    taken: dict[int, int] = {}
-
-    def trained(length: int, steps: int) -> None:
-        taken[length] = steps
+    def trained(length: int) -> None:
         if length < settings.training.steps:
             run.save_losses(measure(run, student)[1], f"after-{length}-losses")
 
     prefixes = {length: f"after-{length}/" for length in settings.lengths} | {settings.training.steps: ""}
-    train_to_lengths(run, *_objective_and_examples(run, student), settings.training, prefixes, trained)
+    taken = train_to_lengths(run, *_objective_and_examples(run, student), settings.training, prefixes, trained)
     quality, losses = measure(run, student)
     save_results(run, losses, answer(run, student))
     parameters = count_parameters(student)

@@ -6,9 +6,9 @@ in it comes from a teacher.
 """
 
 from distill.models.build import count_parameters, place
-from distill.training.loop import train
 from distill.training.train_modules import HardLabels
-from pipelines.runner.measure import answer, measure, save_results, validation_quality
+from pipelines.runner.lengths import train_to_lengths
+from pipelines.runner.measure import answer, measure, save_results
 from pipelines.runner.stage_data import training_examples
 from pipelines.runner.stage_run import Outcome, StageRun
 from students.load import load_dense
@@ -23,17 +23,12 @@ def compute(run: StageRun) -> Outcome:
     """
     config, training, baseline = run.config, run.config.distill.training, run.inputs["baseline"]
     model = place(load_dense(str(baseline.read("model")), baseline.title), run.accelerator.device)
-    steps = train(
-        HardLabels(model),
-        training_examples(run.data, config.data, seed=run.seed, batch_size=training.batch_size),
-        training,
-        accelerator=run.accelerator,
-        directory=run.directory / "checkpoints",
-        seed=run.seed,
-        hooks=run.hooks(lambda: {"eval/quality": measure(run, model)[0]}, lambda: validation_quality(run, model)),
-    )
+    examples = training_examples(run.data, config.data, seed=run.seed, batch_size=training.batch_size)
+    taken = train_to_lengths(run, HardLabels(model), examples, training, {training.steps: ""})
     quality, losses = measure(run, model)
     save_results(run, losses, answer(run, model))
     run.save_model(model)
     parameters = count_parameters(model)
-    return Outcome({"quality": quality, "parameters": parameters}, {"steps": steps, "parameters": parameters})
+    return Outcome(
+        {"quality": quality, "parameters": parameters}, {"steps": taken[training.steps], "parameters": parameters}
+    )

@@ -4,7 +4,6 @@ import errno
 import gc
 import json
 import os
-import signal
 import sys
 import traceback
 from typing import Annotated, Any
@@ -16,6 +15,7 @@ from distill.io.disk import is_full
 from pipelines.cli import serving as cli_serving
 from pipelines.cli import stages as cli_stages
 from pipelines.cli.options import Config, Json, Model, Seed, Set, Teacher, Workdir, stderr
+from pipelines.cli.signals import exit_on_sigterm
 from pipelines.runner.parent import end_with_parent
 from pipelines.tracking.store_uri import without_credentials
 from pipelines.workdir.commands import WORK
@@ -121,7 +121,7 @@ def main() -> None:
 def _main() -> int:
     _quiet_libraries()
     gc.set_threshold(100_000)  # libraries create millions of long-lived objects, and a full scan takes a second
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # an exception, so that stages end their MLflow runs
+    exit_on_sigterm()
     end_with_parent()
     try:
         code = app(standalone_mode=False, prog_name="switch-distill")  # completion of "python -m ..." cannot work

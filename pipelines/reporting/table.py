@@ -91,7 +91,8 @@ def report_csv(report: dict[str, Any]) -> str:
         line = flat_row(row)
         line |= {f"{name}_quality": report[name]["quality"] for name in ("baseline", "long_baseline")}
         line |= {key: report["data"][key] for key in ("test_examples", "test_documents", "overlap")}
-        lines.append(line | {"data_digest": report["data"]["digest"]})
+        line |= {"data_digest": report["data"]["digest"], "config": report["config"]}
+        lines.append(line | {f"version_{name}": version for name, version in report["versions"].items()})
     return csv_text(lines)
 
 

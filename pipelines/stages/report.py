@@ -21,6 +21,7 @@ from pipelines.reporting.task_report import TaskResults, task_facts, task_result
 from pipelines.reporting.verdict import AGAINST
 from pipelines.runner.stage_data import task_data
 from pipelines.runner.stage_run import Outcome, StageRun
+from pipelines.tracking.environment import versions
 from pipelines.workdir.plan import baseline_training
 from pipelines.workdir.stage import FinishedStage, inputs_of_kind, read_values
 
@@ -92,6 +93,8 @@ def build_report(run: StageRun, results: Results) -> dict[str, Any]:
         "averages": [_average(run, quality, variant) for variant in variants],
         "differences": _differences(rows, list(config.variants)),
         "data": _data(run, quality, results.task),
+        "config": config.name,
+        "versions": versions(),
         "fingerprint": run.stage.fingerprint,
     }
     report["levelling"] = levelling(report)

@@ -4,20 +4,17 @@ Runs are not nested, because the charts of the UI hide nested runs. All calls go
 and never use MLflow's active run.
 """
 
-import contextlib
 import json
 import logging
 import math
-import platform
-import subprocess
 import time
 from collections.abc import Iterator
-from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from uuid import uuid4
 
 from distill.io.files import directory_digest, directory_uri, read_record, write_record
+from pipelines.tracking.environment import environment_tags
 from pipelines.tracking.metric_log import send_new_metrics
 from pipelines.tracking.store import Store
 from pipelines.tracking.store_uri import StoreError, cause_of
@@ -26,8 +23,6 @@ from pipelines.workdir.teacher_files import Reference
 if TYPE_CHECKING:
     from mlflow.entities import Run
 
-_LIBRARIES = ("torch", "transformers", "accelerate", "datasets", "tokenizers", "numpy", "mlflow")
-_PROJECT = "switch-distill"  # as pyproject.toml names it
 _TOKEN = "stage_token"  # tag that identifies the run of a directory before run.json contains its id
 _HINT = "delete it, and the stage gets a new MLflow run"
 # A colour per ratio, from the smallest ratio on. The UI and the plot use the same colours.
@@ -46,7 +41,7 @@ def describe_run(directory: Path, tags: dict[str, str]) -> None:
     new = {"run_id": "", "tags": {_TOKEN: uuid4().hex}}
     record: dict[str, Any] = read_record(path, _HINT) if path.exists() else new
     known = record["tags"]
-    for key, value in {**tags, **_environment()}.items():
+    for key, value in {**tags, **environment_tags()}.items():
         before = known[key].split(", then ") if key in known else []
         known[key] = ", then ".join(before if value in before else [*before, value])
     write_record(path, record)
@@ -253,34 +248,3 @@ def _flatten(values: dict[str, Any], prefix: str = "") -> Iterator[tuple[str, An
             yield from _flatten(value, f"{prefix}{key}.")
         else:
             yield f"{prefix}{key}", value
-
-
-@cache
-def _environment() -> dict[str, str]:
-    """Versions, host and git commit, as tags: the facts that a result depends on besides its config."""
-    from importlib.metadata import PackageNotFoundError, version
-
-    tags = {"version.python": platform.python_version(), "host": platform.node()}
-    tags |= {f"version.{name}": version(name) for name in _LIBRARIES}
-    with contextlib.suppress(PackageNotFoundError):  # a clone that is not installed; its commit identifies it
-        tags[f"version.{_PROJECT}"] = version(_PROJECT)
-    return tags | _commit(Path(__file__).parents[2])
-
-
-def _commit(root: Path) -> dict[str, str]:
-    """The git commit of ``root``, the directory of this project's packages, and whether its files are unchanged.
-
-    Empty if ``root`` is not the top directory of a clone of this project. If the project is inside another repository,
-    for example in a virtual environment, the commit of that repository does not identify this code.
-    """
-    with contextlib.suppress(OSError, subprocess.CalledProcessError):
-        ours = f'name = "{_PROJECT}"'.encode() in (root / "pyproject.toml").read_bytes()
-        if ours and Path(_git(root, "rev-parse", "--show-toplevel")).resolve() == root.resolve():
-            clean = not _git(root, "status", "--porcelain")
-            return {"mlflow.source.git.commit": _git(root, "rev-parse", "HEAD"), "git.clean": str(clean).lower()}
-    return {}
-
-
-def _git(root: Path, *arguments: str) -> str:
-    command = ["git", "-C", str(root), *arguments]
-    return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()

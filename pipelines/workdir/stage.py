@@ -21,7 +21,7 @@ from distill.io.files import check_digests, file_digests, read_record, write_rec
 # preparation has versions of its own, in distill/data/key.py.
 VERSIONS = {
     **{"baseline": 3, "long-baseline": 1, "teacher": 2, "init": 2, "answer": 1, "label": 2, "distill": 2},
-    "report": 8,
+    "report": 9,
 }
 
 # The files of a stage's directory that later stages and commands read.

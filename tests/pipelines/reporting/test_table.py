@@ -63,6 +63,8 @@ def report(*rows: dict) -> dict:
             },
             **{"skipped_rows": 0, "unknown_share": 0.0, "restored_share": 1.0, "lost_share": 0.0},
         },
+        "config": "table7",
+        "versions": {"torch": "2.13.0"},
         "fingerprint": "f",
     }
 
@@ -203,6 +205,7 @@ def test_the_csv_has_every_figure_once():
     assert (first["gain_low"], first["gain_high"], first["fraction_long_low"]) == ("0.05", "0.15", "")
     assert first["long_baseline_quality"] == "-0.9" and "gain_undefined" not in first
     assert (first["test_documents"], first["test_examples"], first["overlap"]) == ("40", "300", "0.1668")
+    assert (first["config"], first["version_torch"]) == ("table7", "2.13.0")
 
 
 def test_the_report_lists_the_training_of_every_model():

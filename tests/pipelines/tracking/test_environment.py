@@ -7,7 +7,7 @@ import sys
 from pathlib import Path
 
 from pipelines.tracking import store_uri
-from pipelines.tracking.tracked_run import _commit
+from pipelines.tracking.environment import _commit
 
 
 def git(root, *arguments):
@@ -62,7 +62,7 @@ def test_an_installed_copy_inside_a_repository_records_its_version_and_no_commit
     information = installed / "switch_distill-9.9.dist-info"
     information.mkdir()
     (information / "METADATA").write_text("Metadata-Version: 2.1\nName: switch-distill\nVersion: 9.9\n")
-    code = "import json; from pipelines.tracking import tracked_run; print(json.dumps(tracked_run._environment()))"
+    code = "import json; from pipelines.tracking import environment; print(json.dumps(environment.environment_tags()))"
     done = subprocess.run([sys.executable, "-c", code], cwd=installed, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     tags = json.loads(done.stdout)

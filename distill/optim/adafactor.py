@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch.distributed.tensor import DTensor
 
-_SMALL = 2**20  # elements; larger tensors are updated alone, without a copy
+_SMALL = 2**18  # elements; larger tensors are updated alone, without a copy, and stay in the processor's cache
 # torch's defaults.
 _FLOOR = torch.finfo(torch.float32).eps
 _BETA2_DECAY = -0.8  # the second moments' decay is 1 - step**_BETA2_DECAY
@@ -73,7 +73,7 @@ class Adafactor(torch.optim.Optimizer):
             variance = torch.mul(scale, column, out=squares)
         else:
             variance = self._moment("variance", parameters, squares, share)
-        update = variance.clamp(min=_FLOOR**2).rsqrt_().mul_(gradients)
+        update = torch.clamp(variance, min=_FLOOR**2, out=squares).rsqrt_().mul_(gradients)
         values.sub_(update.mul_(alpha / (_rms(update, each) / _CLIP).clamp_(min=1.0)))
 
         self._keep(parameters, values, step)

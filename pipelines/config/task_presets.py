@@ -24,14 +24,22 @@ def task_smoke() -> dict[str, Any]:
     }
 
 
-def _on_task(task: dict[str, Any], steps: int, student_steps: int, learning_rate: float) -> dict[str, Any]:
-    """A comparison on a task for two cores, in batches of 256 short pairs; the baseline takes the teachers' steps."""
+def _on_task(
+    task: dict[str, Any],
+    steps: int,
+    student_steps: int,
+    learning_rate: float,
+    *,
+    batch_size: int = 256,
+    cooldown: float = 0.5,
+) -> dict[str, Any]:
+    """A comparison on a task for two cores, on short pairs; the baseline takes the teachers' steps."""
     training = {
-        "batch_size": 256,
+        "batch_size": batch_size,
         "optimizer": "adafactor",
         "learning_rate": learning_rate,
         "warmup_steps": 200,
-        "cooldown": 0.5,
+        "cooldown": cooldown,
         "log_every": 100,
         "evaluate_every": 500,
         "checkpoint_every": 500,
@@ -70,14 +78,26 @@ def _on_task(task: dict[str, Any], steps: int, student_steps: int, learning_rate
 
 
 def names() -> dict[str, Any]:
-    """Names of languages, territories, scripts and currencies in the locales of CLDR, in an hour on two cores."""
+    """Names of languages, territories, scripts and currencies in the locales of CLDR, in two hours on two cores.
+
+    With small batches and a learning rate that falls from the end of the warm-up on, models reach the same quality
+    with half the tokens of batches of 256. With 64, 128 and 256 experts, students have 9, 4 and 2 % of the teacher's
+    parameters.
+    """
     task = {
         "examples": "babel:names",
         "metrics": ["exact_match", "chrf"],
         "max_input": 32,
         "max_target": 24,
     }
-    return {**_on_task(task, 5000, 1250, 0.03), "name": "names"}
+    base = _on_task(task, 6000, 900, 0.03, batch_size=64, cooldown=1.0)
+    return {
+        **base,
+        "name": "names",
+        "seeds": [0, 1, 2],
+        "model": {**base["model"], "d_ff": 64},
+        "teacher": {**base["teacher"], "experts": [4, 16, 64, 128, 256]},
+    }
 
 
 def student_steps() -> dict[str, Any]:
@@ -89,7 +109,8 @@ def student_steps() -> dict[str, Any]:
     return {
         **base,
         "name": "student-steps",
-        "teacher": {**base["teacher"], "experts": [16]},
+        "seeds": [0],
+        "teacher": {**base["teacher"], "experts": [64]},
         "distill": {**base["distill"], "lengths": lengths, "training": training},
         "variants": variants,
     }
@@ -102,7 +123,8 @@ def student_sizes() -> dict[str, Any]:
     return {
         **base,
         "name": "student-sizes",
-        "teacher": {**base["teacher"], "experts": [16]},
+        "seeds": [0],
+        "teacher": {**base["teacher"], "experts": [64]},
         "variants": {
             "x1": {},
             "x2": {"student": {"d_ff": 2 * width}},

@@ -184,7 +184,7 @@ class TrainingLoop:
         """Save a checkpoint in the main process. Every process must call this method."""
         main = self.accelerator.is_main_process
         states = gathered_states(self.optimizer, keep=main)
-        with gathered_parameters(self.unwrapped):
+        with gathered_parameters(self.unwrapped, keep=main):
             if main:
                 save_checkpoint(self.directory, progress, self.unwrapped.model, states)
 

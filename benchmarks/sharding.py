@@ -34,7 +34,7 @@ from distill.training.step import micro_batch_indices, optimizer_step
 from distill.training.train_modules import HardLabels
 
 FORMS = ("DDP", "one group", "by block")
-STEPS, BATCH, INPUTS, TARGETS, VOCABULARY = 2, 4, 32, 16, 32_128
+STEPS, BATCH, INPUTS, TARGETS, VOCABULARY = 2, 4, 16, 8, 32_128
 LARGE = ModelConfig(d_model=768, d_ff=3072, d_kv=64, num_heads=12, num_layers=14, dropout=0.0)
 TINY = ModelConfig(d_model=16, d_ff=32, d_kv=8, num_heads=2, num_layers=2, dropout=0.0)
 TRAINING = TrainingConfig(
@@ -106,10 +106,11 @@ def train(form: str, rank: int, processes: int, port: int, shape: ModelConfig) -
     return measured
 
 
-def shard_as_one_group(objective: nn.Module, device: torch.device) -> None:
+def shard_as_one_group(objective: nn.Module, device: torch.device) -> nn.Module:
     """FSDP2 with all weights in one group."""
     mesh = init_device_mesh(device.type, (torch.distributed.get_world_size(),))
     fully_shard(objective, mesh=mesh).set_force_sum_reduction_for_comms(True)
+    return objective
 
 
 def _step(trained: loop.TrainingLoop, accelerator: Accelerator, step: int) -> float:

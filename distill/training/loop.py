@@ -161,7 +161,7 @@ class TrainingLoop:
         self.unwrapped = self.objective = objective.to(accelerator.device).train()
         sharded = accelerator.num_processes > 1 and fsdp_requested()
         if sharded:
-            shard(objective, accelerator.device)
+            self.objective = shard(objective, accelerator.device)
         self.optimizer = make_optimizer(objective, config, accelerator.mixed_precision)
         if not sharded:
             self.objective, self.optimizer = accelerator.prepare(objective, self.optimizer)

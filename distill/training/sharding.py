@@ -5,8 +5,9 @@ its backward pass, which then adds its gradient to the shards. While a block run
 outside the blocks, with the embedding, is one more group, which stays gathered from the forward to the backward pass.
 
 FSDP gathers the weights of a module when the module is called, but ``distill.models.t5_forward`` reads the weights of
-a block without that call. ``shard`` therefore gives each group's module a method that calls a function with the weights
-gathered, and ``t5_forward.call`` uses it.
+a block without that call. Each group is therefore a module of its own around the block, which calls a function with the
+weights gathered. ``shard`` gives each block a method that does so, and ``t5_forward.call`` uses it. The model's own
+modules have no hooks, so it can be trained again after ``unshard``.
 
 FSDP's policy for mixed precision is not used. It would round all parameters of a group, but norms, routers and the
 gradients' sums are in float32 (section 2.4 of the paper). As in one process, weights are gathered in float32, and the
@@ -14,8 +15,9 @@ forward pass casts those of products.
 """
 
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import partial
 from itertools import pairwise
 from typing import Any
 
@@ -23,7 +25,7 @@ import torch
 from accelerate.utils import parse_flag_from_env
 from torch import nn
 from torch.distributed.device_mesh import init_device_mesh
-from torch.distributed.fsdp import FSDPModule, fully_shard, register_fsdp_forward_method
+from torch.distributed.fsdp import fully_shard
 from torch.distributed.tensor import DTensor, Replicate, distribute_tensor
 
 from distill.models.t5_forward import CALL, bias_table
@@ -37,19 +39,49 @@ def fsdp_requested() -> bool:
     return parse_flag_from_env("ACCELERATE_USE_FSDP")
 
 
-def shard(objective: TrainModule, device: torch.device) -> None:
-    """Shard the parameters of ``objective`` in place. They must be equal in all processes."""
+class _Group(nn.Module):
+    """A module whose call gathers the weights of ``owner`` for a function."""
+
+    def __init__(self, owner: nn.Module):
+        super().__init__()
+        self.owner = owner
+
+    def forward(self, function: Callable[..., Any], *arguments: Any) -> Any:
+        return function(*arguments)
+
+
+class _Root(nn.Module):
+    """``objective`` with its groups, of which FSDP finds only those below the module that is called."""
+
+    def __init__(self, objective: nn.Module, groups: list[_Group]):
+        super().__init__()
+        self.objective, self.groups = objective, nn.ModuleList(groups)
+
+    def forward(self, *batch: Any) -> Any:
+        return self.objective(*batch)
+
+
+def shard(objective: TrainModule, device: torch.device) -> nn.Module:
+    """Shard the parameters of ``objective`` in place. They must be equal in all processes.
+
+    Returns:
+        The module to call instead of ``objective``.
+    """
     mesh = init_device_mesh(device.type, (torch.distributed.get_world_size(),))
-    blocks = [block for stack in _stacks(objective) for block in stack.block]
+    stacks: list[Any] = [objective.model.encoder, objective.model.decoder]  # transformers does not annotate them
+    blocks = [_Group(block) for stack in stacks for block in stack.block]
     # All blocks of a stack use the position bias of the first block, which must not be freed after it.
-    biases = [bias_table(stack) for stack in _stacks(objective)]
-    for module in (*biases, *blocks, objective):
-        fully_shard(module, mesh=mesh).set_force_sum_reduction_for_comms(True)  # gloo cannot average
-    for block, following in pairwise(blocks):
-        block.set_modules_to_forward_prefetch([following])
-    for module in (*biases, *blocks):
-        setattr(module, CALL, lambda function, *arguments: function(*arguments))
-        register_fsdp_forward_method(module, CALL)
+    groups = [*(_Group(bias_table(stack)) for stack in stacks), *blocks]
+    root, taken = _Root(objective, groups), set[nn.Parameter]()
+    for module in (*groups, root):
+        fully_shard(module, mesh=mesh, ignored_params=taken)
+        module.set_force_sum_reduction_for_comms(True)  # type: ignore[operator]  # gloo cannot average
+        taken |= set(module.parameters())
+    for group, following in pairwise(blocks):
+        group.set_modules_to_forward_prefetch([following])  # type: ignore[operator]
+    for group in groups:
+        setattr(group.owner, CALL, partial(group))
+    return root
 
 
 @contextmanager
@@ -58,7 +90,7 @@ def gathered_parameters(objective: TrainModule, keep: bool = True) -> Iterator[N
 
     A process with ``keep`` false takes part and holds one full parameter at a time.
     """
-    if not isinstance(objective, FSDPModule):
+    if not _is_sharded(objective):
         yield
         return
     plain = _gather(objective, keep)  # state_dict() would undo torch's own unshard
@@ -75,11 +107,8 @@ def gathered_parameters(objective: TrainModule, keep: bool = True) -> Iterator[N
 
 
 def unshard(objective: TrainModule) -> None:
-    """Give ``objective`` full, plain parameters permanently.
-
-    FSDP's hooks remain on the modules, so do not call its load_state_dict.
-    """
-    if isinstance(objective, FSDPModule):
+    """Give ``objective`` full, plain parameters permanently."""
+    if _is_sharded(objective):
         _replace(objective, _gather(objective, keep=True))
 
 
@@ -142,8 +171,8 @@ def _part(value: torch.Tensor, parameter: Any) -> torch.Tensor:
     return distribute_tensor(value.to(parameter.device), mesh, placements, src_data_rank=None)
 
 
-def _stacks(objective: TrainModule) -> list[Any]:  # transformers does not annotate their attributes
-    return [objective.model.encoder, objective.model.decoder]
+def _is_sharded(objective: nn.Module) -> bool:
+    return any(isinstance(parameter, DTensor) for parameter in objective.parameters())
 
 
 def _gather(objective: nn.Module, keep: bool) -> dict[nn.Parameter, nn.Parameter]:

@@ -15,6 +15,7 @@ forward pass casts those of products.
 """
 
 import time
+import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import partial
@@ -67,6 +68,8 @@ def shard(objective: TrainModule, device: torch.device) -> nn.Module:
     Returns:
         The module to call instead of ``objective``.
     """
+    # Nothing changes the output of a block in place.
+    warnings.filterwarnings("ignore", "FSDP2-wrapped module .* returned a view tensor")
     mesh = init_device_mesh(device.type, (torch.distributed.get_world_size(),))
     stacks: list[Any] = [objective.model.encoder, objective.model.decoder]  # transformers does not annotate them
     blocks = [_Group(block) for stack in stacks for block in stack.block]

@@ -220,6 +220,7 @@ class DistillConfig(Section):
         "online", description="online: from the teacher at each step; cached: from disk"
     )
     labels: LabelsConfig = Field(LabelsConfig(), description="the cached labels")
+    expert_parallel: bool = Field(False, description="whether processes divide the experts of the online teacher")
     training: TrainingConfig = TrainingConfig()
     lengths: list[Positive] = Field(
         [], description="numbers of steps below training.steps; students of these lengths are measured too"
@@ -247,6 +248,11 @@ class DistillConfig(Section):
             raise ValueError(
                 "teacher_routing sampled draws anew at every step, but cached labels are made once; "
                 "set soft_labels to online or teacher_routing to mixture"
+            )
+        if self.expert_parallel and (self.soft_labels == "cached" or self.teacher_routing == "mixture"):
+            raise ValueError(
+                "expert_parallel sends tokens to a few experts of a teacher that runs at each step; set soft_labels to "
+                "online and teacher_routing to top_1 or sampled, or expert_parallel to false"
             )
         return self
 

@@ -3,6 +3,7 @@
 config        the settings of teachers
 check         checks of a teacher's directory before loading
 switch_layer  the Switch feed-forward layer and its routing statistics
+divided       experts of a frozen teacher that several processes hold, one share each
 build         a transformers Switch model whose sparse layers are SwitchLayers
 load          a teacher from a directory or the hub
 needs         the memory that a teacher needs, from the headers of its files

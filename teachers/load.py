@@ -19,9 +19,10 @@ from distill.models.load import read_config
 from distill.models.read_tensors import TensorReader
 from distill.models.remote_weights import remote_tensors
 from distill.models.stored_tensors import read_headers
-from teachers.build import build_on_meta
+from teachers.build import build_on_meta, switch_layers
 from teachers.check import check_head, check_teacher, check_teacher_config
 from teachers.config import SwitchConfig
+from teachers.divided import share_of_experts
 from teachers.layout import LAYERS, Layout, is_expert, is_expert_weight, plain_names, read_layout
 
 COMPUTE_DTYPES = (None, torch.float32, torch.bfloat16)
@@ -40,10 +41,15 @@ class StoredTeacher(NamedTuple):
         """The names in the files of a parameter of the model; see ``teachers.layout.plain_names``."""
         return plain_names(parameter, self.layout.sizes["num_experts"], gated=self.layout.gated)
 
-    def read_into(self, parameter: str, target: torch.Tensor) -> None:
-        """Read the values of a parameter of the model into ``target``, which has its shape."""
-        parts = target.unbind() if is_expert_weight(parameter) else [target]
-        for name, part in zip(self.plain_names(parameter), parts, strict=True):
+    def read_into(self, parameter: str, target: torch.Tensor, share: range) -> None:
+        """Read the values of a parameter of the model into ``target``, which has its shape.
+
+        A parameter that has all experts is read for the experts in ``share`` alone.
+        """
+        names, parts = self.plain_names(parameter), [target]
+        if is_expert_weight(parameter):
+            names, parts = [names[expert] for expert in share], list(target.unbind())
+        for name, part in zip(names, parts, strict=True):
             self.reader.read_into(name, part)
 
 
@@ -135,6 +141,8 @@ def read_teacher(
     compute_dtype: torch.dtype | None = None,
     device: torch.device | str = "cpu",
     experts: bool = True,
+    process: int = 0,
+    processes: int = 1,
 ) -> SwitchTransformersForConditionalGeneration:
     """Read the values of a model, each into its place on ``device``.
 
@@ -144,19 +152,24 @@ def read_teacher(
         compute_dtype: as for ``load_teacher``.
         device: of the model.
         experts: whether to read the experts; otherwise their weights stay on the meta device.
+        process, processes: with several processes, this one reads only its share of the experts. Memory never holds
+            more; see ``teachers.divided``.
     """
     model = build_on_meta(stored.config, switch, stored.layout.sparse)
     _share_embeddings(model, stored)
     dtypes = parameter_dtypes(model, stored, compute_dtype)
     wanted = {name for name, _ in model.named_parameters() if experts or not is_expert_weight(name)}
-    new = {
-        name: torch.empty_like(value, dtype=dtypes[name], device=device) if name in wanted else value
-        for name, value in model.named_parameters()
-    }
+    share = share_of_experts(stored.layout.sizes["num_experts"], process, processes)
+    new = {}
+    for name, value in model.named_parameters():
+        part = value[share.start : share.stop] if is_expert_weight(name) else value
+        new[name] = torch.empty_like(part, dtype=dtypes[name], device=device) if name in wanted else value
     for name, target in new.items():
         if name in wanted:
-            stored.read_into(name, target)
+            stored.read_into(name, target, share)
     _replace_parameters(model, new)
+    for _, layer in switch_layers(model):
+        layer.mlp.divided = processes > 1
     if (path := stored.directory / "generation_config.json").is_file():
         model.generation_config = GenerationConfig.from_pretrained(path.parent)
     model.generation_config.decoder_start_token_id = stored.config.decoder_start_token_id  # the file may omit it

@@ -47,6 +47,10 @@ class Needs(NamedTuple):
         """Bytes with all weights in memory."""
         return self.non_experts + self.experts + self.working
 
+    def divided(self, processes: int) -> "Needs":
+        """Bytes in each process if ``processes`` divide the experts, with the tokens of equally loaded experts."""
+        return self._replace(layers={block: -(-size // processes) for block, size in self.layers.items()})
+
     @property
     def by_layer(self) -> int:
         """Bytes with the experts of one Switch layer in memory at a time, and the states between blocks on disk."""

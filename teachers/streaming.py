@@ -9,7 +9,7 @@ import threading
 from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor, wait
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from rich.filesize import decimal
@@ -160,6 +160,8 @@ def run_teacher(
     device: torch.device,
     lengths: tuple[int, int],
     directory: Path,
+    process: int = 0,
+    processes: int = 1,
 ) -> RunningTeacher:
     """Read a teacher into memory if it fits, or prepare to run it layer by layer.
 
@@ -170,16 +172,19 @@ def run_teacher(
         device: of the model.
         lengths: numbers of input and target tokens of an example.
         directory: of a temporary file for states that exceed the memory.
+        process, processes: several processes divide the experts; see ``teachers.divided``.
 
     Raises:
         UserError: the memory does not even suffice layer by layer.
     """
     batch = BatchShape(settings.evaluation_batch_size, *lengths)
-    needed, limit = needs(stored, settings, compute_dtype, batch), limit_of(settings.memory, device)
+    needed = needs(stored, settings, compute_dtype, batch).divided(processes)
+    limit = limit_of(settings.memory, device)
     fits = needed.whole <= limit
     batch_bytes = batch.state_bytes(stored.config.d_model)
     plan = None if fits else plan_slices(needed, limit, batch_bytes, device, directory)
-    model = read_teacher(stored, settings, compute_dtype=compute_dtype, device=device, experts=fits)
+    where: dict[str, Any] = {"device": device, "process": process, "processes": processes}
+    model = read_teacher(stored, settings, compute_dtype=compute_dtype, experts=fits, **where)
     model.requires_grad_(False)
     if plan is None:
         return RunningTeacher(model, by_batch, None, None)

@@ -13,6 +13,7 @@ from transformers.activations import ACT2FN
 from distill.arguments import require, require_fractions, require_positive, require_sizes
 from distill.models.t5_forward import compute_dtype
 from teachers.config import MINIMUM_CAPACITY
+from teachers.divided import run_divided_experts
 from teachers.experts import run_all_experts, run_experts, sort_by_expert
 
 
@@ -54,6 +55,7 @@ class SwitchLayer(nn.Module):
         num_sampled_experts: K of ``sampled``.
         drops_tokens: whether capacity is limited. If not, the output of a token does not depend on the other tokens of
             the batch, as generation requires.
+        divided: whether ``wi``, ``wi_gate`` and ``wo`` hold only the experts of this process; see ``teachers.divided``.
     """
 
     def __init__(
@@ -81,6 +83,7 @@ class SwitchLayer(nn.Module):
         self.routing: Literal["top_1", "mixture", "sampled"] = "top_1"
         self.num_sampled_experts = 1
         self.drops_tokens = True
+        self.divided = False
         gated = activation.startswith("gated-")
         self.activation = ACT2FN["gelu_new" if activation == "gated-gelu" else activation.removeprefix("gated-")]
         self.router = nn.Linear(d_model, num_experts, bias=False)
@@ -121,8 +124,8 @@ class SwitchLayer(nn.Module):
             The output, with the shape and dtype of ``hidden``, without the residual connection; and the statistics.
 
         Raises:
-            ValueError: an input has the wrong shape or dtype, ``routing`` is unknown, or the dtype of the computation
-                is float16, in which the public checkpoints overflow.
+            ValueError: an input has the wrong shape or dtype, ``routing`` is unknown or needs experts that other
+                processes hold, or the dtype of the computation is float16, in which the public checkpoints overflow.
         """
         self._check(hidden, padding_mask)
         tokens_ND = hidden.flatten(0, -2)
@@ -156,6 +159,8 @@ class SwitchLayer(nn.Module):
         require(
             "routing", self.routing, "top_1, mixture or sampled", lambda name: name in ("top_1", "mixture", "sampled")
         )
+        if self.divided and self.routing == "mixture":
+            raise ValueError("routing is mixture, which runs all experts, but this process holds a share of them")
 
     def _run_chosen(
         self,
@@ -179,7 +184,8 @@ class SwitchLayer(nn.Module):
             capacity = self.capacity(tokens * per_token)
             taken &= routing.position < capacity
         copies = tokens_ND.expand(per_token, *tokens_ND.shape).flatten(0, 1)
-        output = run_experts(copies, routing, capacity, self._inner, self.wi, self.wi_gate, self.wo)
+        run = run_divided_experts if self.divided else run_experts
+        output = run(copies, routing, capacity, self._inner, self.wi, self.wi_gate, self.wo)
         output = (output * gate[:, None].to(output.dtype)).where(taken[:, None], 0)
         dropped = (routing.load.sum() - taken.sum()) / (tokens * per_token)
         output = output.view(per_token, *tokens_ND.shape).sum(0) if per_token > 1 else output

@@ -162,9 +162,11 @@ def test_two_processes_that_share_the_weights_have_the_losses_of_one(data, alone
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("how", [DDP, FSDP2], ids=["DDP", "FSDP2"])
-def test_a_pipeline_of_two_processes_reports_what_that_of_one_does(cli, how, tmp_path):
-    overrides = ["precision=float32", "teacher.experts=[2]"]
+@pytest.mark.parametrize(
+    ("how", "divided"), [(DDP, "false"), (FSDP2, "true")], ids=["DDP", "FSDP2 and divided experts"]
+)
+def test_a_pipeline_of_two_processes_reports_what_that_of_one_does(cli, how, divided, tmp_path):
+    overrides = ["precision=float32", "teacher.experts=[2]", f"distill.expert_parallel={divided}"]
     overrides += [f"{section}.training.micro_batch_size=4" for section in ("teacher", "distill")]
     command = ["run", "smoke", "--json", *(f"--set={override}" for override in overrides), "--workdir"]
     alone = json.loads(cli(*command, str(tmp_path / "one")).stdout)

@@ -11,7 +11,8 @@ padding is computed without masks.
 B examples, S input tokens, T target tokens, D d_model, H heads, K d_kv.
 """
 
-from typing import Any, NamedTuple
+from collections.abc import Callable
+from typing import Any, NamedTuple, TypeVar
 
 import torch
 import torch.nn.functional as F
@@ -20,7 +21,10 @@ from transformers import PreTrainedModel
 from transformers.models.t5.modeling_t5 import T5Attention
 
 from distill.data.examples import IGNORE_INDEX
-from distill.models.t5_operations import diagonals, pack, rms_norm
+from distill.models.t5_operations import diagonals, linear, rms_norm
+
+CALL = "call_with_weights"  # the method of a module of which each process holds a shard
+Result = TypeVar("Result")
 
 
 class BlockStates(NamedTuple):
@@ -116,10 +120,19 @@ def _stack(
     x = embed(stack, ids_BS)
     bias = position_bias(stack, ids_BS.shape[1], dtype)
     for block in stack.block:
-        x, ffn = run_block(stack, block, x, mask_BS, encoded, bias, dtype)
+        x, ffn = call(block, run_block, stack, block, x, mask_BS, encoded, bias, dtype)
         if states is not None:
             states.append(BlockStates(x, ffn, hasattr(block.layer[-1], "experts"), mask_BS))
     return final_norm(stack, x, dtype)
+
+
+def call(module: nn.Module, function: Callable[..., Result], *arguments: Any) -> Result:
+    """``function(*arguments)``, which reads the weights of ``module``.
+
+    If ``distill.training.sharding`` has given the module a method CALL, it gathers the weights for the function.
+    """
+    gathered = getattr(module, CALL, None)
+    return function(*arguments) if gathered is None else gathered(function, *arguments)
 
 
 def embed(stack: Any, ids_BS: torch.Tensor) -> torch.Tensor:
@@ -194,7 +207,7 @@ def _attention(
 
     def project(x: torch.Tensor, *linears: nn.Linear) -> torch.Tensor:
         """[B, S, D] -> [len(linears), B * H, S, K]"""
-        y = F.linear(x, pack(x.dtype, *(linear.weight for linear in linears)))
+        y = linear(x, *(part.weight for part in linears))
         y = y.view(batch, -1, len(linears), heads, kv).permute(2, 0, 3, 1, 4)
         return y.reshape(len(linears), batch * heads, -1, kv)
 
@@ -211,18 +224,18 @@ def _attention(
         scores = scores.view(batch, -1, scores.shape[-1]).add_(excluded[:, None]).view_as(scores)
     weights = F.dropout(scores.softmax(-1), drop, drop > 0)
     y = torch.bmm(weights, v).view(batch, heads, -1, kv).transpose(1, 2).flatten(2)
-    return F.linear(y, layer.o.weight.to(y.dtype))
+    return linear(y, layer.o.weight)
 
 
 def _dense_ffn(layer: Any, x: torch.Tensor, drop: float) -> torch.Tensor:
     """The FFN of a dense layer; in a gated FFN, ``wi_0`` is the gate."""
     ffn = _dense(layer)
     if hasattr(ffn, "wi_0"):
-        gate, inner = F.linear(x, pack(x.dtype, ffn.wi_0.weight, ffn.wi_1.weight)).chunk(2, -1)
+        gate, inner = linear(x, ffn.wi_0.weight, ffn.wi_1.weight).chunk(2, -1)
         inner = ffn.act(gate) * inner
     else:
-        inner = ffn.act(F.linear(x, ffn.wi.weight.to(x.dtype)))
-    return F.dropout(F.linear(F.dropout(inner, drop, drop > 0), ffn.wo.weight.to(x.dtype)), drop, drop > 0)
+        inner = ffn.act(linear(x, ffn.wi.weight))
+    return F.dropout(linear(F.dropout(inner, drop, drop > 0), ffn.wo.weight), drop, drop > 0)
 
 
 def _dense(layer: Any) -> Any:
@@ -235,15 +248,21 @@ def position_bias(stack: Any, length: int, dtype: torch.dtype) -> torch.Tensor:
 
     The bias depends only on the distance, so each of the 2 * length - 1 distances is looked up once.
     """
-    attention: T5Attention = stack.block[0].layer[0].SelfAttention
-    distance = torch.arange(1 - length, length, device=attention.relative_attention_bias.weight.device)
+    attention, table = stack.block[0].layer[0].SelfAttention, bias_table(stack)
+    distance = torch.arange(1 - length, length, device=table.weight.device)
     bucket = attention._relative_position_bucket(
         distance,
         bidirectional=not attention.is_decoder,
         num_buckets=attention.relative_attention_num_buckets,
         max_distance=attention.relative_attention_max_distance,
     )
-    bias = attention.relative_attention_bias(bucket).to(dtype)  # [distances, H]
+    bias = call(table, lambda: F.embedding(bucket, table.weight)).to(dtype)  # [distances, H]
     if attention.is_decoder:
         bias = bias.masked_fill((distance > 0)[:, None], float("-inf"))
     return diagonals(bias.mT.contiguous(), length)
+
+
+def bias_table(stack: Any) -> nn.Embedding:
+    """The relative position biases of a stack, [buckets, H]; the first block holds them for all blocks."""
+    table: nn.Embedding = stack.block[0].layer[0].SelfAttention.relative_attention_bias
+    return table

@@ -3,6 +3,7 @@
 B examples, S tokens, D d_model, H heads, L length.
 """
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -15,9 +16,13 @@ def rms_norm(x: torch.Tensor, layer_norm: nn.Module, dtype: torch.dtype) -> torc
     return _RMSNorm.apply(x, layer_norm.weight, layer_norm.variance_epsilon, dtype)
 
 
-def pack(dtype: torch.dtype, *weights: torch.Tensor) -> torch.Tensor:
-    """Cast weights [n_i, D] to ``dtype`` and concatenate them to [sum n_i, D], in one pass."""
-    return _Pack.apply(dtype, *weights)
+def linear(x: torch.Tensor, *weights: torch.Tensor) -> torch.Tensor:
+    """``F.linear`` of x [..., D] with the rows of all weights [n_i, D], in the dtype of x: [..., sum n_i].
+
+    Only ``x`` and ``weights`` themselves are saved for the backward pass, which casts and concatenates the weights
+    again. So an FSDP group that is freed after its forward pass leaves no copy of its weights behind.
+    """
+    return _Linear.apply(x, *weights)
 
 
 def diagonals(x: torch.Tensor, length: int) -> torch.Tensor:
@@ -64,16 +69,30 @@ class _RMSNorm(torch.autograd.Function):
         return torch.mul(dy, weight, out=product).addcmul_(unit, along, value=-1).mul_(r), d_weight, None, None
 
 
-class _Pack(torch.autograd.Function):
+class _Linear(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, dtype: torch.dtype, *weights: torch.Tensor) -> torch.Tensor:
-        ctx.sizes = [len(weight) for weight in weights]
-        packed = weights[0].new_empty(sum(ctx.sizes), weights[0].shape[1], dtype=dtype)
-        for part, weight in zip(packed.split(ctx.sizes), weights, strict=True):
-            part.copy_(weight)
-        return packed
+    def forward(ctx: Any, x: torch.Tensor, *weights: torch.Tensor) -> torch.Tensor:
+        ctx.save_for_backward(x, *weights)
+        return F.linear(x, _pack(x.dtype, weights))
 
     @staticmethod
     @torch.autograd.function.once_differentiable
-    def backward(ctx: Any, gradient: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
-        return None, *gradient.split(ctx.sizes)
+    def backward(ctx: Any, dy: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
+        x, *weights = ctx.saved_tensors
+        rows_x, rows_y = x.flatten(0, -2), dy.flatten(0, -2)
+        d_x = torch.mm(rows_y, _pack(x.dtype, weights)).view_as(x) if ctx.needs_input_grad[0] else None
+        if not any(ctx.needs_input_grad[1:]):
+            return d_x, *(None for _ in weights)
+        parts = torch.mm(rows_y.mT, rows_x).split([len(weight) for weight in weights])
+        return d_x, *(part.to(weight.dtype) for part, weight in zip(parts, weights, strict=True))
+
+
+def _pack(dtype: torch.dtype, weights: Sequence[torch.Tensor]) -> torch.Tensor:
+    """Cast weights [n_i, D] to ``dtype`` and concatenate them to [sum n_i, D], in one pass."""
+    if len(weights) == 1:
+        return weights[0].to(dtype)
+    sizes = [len(weight) for weight in weights]
+    packed = weights[0].new_empty(sum(sizes), weights[0].shape[1], dtype=dtype)
+    for part, weight in zip(packed.split(sizes), weights, strict=True):
+        part.copy_(weight)
+    return packed

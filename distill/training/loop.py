@@ -74,7 +74,8 @@ def make_accelerator(precision: Literal["auto", "bfloat16", "float32"]) -> Accel
     """
     os.environ.pop("ACCELERATE_GRADIENT_ACCUMULATION_STEPS", None)
     os.environ["FSDP_CPU_RAM_EFFICIENT_LOADING"] = "false"  # else transformers loads weights in one process only
-    keep_freed_memory()
+    # Freed memory that is kept would include the full model, of which FSDP leaves a shard.
+    (return_freed_memory if fsdp_requested() else keep_freed_memory)()
     # Without a GPU, accelerate joins several processes into a group only if cpu is true.
     cpu = num_processes() > 1 and not torch.accelerator.is_available()
     mixed_precision = "bf16" if resolve_precision(precision) == "bfloat16" else "no"
@@ -158,10 +159,11 @@ class TrainingLoop:
         self, objective: TrainModule, config: TrainingConfig, accelerator: Accelerator, directory: Path, hooks: Hooks
     ):
         self.config, self.accelerator, self.directory, self.hooks = config, accelerator, directory, hooks
-        self.unwrapped = self.objective = objective.to(accelerator.device).train()
+        self.unwrapped = objective.to(accelerator.device).train()
+        self.objective: nn.Module = objective  # is called; the parallel form
         sharded = accelerator.num_processes > 1 and fsdp_requested()
         if sharded:
-            shard(objective, accelerator.device)
+            self.objective = shard(objective, accelerator.device)
         self.optimizer = make_optimizer(objective, config, accelerator.mixed_precision)
         if not sharded:
             self.objective, self.optimizer = accelerator.prepare(objective, self.optimizer)
@@ -184,7 +186,7 @@ class TrainingLoop:
         """Save a checkpoint in the main process. Every process must call this method."""
         main = self.accelerator.is_main_process
         states = gathered_states(self.optimizer, keep=main)
-        with gathered_parameters(self.unwrapped):
+        with gathered_parameters(self.unwrapped, keep=main):
             if main:
                 save_checkpoint(self.directory, progress, self.unwrapped.model, states)
 

@@ -48,7 +48,6 @@ def saved_bytes(shape: Shape, precision: Precision, *, examples: int, inputs: in
     size, inner = int(shape["d_model"]), int(shape["d_ff"])
     heads, attended = int(shape["num_heads"]), int(shape["num_heads"]) * int(shape["d_kv"])
     activation = str(shape["feed_forward_proj"])
-    gated = activation.startswith("gated-")
     ffn_values = _FFN_VALUES.get(activation, _GATED_FFN_VALUES)
     S, T = examples * inputs, examples * targets
 
@@ -63,10 +62,5 @@ def saved_bytes(shape: Shape, precision: Precision, *, examples: int, inputs: in
 
     encoder = attention(S, S, inputs) + ffn(S)
     decoder = attention(T, T, targets) + attention(T, S, inputs) + ffn(T)
-    copies = 4 * attended * size + (3 if gated else 2) * inner * size  # of one block's weights, in the precision
-    if precision == "float32":
-        copies = 3 * attended * size + (2 * inner * size if gated else 0)  # only weights that are packed
-    cross = (4 if precision == "bfloat16" else 3) * attended * size
-    weights = int(shape["num_layers"]) * copies + int(shape["num_decoder_layers"]) * (copies + cross)
     total = int(shape["num_layers"]) * encoder + int(shape["num_decoder_layers"]) * decoder
-    return total + norm(S) + norm(T) + width * weights
+    return total + norm(S) + norm(T)

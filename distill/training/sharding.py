@@ -1,21 +1,36 @@
 """FSDP2 (torch's ``fully_shard``): each process holds a shard of the weights, gradients and optimizer states.
 
-The model is one FSDP group. Between steps each of N processes holds 1/N of everything. During a step it holds all
-weights and gradients, and 1/N of the optimizer states. One group per block would need less memory, but FSDP gathers the
-weights of a block when the block is called, and ``distill.models.t5_forward`` reads the weights without that call.
+Each block of the model is an FSDP group. Its weights are gathered for its forward pass, freed, and gathered again for
+its backward pass, which then adds its gradient to the shards. While a block runs, the next one is gathered. Everything
+outside the blocks, with the embedding, is one more group, which stays gathered from the forward to the backward pass.
+
+FSDP gathers the weights of a module when the module is called, but ``distill.models.t5_forward`` reads the weights of
+a block without that call. Each group is therefore a module of its own around the block, which calls a function with the
+weights gathered. ``shard`` gives each block a method that does so, and ``t5_forward.call`` uses it. The model's own
+modules have no hooks, so it can be trained again after ``unshard``.
+
+FSDP's policy for mixed precision is not used. It would round all parameters of a group, but norms, routers and the
+gradients' sums are in float32 (section 2.4 of the paper). As in one process, weights are gathered in float32, and the
+forward pass casts those of products.
 """
 
 import time
-from collections.abc import Iterator
+import warnings
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import partial
+from itertools import pairwise
 from typing import Any
 
 import torch
 from accelerate.utils import parse_flag_from_env
 from torch import nn
 from torch.distributed.device_mesh import init_device_mesh
-from torch.distributed.fsdp import FSDPModule, fully_shard
+from torch.distributed.fsdp import fully_shard
 from torch.distributed.tensor import DTensor, Replicate, distribute_tensor
+
+from distill.models.t5_forward import CALL, bias_table
+from distill.training.train_modules import TrainModule
 
 States = dict[int, dict[str, torch.Tensor]]  # of an optimizer: parameter index -> name -> value
 
@@ -25,33 +40,79 @@ def fsdp_requested() -> bool:
     return parse_flag_from_env("ACCELERATE_USE_FSDP")
 
 
-def shard(objective: nn.Module, device: torch.device) -> None:
-    """Shard the parameters of ``objective`` in place. They must be equal in all processes."""
+class _Group(nn.Module):
+    """A module whose call gathers the weights of ``owner`` for a function."""
+
+    def __init__(self, owner: nn.Module):
+        super().__init__()
+        self.owner = owner
+
+    def forward(self, function: Callable[..., Any], *arguments: Any) -> Any:
+        return function(*arguments)
+
+
+class _Root(nn.Module):
+    """``objective`` with its groups, of which FSDP finds only those below the module that is called."""
+
+    def __init__(self, objective: nn.Module, groups: list[_Group]):
+        super().__init__()
+        self.objective, self.groups = objective, nn.ModuleList(groups)
+
+    def forward(self, *batch: Any) -> Any:
+        return self.objective(*batch)
+
+
+def shard(objective: TrainModule, device: torch.device) -> nn.Module:
+    """Shard the parameters of ``objective`` in place. They must be equal in all processes.
+
+    Returns:
+        The module to call instead of ``objective``.
+    """
+    # Nothing changes the output of a block in place.
+    warnings.filterwarnings("ignore", "FSDP2-wrapped module .* returned a view tensor")
     mesh = init_device_mesh(device.type, (torch.distributed.get_world_size(),))
-    fully_shard(objective, mesh=mesh).set_force_sum_reduction_for_comms(True)  # gloo cannot average
+    stacks: list[Any] = [objective.model.encoder, objective.model.decoder]  # transformers does not annotate them
+    blocks = [_Group(block) for stack in stacks for block in stack.block]
+    # All blocks of a stack use the position bias of the first block, which must not be freed after it.
+    groups = [*(_Group(bias_table(stack)) for stack in stacks), *blocks]
+    root, taken = _Root(objective, groups), set[nn.Parameter]()
+    for module in (*groups, root):
+        fully_shard(module, mesh=mesh, ignored_params=taken)
+        module.set_force_sum_reduction_for_comms(True)  # type: ignore[operator]  # gloo cannot average
+        taken |= set(module.parameters())
+    for group, following in pairwise(blocks):
+        group.set_modules_to_forward_prefetch([following])  # type: ignore[operator]
+    for group in groups:
+        setattr(group.owner, CALL, partial(group))
+    return root
 
 
 @contextmanager
-def gathered_parameters(objective: nn.Module) -> Iterator[None]:
-    """Gather the full parameters of ``objective`` for reading within the block. Every process must enter the block."""
-    if not isinstance(objective, FSDPModule):
+def gathered_parameters(objective: TrainModule, keep: bool = True) -> Iterator[None]:
+    """Gather the full parameters of ``objective`` for reading within the block. Every process must enter the block.
+
+    A process with ``keep`` false takes part and holds one full parameter at a time.
+    """
+    if not _is_sharded(objective):
         yield
         return
-    plain = _gather(objective)  # state_dict() would undo torch's own unshard
-    _replace(objective, plain)
+    plain = _gather(objective, keep)  # state_dict() would undo torch's own unshard
+    if not keep:
+        yield
+        return
+    calls = _replace(objective, plain)
     try:
         yield
     finally:
         _replace(objective, {parameter: part for part, parameter in plain.items()})
+        for module, call in calls:
+            setattr(module, CALL, call)
 
 
-def unshard(objective: nn.Module) -> None:
-    """Give ``objective`` full, plain parameters permanently.
-
-    FSDP's hooks remain on the module, so do not call its load_state_dict.
-    """
-    if isinstance(objective, FSDPModule):
-        _replace(objective, _gather(objective))
+def unshard(objective: TrainModule) -> None:
+    """Give ``objective`` full, plain parameters permanently."""
+    if _is_sharded(objective):
+        _replace(objective, _gather(objective, keep=True))
 
 
 def leave_process_group() -> None:
@@ -113,17 +174,32 @@ def _part(value: torch.Tensor, parameter: Any) -> torch.Tensor:
     return distribute_tensor(value.to(parameter.device), mesh, placements, src_data_rank=None)
 
 
-def _gather(objective: nn.Module) -> dict[nn.Parameter, nn.Parameter]:
-    """Each sharded parameter, and its full parameter in separate storage, which safetensors requires."""
+def _is_sharded(objective: nn.Module) -> bool:
+    return any(isinstance(parameter, DTensor) for parameter in objective.parameters())
+
+
+def _gather(objective: nn.Module, keep: bool) -> dict[nn.Parameter, nn.Parameter]:
+    """Each sharded parameter, and its full parameter in separate storage, which safetensors requires.
+
+    The result is empty unless ``keep`` is true.
+    """
     whole = {}
     for part in objective.parameters():
         values = part.detach()
         assert isinstance(values, DTensor)  # all parameters of a sharded module are
-        whole[part] = nn.Parameter(values.full_tensor().clone())
+        full = values.full_tensor()
+        if keep:
+            whole[part] = nn.Parameter(full.clone())
     return whole
 
 
-def _replace(objective: nn.Module, others: dict[nn.Parameter, nn.Parameter]) -> None:
+def _replace(objective: nn.Module, others: dict[nn.Parameter, nn.Parameter]) -> list[tuple[nn.Module, Any]]:
+    """Replace all parameters, and remove the methods that gather those of a group; returns modules and methods."""
+    calls = []
     for module in objective.modules():
         for name, parameter in module.named_parameters(recurse=False, remove_duplicate=False):
             module.register_parameter(name, others[parameter])
+        if hasattr(module, CALL):
+            calls.append((module, getattr(module, CALL)))
+            delattr(module, CALL)
+    return calls

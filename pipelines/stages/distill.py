@@ -60,7 +60,7 @@ def _objective_and_examples(
     if not settings.runs_teacher:
         return HardLabels(student), examples(run.seed)
     matching = Matching(settings.match, settings.match_weight, settings.match_steps) if settings.match else None
-    running = frozen_teacher(run)
+    running = frozen_teacher(run, divided=settings.expert_parallel)
     if running.streamed:
         raise UserError(
             f"teacher {run.ratio} does not fit into memory, so it cannot run at each step; set distill.soft_labels to "

@@ -92,13 +92,17 @@ def compute(run: StageRun) -> Outcome:
     return Outcome(metrics, facts)
 
 
-def frozen_teacher(run: StageRun) -> RunningTeacher:
+def frozen_teacher(run: StageRun, *, divided: bool = False) -> RunningTeacher:
     """The frozen teacher of a later stage, with ``distill.teacher_routing``.
+
+    Args:
+        run: the stage.
+        divided: whether the processes divide the experts among them, and run the teacher at the same time.
 
     Raises:
         UserError: its files are missing, damaged or not those that the teacher stage has read.
     """
-    running = run_frozen(run, open_finished_teacher(run.inputs["teacher"]))
+    running = run_frozen(run, open_finished_teacher(run.inputs["teacher"]), divided=divided)
     for _, layer in switch_layers(running.model):
         layer.mlp.routing = run.config.distill.teacher_routing
         layer.mlp.num_sampled_experts = run.config.distill.num_sampled_experts
@@ -111,13 +115,16 @@ def require_in_memory(run: StageRun, running: RunningTeacher) -> None:
         raise UserError(f"teacher {run.ratio} does not fit into memory, so it cannot answer; raise teacher.memory")
 
 
-def run_frozen(run: StageRun, stored: StoredTeacher, compute_dtype: torch.dtype | None = None) -> RunningTeacher:
+def run_frozen(
+    run: StageRun, stored: StoredTeacher, compute_dtype: torch.dtype | None = None, *, divided: bool = False
+) -> RunningTeacher:
     """A teacher without gradients, which runs layer by layer if it does not fit into ``teacher.memory``.
 
     Args:
         run: the stage that needs it.
         stored: its files.
         compute_dtype: of its products; None: the precision of the run.
+        divided: whether the processes divide the experts.
 
     Raises:
         UserError: the memory does not even suffice layer by layer.
@@ -131,6 +138,8 @@ def run_frozen(run: StageRun, stored: StoredTeacher, compute_dtype: torch.dtype 
         device=run.accelerator.device,
         lengths=(int(lengths.inputs), int(lengths.targets)),
         directory=run.directory,
+        process=run.accelerator.process_index if divided else 0,
+        processes=run.accelerator.num_processes if divided else 1,
     )
     if running.sentence:
         run.workspace.say(f"{run.stage.title:<16} {running.sentence}")

@@ -166,7 +166,7 @@ def _student_settings(config: RunConfig) -> dict[str, Any]:
 def _distill_settings(distill: DistillConfig) -> dict[str, Any]:
     """Settings of distillation without options at their defaults, so that a new option keeps existing fingerprints."""
     off = {name for name in _OPTIONS if getattr(distill, name) == DistillConfig.model_fields[name].default}
-    unread = set() if distill.reads_cached_labels else {"soft_labels", "labels"}
+    unread = {"expert_parallel"} if distill.reads_cached_labels else {"expert_parallel", "soft_labels", "labels"}
     settings = _values(distill, exclude=off | unread)
     return settings | {"training": _training_settings(distill.training)}
 

@@ -13,7 +13,7 @@ from pipelines.config.run_config import RunConfig
 from pipelines.workdir.loaded_models import LoadedModel, check_tokenizers
 
 _LAUNCHERS = ("DEEPSPEED", "MEGATRON_LM", "FSDP")
-# The only supported value of each option. FSDP shards the model as one group, see distill.training.sharding.
+# The only supported value of each option. The groups are those of distill.training.sharding.
 _FSDP = {
     "FSDP_VERSION": "2",
     "FSDP_OFFLOAD_PARAMS": "false",

@@ -12,6 +12,7 @@ import numpy as np
 from distill.config import LabelsConfig
 from distill.io.memory import memory_limit
 from distill.model_size import forward_flops
+from distill.processes import num_processes
 from distill.span_corruption import SpanLengths, raw_length_for, span_lengths
 from distill.special_tokens import token_type
 from distill.training.memory import training_bytes
@@ -64,7 +65,8 @@ def stage_needs(model: Inspected, config: RunConfig, precision: Precision, memor
 
     needs = teacher(config.teacher.evaluation_batch_size)
     inference = _choose(needs.whole, needs.by_layer, memory)
-    online = _choose(trained + teacher(per_pass).whole, None, memory)
+    beside = teacher(per_pass).divided(num_processes() if config.distill.expert_parallel else 1)
+    online = _choose(trained + beside.whole, None, memory)
     alone = _choose(trained, None, memory)
     # transformers makes a head of its own before it ties it, and tensors are converted: two copies of the largest one.
     init = _choose(4 * parameters + 8 * model.header.vocab_size * int(shape["d_model"]), None, memory)

@@ -63,3 +63,6 @@ def test_bytes_of_weights_are_those_in_memory(tmp_path, make, dtype, kept, compu
     assert needs.whole == needs.non_experts + needs.experts + needs.working
     assert BATCH.state_bytes(16) == 4 * 4 * 16 * (32 + 12)
     assert needs.by_layer == needs.non_experts + max(experts.values()) + needs.working
+    own = read_teacher(stored, SwitchConfig(), compute_dtype=compute_dtype, process=1, processes=2)
+    divided = needs.divided(2)
+    assert divided.non_experts + divided.experts == sum(parameter.nbytes for parameter in own.parameters())

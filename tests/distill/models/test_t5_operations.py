@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import nn
 
-from distill.models.t5_operations import diagonals, pack, rms_norm
+from distill.models.t5_operations import diagonals, linear, rms_norm
 
 
 def test_gradients_of_the_written_out_operations():
@@ -34,9 +34,22 @@ def test_gradients_of_the_written_out_operations():
         for offset in range(-4, 5):
             assert gradient[h, offset + 4].item() == pytest.approx(weights[h].diagonal(offset).sum().item(), rel=1e-5)
 
-    parts = [torch.randn(rows, 3, requires_grad=True) for rows in (2, 5)]
-    packed = pack(torch.bfloat16, *parts)
-    assert torch.equal(packed, torch.cat(parts).bfloat16())
-    upstream = torch.randn(7, 3).bfloat16()
-    gradients = torch.autograd.grad(packed, parts, upstream)
-    assert all(torch.equal(g, u.float()) for g, u in zip(gradients, upstream.split([2, 5]), strict=True))
+
+@pytest.mark.parametrize("rows", [(7,), (2, 5)])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_linear_is_that_of_torch_on_cast_and_concatenated_weights(rows, dtype):
+    torch.manual_seed(0)
+    x, upstream = torch.randn(4, 6, 3).to(dtype).requires_grad_(), torch.randn(4, 6, 7).to(dtype)
+    weights = [torch.randn(count, 3, requires_grad=True) for count in rows]
+    expected = nn.functional.linear(x, torch.cat(weights).to(dtype))
+    assert torch.equal(linear(x, *weights), expected)
+    found = torch.autograd.grad(linear(x, *weights), (x, *weights), upstream)
+    torch.testing.assert_close(found, torch.autograd.grad(expected, (x, *weights), upstream))
+    assert [one.dtype for one in found] == [dtype, *[torch.float32] * len(rows)]
+
+
+def test_linear_saves_no_copy_of_weights():
+    weights, saved = [torch.randn(5, 3, requires_grad=True) for _ in range(2)], []
+    with torch.autograd.graph.saved_tensors_hooks(lambda tensor: saved.append(tensor.data_ptr()), lambda _: None):
+        linear(x := torch.randn(2, 3).bfloat16(), *weights)
+    assert saved == [tensor.data_ptr() for tensor in (x, *weights)]

@@ -160,6 +160,8 @@ def test_best_and_table_7_share_teachers_baselines_and_the_papers_students():
         ("distill.match_weight=0", "distill.match_weight is 0"),
         ("distill.match_steps=0", "distill.match_steps is 0"),
         ("distill={soft_labels: cached, match: [ffn]}", "match needs the teacher at every step"),
+        ("distill={soft_labels: cached, expert_parallel: true}", "expert_parallel .* set soft_labels to online"),
+        ("distill={teacher_routing: mixture, expert_parallel: true}", "expert_parallel .* to top_1 or sampled"),
         (
             "distill={soft_labels: cached, teacher_routing: sampled}",
             "sampled draws anew at every step, but cached labels are made once",
@@ -262,6 +264,7 @@ class TestPlan:
         assert self.changed("teacher.load_balancing_weight=0.1") == set(self.fingerprints()) - kept
         assert self.changed(data="other") == set(self.fingerprints())
         assert self.changed("teacher.memory=8GB") == set()
+        assert self.changed("distill.expert_parallel=true") == set()
         assert self.changed() == set()
 
     def test_how_the_student_starts_concerns_init_and_what_comes_after_it(self):

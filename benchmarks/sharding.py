@@ -1,0 +1,134 @@
+"""The peak memory of a process in training: DDP, FSDP2 with one group for the model, and FSDP2 with a group per block.
+
+    python -m benchmarks.sharding
+
+It trains a T5 of 1.02 GB in float32 for two steps on 2 and 4 gloo processes, and prints the resident memory of each
+process and the losses, which must be equal. With 4 processes the first two forms take 16 GB. It needs Linux.
+"""
+
+import multiprocessing
+import os
+import socket
+from concurrent.futures import ProcessPoolExecutor
+from pathlib import Path
+from typing import Annotated, NamedTuple
+
+import torch
+import typer
+from accelerate import Accelerator
+from rich import box
+from rich.console import Console
+from rich.table import Table
+from torch import nn
+from torch.distributed.device_mesh import init_device_mesh
+from torch.distributed.fsdp import fully_shard
+
+from distill.config import ModelConfig, TrainingConfig
+from distill.data.examples import Batch
+from distill.models.build import build_dense, count_parameters
+from distill.training import loop
+from distill.training.divergence import NormWatch
+from distill.training.machine import return_freed_memory
+from distill.training.sharding import leave_process_group
+from distill.training.step import micro_batch_indices, optimizer_step
+from distill.training.train_modules import HardLabels
+
+FORMS = ("DDP", "one group", "by block")
+STEPS, BATCH, INPUTS, TARGETS, VOCABULARY = 2, 4, 16, 8, 32_128
+LARGE = ModelConfig(d_model=768, d_ff=3072, d_kv=64, num_heads=12, num_layers=14, dropout=0.0)
+TINY = ModelConfig(d_model=16, d_ff=32, d_kv=8, num_heads=2, num_layers=2, dropout=0.0)
+TRAINING = TrainingConfig(
+    steps=STEPS, batch_size=BATCH, micro_batch_size=1, learning_rate=1e-2, warmup_steps=1, optimizer="adafactor"
+)
+
+
+class Measured(NamedTuple):
+    """What one process has measured."""
+
+    parameters: int
+    before: int  # resident bytes, before the model is built
+    peak: int  # the most resident bytes during the steps
+    losses: list[float]  # of each step
+
+
+def main(tiny: Annotated[bool, typer.Option(help="Train a tiny model, whose memory says nothing.")] = False) -> None:
+    """Train in all forms, and compare."""
+    shape, counts = (TINY, (2,)) if tiny else (LARGE, (2, 4))
+    table = Table(box=box.SIMPLE_HEAD, show_edge=False, padding=0)
+    for column in ("processes", "form", "before the model", "peak of each process", "losses"):
+        table.add_column(column, justify="right")
+    curves = []
+    for processes in counts:
+        for form in FORMS:
+            found = run(form, processes, shape)
+            curves += [torch.tensor(one.losses) for one in found]
+            peaks = " ".join(f"{one.peak / 1e9:.2f}" for one in found)
+            before, losses = f"{found[0].before / 1e9:.2f} GB", " ".join(f"{loss:.5f}" for loss in found[0].losses)
+            table.add_row(str(processes), form, before, f"{peaks} GB", losses)
+    print(f"T5 of {found[0].parameters * 4 / 1e9:.2f} GB")
+    Console(width=120).print(table, highlight=False)
+    equal = all(torch.allclose(curve, curves[0], atol=1e-4, rtol=0) for curve in curves)
+    print(f"the losses are {'equal' if equal else 'NOT equal'} up to rounding")
+    if not equal:
+        raise typer.Exit(1)
+
+
+def run(form: str, processes: int, shape: ModelConfig) -> list[Measured]:
+    """Train in one of FORMS in new processes; returns the measurements of each."""
+    with socket.socket() as probe:
+        probe.bind(("localhost", 0))
+        port = probe.getsockname()[1]
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(["distill.training.loop"])  # imported once
+    with ProcessPoolExecutor(processes, context) as pool:
+        return list(
+            pool.map(train, *zip(*((form, rank, processes, port, shape) for rank in range(processes)), strict=True))
+        )
+
+
+def train(form: str, rank: int, processes: int, port: int, shape: ModelConfig) -> Measured:
+    """Train as process ``rank``."""
+    group = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": processes, "MASTER_ADDR": "localhost", "MASTER_PORT": port}
+    group["OMP_NUM_THREADS"] = 1
+    os.environ |= {name: str(value) for name, value in group.items()} | {"ACCELERATE_USE_FSDP": str(form != "DDP")}
+    accelerator = loop.make_accelerator("float32")
+    if form == "one group":
+        loop.shard = shard_as_one_group
+    before = _memory("VmRSS")
+    objective = HardLabels(build_dense(shape, VOCABULARY, pad=0, eos=1, seed=0))
+    parameters = count_parameters(objective)
+    trained = loop.TrainingLoop(objective, TRAINING, accelerator, Path(), loop.Hooks())
+    return_freed_memory()
+    Path("/proc/self/clear_refs").write_text("5")  # resets VmHWM to VmRSS
+    losses = [_step(trained, accelerator, step) for step in range(STEPS)]
+    measured = Measured(parameters, before, _memory("VmHWM"), losses)
+    leave_process_group()
+    return measured
+
+
+def shard_as_one_group(objective: nn.Module, device: torch.device) -> nn.Module:
+    """FSDP2 with all weights in one group."""
+    mesh = init_device_mesh(device.type, (torch.distributed.get_world_size(),))
+    fully_shard(objective, mesh=mesh).set_force_sum_reduction_for_comms(True)
+    return objective
+
+
+def _step(trained: loop.TrainingLoop, accelerator: Accelerator, step: int) -> float:
+    batches = []
+    for [number] in micro_batch_indices(TRAINING, accelerator)(step):
+        random = torch.Generator().manual_seed(number)
+        ids = torch.randint(2, VOCABULARY, (1, INPUTS + TARGETS), generator=random)
+        batches.append(Batch(ids[:, :INPUTS], ids[:, INPUTS:]))
+    watch = NormWatch((), TRAINING.gradient_clip)
+    sums, tokens = optimizer_step(trained.objective, trained.optimizer, batches, TRAINING, accelerator, watch)
+    return float(sums["loss"] / tokens)
+
+
+def _memory(field: str) -> int:
+    """Bytes of resident memory of this process: VmRSS (now) or VmHWM (the most since the last reset)."""
+    lines = Path("/proc/self/status").read_text().splitlines()
+    return next(int(line.split()[1]) * 1024 for line in lines if line.startswith(field))
+
+
+if __name__ == "__main__":
+    typer.run(main)

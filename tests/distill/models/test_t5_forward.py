@@ -149,5 +149,6 @@ def test_200_steps_of_training_are_those_of_plain_transformers():
         curves.append(torch.tensor(losses))
     mine, plain = curves
     assert plain[0] > 3.5 and plain[-40:].mean() < 1.5
-    torch.testing.assert_close(mine[:20], plain[:20], atol=0.05, rtol=0)
+    # The mean: the largest of 20 differences depends on how a processor rounds.
+    assert (mine - plain).abs()[:20].mean() < 0.02
     assert abs(mine[-40:].mean() - plain[-40:].mean()) < 0.1 * plain[-40:].mean() + 0.02

@@ -350,9 +350,10 @@ class TestPlan:
             *("distill.temperature=2.0", "distill.labels.num_tokens=8", "distill.labels.form=top_k"),
             *("distill.labels.seed=1", "distill.labels.examples=65", "distill.training.steps=9"),
             *("teacher.training.steps=17", "teacher.capacity_factor_eval=1.0", "teacher.evaluation_batch_size=8"),
-            *("data.noise_density=0.3", "precision=float32"),
+            "data.noise_density=0.3",
         ):
             assert labels(other) != before, other
+        assert labels("precision=float32") != labels("precision=bfloat16")
         assert labels(data="other") != before
 
     def test_what_is_stored_does_not_concern_students_that_do_not_read_it(self):

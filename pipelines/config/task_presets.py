@@ -90,21 +90,26 @@ def names() -> dict[str, Any]:
         "max_input": 32,
         "max_target": 24,
     }
-    base = _on_task(task, 6000, 900, 0.03, batch_size=64, cooldown=1.0)
+    base = _on_task(task, 6000, 1800, 0.03, batch_size=64, cooldown=1.0)
     return {
         **base,
         "name": "names",
         "seeds": [0, 1, 2],
         "model": {**base["model"], "d_ff": 64},
-        "teacher": {**base["teacher"], "experts": [4, 16, 64, 128, 256]},
+        "teacher": {
+            **base["teacher"],
+            "experts": [16, 64, 128, 256],
+            "training": {**base["teacher"]["training"], "warmup_steps": 300},
+        },
+        "distill": {**base["distill"], "training": {**base["distill"]["training"], "learning_rate": 0.005}},
     }
 
 
 def student_steps() -> dict[str, Any]:
-    """The fraction kept against the number of steps of the student, from 250 to 16,000, on the data of names."""
+    """The fraction kept against the number of steps of the student, from 225 to 14,400, on the data of names."""
     base = names()
-    lengths = [250 * 2**place for place in range(6)]
-    training = {**base["distill"]["training"], "steps": 16_000, "cooldown": 0.5, "evaluate_every": None}
+    lengths = [225 * 2**place for place in range(6)]
+    training = {**base["distill"]["training"], "steps": 14_400, "cooldown": 0.5, "evaluate_every": None}
     variants = {name: base["variants"][name] for name in ("best", "paper")}
     return {
         **base,

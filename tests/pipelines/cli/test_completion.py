@@ -38,7 +38,7 @@ def complete(line: str) -> list[str]:
         ("switch-distill run ", list(PRESETS)),
         ("switch-distill teacher t", ["task-smoke", "table6", "table7", "translate"]),
         ("switch-distill run mine.y", []),  # the shell then offers files
-        ("switch-distill run demo --ratio ", ["e4", "e16"]),
+        ("switch-distill run demo --ratio ", ["e4", "e8", "e16"]),
         ("switch-distill distill demo --ratio e1", ["e16"]),
         ("switch-distill run demo --set teacher.experts=[3,5] --ratio ", ["e3", "e5"]),
         ("switch-distill run nonsense --ratio ", []),

@@ -153,7 +153,7 @@ class Planned(Workspace):
 
     def __init__(self, directory: Path):
         self.config, self.source, self.directory = load_config("demo", []), "demo", directory
-        ratios = (None, "e4", "e16")
+        ratios = (None, "e4", "e8", "e16")
         self.stages = [Stage("teacher" if r else "baseline", {"ratio": r}, ratio=r, seed=0) for r in ratios]
         self.stages.append(Stage("report", {}))
 
@@ -162,9 +162,9 @@ def test_the_largest_ratios_start_first_and_finished_ones_never(tmp_path, monkey
     commands = side_by_side._commands(Planned(tmp_path))
     assert commands[0] == ["baseline", "demo", "--seed", "0"]
     assert commands[1] == ["run", "demo", "--ratio", "e16", "--seed", "0"]
-    assert [command[3] for command in commands[1:]] == ["e16", "e4"]
-    monkeypatch.setattr(Planned, "find", lambda workspace, stage: stage.ratio in (None, "e16"))
-    assert [command[3] for command in side_by_side._commands(Planned(tmp_path))] == ["e4"]
+    assert [command[3] for command in commands[1:]] == ["e16", "e8", "e4"]
+    monkeypatch.setattr(Planned, "find", lambda workspace, stage: stage.ratio in (None, "e8"))
+    assert [command[3] for command in side_by_side._commands(Planned(tmp_path))] == ["e16", "e4"]
 
 
 def test_each_seed_has_its_own_chains_unless_the_teacher_is_loaded(tmp_path):

@@ -193,7 +193,8 @@ def check_parity(parity: Parity, precision: str, description: str) -> None:
         description: the beginning of the message.
     """
     if failures := parity.failures(tolerance_of(precision)):
-        raise ParityFailure(f"{description}: {'; '.join(failures)}; nothing was kept")
+        cure = "" if precision == "float32" else "; choose another format, or --precision float32"
+        raise ParityFailure(f"{description}: {'; '.join(failures)}; nothing was kept{cure}")
 
 
 def _flat(rows: list[list[float]]) -> np.ndarray:

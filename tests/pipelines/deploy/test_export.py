@@ -194,9 +194,9 @@ def test_a_directory_that_no_store_knows_is_verified_on_given_text(student, text
 def test_an_hf_export_is_a_model_to_export_again(export, exporting, tmp_path):
     pytest.importorskip("ctranslate2", reason="the extra ctranslate2 is not installed")
     first = str(export("hf", "float32"))
-    export_student(first, tmp_path / "second", format="ctranslate2", precision="int8", workdir=exporting)
+    export_student(first, tmp_path / "second", format="ctranslate2", precision="float32", workdir=exporting)
     tree = read_export_lineage(str(tmp_path / "second"))
-    assert tree["model"] == "student-e2-hf-ctranslate2-int8"
+    assert tree["model"] == "student-e2-hf-ctranslate2"
     assert [tree["stage"], tree["inputs"][0]["stage"], tree["inputs"][0]["inputs"][0]["stage"]] == [
         "export",
         "export",

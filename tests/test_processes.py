@@ -161,6 +161,9 @@ def test_two_processes_that_share_the_weights_have_the_losses_of_one(data, alone
         np.testing.assert_allclose(rank["teacher"]["test"], alone["teacher"]["test"], atol=2e-5)
 
 
+RUNS = ("baseline", "distill e2", "init e2", "long-baseline", "report", "teacher e2")
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize(
     ("how", "divided"), [(DDP, "false"), (FSDP2, "true")], ids=["DDP", "FSDP2 and divided experts"]
@@ -179,5 +182,5 @@ def test_a_pipeline_of_two_processes_reports_what_that_of_one_does(cli, how, div
     with sqlite3.connect(tmp_path / "two" / "mlflow.db") as store:
         runs = store.execute("SELECT name, status FROM runs ORDER BY 1").fetchall()
         kinds = store.execute("SELECT DISTINCT value FROM tags WHERE key = 'parallelism'").fetchall()
-    assert runs == [(name, "FINISHED") for name in ("baseline", "distill e2", "init e2", "report", "teacher e2")]
+    assert runs == [(name, "FINISHED") for name in RUNS]
     assert kinds == [("DDP" if how == DDP else "FSDP2",)]

@@ -3,9 +3,7 @@
     python -m benchmarks.learning_rates --workdir work
 
 Dense models of each width are trained from scratch for a few hundred steps with each optimizer and learning rate, on
-the training data of CONFIG, and evaluated on its validation split. The update of Adafactor is relative to the size of a
-weight, and that of Muon has the same root mean square for matrices of any shape. So for both, the best learning rate
-should not depend on the width.
+the training data of CONFIG, and evaluated on its validation split. ``docs/results.md`` has the result.
 """
 
 import multiprocessing

@@ -48,10 +48,10 @@ def run_divided_experts(
         taken_N &= routing.position < capacity
         load_E = load_E.clamp(max=int(capacity))
     sent_n = routing.order[taken_N[routing.order]]  # sorted by expert, so by process too
-    load_PE = load_E.new_empty(processes * experts)
-    dist.all_gather_single(load_PE, load_E)
+    load_PE = load_E.new_empty(processes, experts)
+    dist.all_gather(list(load_PE.unbind()), load_E)
     shares = [share_of_experts(experts, other, processes) for other in range(processes)]
-    own_Pe = load_PE.view(processes, experts)[:, shares[process].start : shares[process].stop]
+    own_Pe = load_PE[:, shares[process].start : shares[process].stop]
     sizes_out = [int(load_E[share.start : share.stop].sum()) for share in shares]
     sizes_in = own_Pe.sum(1).tolist()
 

@@ -8,6 +8,7 @@ from transformers import T5Config, T5ForConditionalGeneration
 from distill.loss import mixed_cross_entropy
 from distill.models.build import freeze, new_t5
 from distill.models.t5_forward import hidden_states
+from distill.training.precision import multiplies_bfloat16
 
 B, S, T = 3, 21, 9
 
@@ -123,7 +124,10 @@ def test_a_frozen_model_computes_what_it_computed_under_autocast(ids):
 
 
 def test_200_steps_of_training_are_those_of_plain_transformers():
-    """The loss of the last 40 steps in bfloat16 and that of transformers in float32: equal batches and optimizer."""
+    """The losses in the precision that this machine trains in, and those of transformers in float32.
+
+    Batches and optimizer are equal. A processor without instructions for bfloat16 trains in float32.
+    """
     torch.manual_seed(0)
     words = torch.randint(2, 50, (400, 1))
     inputs = (words + torch.arange(S) * 3) % 48 + 2  # the first token determines all others
@@ -136,7 +140,7 @@ def test_200_steps_of_training_are_those_of_plain_transformers():
         for step in range(200):
             input_ids, labels = batches[step % len(batches)]
             if ours:
-                with torch.autocast("cpu", dtype=torch.bfloat16):
+                with torch.autocast("cpu", dtype=torch.bfloat16, enabled=multiplies_bfloat16()):
                     value, _ = mixed_cross_entropy(
                         *hidden_states(model, input_ids, labels), labels.flatten(), None, hard_fraction=1.0
                     )
@@ -149,6 +153,5 @@ def test_200_steps_of_training_are_those_of_plain_transformers():
         curves.append(torch.tensor(losses))
     mine, plain = curves
     assert plain[0] > 3.5 and plain[-40:].mean() < 1.5
-    # The mean: the largest of 20 differences depends on how a processor rounds.
-    assert (mine - plain).abs()[:20].mean() < 0.02
+    torch.testing.assert_close(mine[:20], plain[:20], atol=0.05, rtol=0)
     assert abs(mine[-40:].mean() - plain[-40:].mean()) < 0.1 * plain[-40:].mean() + 0.02

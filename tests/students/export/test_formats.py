@@ -1,7 +1,6 @@
 """Answers and scores of every format's runtime in batches, against transformers on one example at a time."""
 
 import json
-import platform
 import subprocess
 import sys
 from pathlib import Path
@@ -15,10 +14,10 @@ from transformers import AutoTokenizer
 from distill.data.examples import Examples
 from distill.errors import UserError
 from distill.models.build import build_dense
-from distill.training.precision import _processor_flags
 from students.export import FORMATS, check_format, write_export
 from students.export.student import MAX_NEW_TOKENS, load_student
 from students.runtime import Decoding
+from tests.processor import multiplies_int8
 
 ROOT = Path(__file__).parents[3]
 
@@ -159,12 +158,6 @@ def test_int8_in_onnx_can_leave_out_the_head(exported, tmp_path):
 
     quantise(plain / "decoder.onnx", tmp_path / "decoder.onnx")  # its head is tied
     assert products(tmp_path) == 8 * 2
-
-
-def multiplies_int8() -> bool:
-    """Whether the CPU has instructions that add int8 products in 32 bits."""
-    flags = _processor_flags(Path("/proc/cpuinfo"))
-    return platform.machine() != "x86_64" or flags is None or bool({"avx512_vnni", "avx_vnni"} & flags)
 
 
 @pytest.mark.skipif(not multiplies_int8(), reason="without VNNI, the differences exceed what is allowed")

@@ -6,12 +6,13 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from accelerate import Accelerator
+from torch import nn
 from transformers import PreTrainedModel
 
 from distill.arguments import require
 from distill.data.examples import IGNORE_INDEX, Batch, ExampleSet, checked_batch
 from distill.models.layerwise import Forward, by_batch
-from distill.models.t5_forward import is_known
+from distill.models.t5_forward import CALL, hidden_states, is_known
 
 _CHUNK = 2**23  # logits in memory at a time: 32 MiB in float32
 
@@ -66,17 +67,31 @@ def evaluate(
     Returns:
         The quality, and the mean cross-entropy of each example in nats, float64 [examples]; equal in all processes.
     """
-    count = len(examples)
+    count, processes = len(examples), accelerator.num_processes
     losses = torch.zeros(count, dtype=torch.float64)
-    starts = range(0, count, batch_size)[accelerator.process_index :: accelerator.num_processes]
-    mine = [range(start, min(start + batch_size, count)) for start in starts]
-    if mine:
-        with accelerator.autocast():
+    starts = range(0, count, batch_size)
+    mine = [range(start, min(start + batch_size, count)) for start in starts[accelerator.process_index :: processes]]
+    with accelerator.autocast():
+        if mine:
             _, values = negative_log_perplexity(model, map(examples.batch, mine), forward=forward)
-        losses[[row for rows in mine for row in rows]] = torch.from_numpy(values)
-    if accelerator.num_processes > 1:
+            losses[[row for rows in mine for row in rows]] = torch.from_numpy(values)
+        if runs_in_step(model) and -(-len(starts) // processes) > len(mine):
+            _run_padding(model)
+    if processes > 1:
         losses = accelerator.reduce(losses.to(accelerator.device), "sum").cpu()
     return -float(np.average(losses.numpy(), weights=examples.target_tokens)), losses.numpy()
+
+
+def runs_in_step(model: nn.Module) -> bool:
+    """Whether the processes share the weights or the experts of ``model``, and so must run it at the same time."""
+    return any(hasattr(module, CALL) or getattr(module, "divided", False) for module in model.modules())
+
+
+@torch.no_grad()
+def _run_padding(model: PreTrainedModel) -> None:
+    """A forward pass without tokens, so that this process takes part in the last one of the others."""
+    padding = torch.full((1, 1), model.config.pad_token_id, device=model.device)
+    hidden_states(model, padding, torch.full_like(padding, IGNORE_INDEX))
 
 
 def cross_entropies(hidden: torch.Tensor, head: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:

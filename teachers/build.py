@@ -20,7 +20,7 @@ from transformers.models.t5.modeling_t5 import T5DenseGatedActDense
 
 from distill.arguments import require
 from distill.config import ModelConfig
-from distill.models.build import common_config
+from distill.models.build import common_config, count_parameters
 from teachers.config import SwitchConfig
 from teachers.switch_layer import RoutingStatistics, SwitchLayer
 
@@ -165,6 +165,16 @@ def with_switch_layers(
                 block.layer[-1] = replaced[-1]
         stack.register_forward_pre_hook(_hand_down_padding_mask(replaced), with_kwargs=True)
     return model
+
+
+def count_undivided(model: SwitchTransformersForConditionalGeneration) -> int:
+    """Number of parameters of a teacher, including the experts that only other processes hold."""
+    count = count_parameters(model)
+    for _, layer in switch_layers(model):
+        for weight in (layer.mlp.wi, layer.mlp.wi_gate, layer.mlp.wo):
+            if weight is not None:
+                count += (layer.mlp.num_experts - len(weight)) * weight.shape[1:].numel()
+    return count
 
 
 def switch_layers(model: nn.Module) -> list[tuple[str, SwitchFeedForward]]:

@@ -69,15 +69,17 @@ def run_experts(
     if not cast_later:
         wi, wo = wi.to(tokens_ND.dtype), wo.to(tokens_ND.dtype)
         wi_gate = None if wi_gate is None else wi_gate.to(tokens_ND.dtype)
-    if tokens_ND.is_cuda and tokens_ND.dtype == torch.bfloat16 and _rows_are_aligned(wi) and not cast_later:
+    groups = tokens_ND.is_cuda and tokens_ND.dtype == torch.bfloat16 and _rows_are_aligned(wi)
+    if groups and not cast_later and len(tokens_ND):
         return _grouped(tokens_ND, routing, inner, wi, wi_gate, wo)
     if capacity is None:
-        capacity = -(-max(int(routing.load.max()), 1) // 4) * 4  # a CPU needs a kernel per shape
+        largest = max(map(int, [1, *routing.load.tolist()]))
+        capacity = -(-largest // 4) * 4  # a CPU needs a kernel per shape
         empty, calls = len(wi) * capacity - len(tokens_ND), min(len(wi), len(tokens_ND))
-        small = empty * wi[0].numel() < calls * _SMALL_EMPTY.get(tokens_ND.dtype, 0)
+        small = empty * wi.shape[1:].numel() < calls * _SMALL_EMPTY.get(tokens_ND.dtype, 0)
     else:
         capacity = int(capacity)
-        small = capacity * wi[0].numel() < _SMALL
+        small = capacity * wi.shape[1:].numel() < _SMALL
     if small and not cast_later:
         return _slotted(tokens_ND, routing, capacity, inner, wi, wi_gate, wo)
     loads = routing.load.tolist()

@@ -169,7 +169,7 @@ def read_teacher(
             stored.read_into(name, target, share)
     _replace_parameters(model, new)
     for _, layer in switch_layers(model):
-        layer.mlp.divided = processes > 1
+        layer.mlp.holds_share = processes > 1
     if (path := stored.directory / "generation_config.json").is_file():
         model.generation_config = GenerationConfig.from_pretrained(path.parent)
     model.generation_config.decoder_start_token_id = stored.config.decoder_start_token_id  # the file may omit it

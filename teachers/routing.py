@@ -64,7 +64,7 @@ def measure_routing(model: nn.Module) -> Iterator[Callable[[Accelerator], Routin
     def collect(number: int) -> Callable[..., None]:
         def hook(module: nn.Module, args: tuple[Any, ...], output: tuple[torch.Tensor, RoutingStatistics]) -> None:
             statistics = output[1]
-            one = torch.ones_like(statistics.entropy)
+            one = statistics.load.any().to(statistics.entropy)  # a pass of padding alone does not count
             figures = torch.stack([statistics.dropped_fraction, statistics.entropy, one])
             sums[number] = sums[number].to(figures.device) + figures
             loads[number] = loads[number].to(figures.device) + statistics.load

@@ -9,7 +9,7 @@ import threading
 from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor, wait
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import torch
 from rich.filesize import decimal
@@ -183,8 +183,9 @@ def run_teacher(
     fits = needed.whole <= limit
     batch_bytes = batch.state_bytes(stored.config.d_model)
     plan = None if fits else plan_slices(needed, limit, batch_bytes, device, directory)
-    where: dict[str, Any] = {"device": device, "process": process, "processes": processes}
-    model = read_teacher(stored, settings, compute_dtype=compute_dtype, experts=fits, **where)
+    # Layer by layer, each process reads all experts for its own slices.
+    share = {"process": process, "processes": processes} if fits else {}
+    model = read_teacher(stored, settings, compute_dtype=compute_dtype, device=device, experts=fits, **share)
     model.requires_grad_(False)
     if plan is None:
         return RunningTeacher(model, by_batch, None, None)

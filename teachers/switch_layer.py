@@ -8,12 +8,14 @@ from typing import Literal, NamedTuple
 import torch
 import torch.nn.functional as F
 from torch import nn
+from torch.distributed.device_mesh import DeviceMesh
+from torch.distributed.tensor import DTensor
 from transformers.activations import ACT2FN
 
 from distill.arguments import require, require_fractions, require_positive, require_sizes
 from distill.models.t5_forward import compute_dtype
 from teachers.config import MINIMUM_CAPACITY
-from teachers.divided import run_divided_experts
+from teachers.divided import divided_parameter, own_experts, run_divided_experts
 from teachers.experts import run_all_experts, run_experts, sort_by_expert
 
 
@@ -55,7 +57,8 @@ class SwitchLayer(nn.Module):
         num_sampled_experts: K of ``sampled``.
         drops_tokens: whether capacity is limited. If not, the output of a token does not depend on the other tokens of
             the batch, as generation requires.
-        divided: whether ``wi``, ``wi_gate`` and ``wo`` hold only the experts of this process; see ``teachers.divided``.
+        holds_share: whether ``wi``, ``wi_gate`` and ``wo`` are plain tensors of only the experts of this process. In
+            training they are DTensors instead. See ``teachers.divided``.
     """
 
     def __init__(
@@ -83,7 +86,7 @@ class SwitchLayer(nn.Module):
         self.routing: Literal["top_1", "mixture", "sampled"] = "top_1"
         self.num_sampled_experts = 1
         self.drops_tokens = True
-        self.divided = False
+        self.holds_share = False
         gated = activation.startswith("gated-")
         self.activation = ACT2FN["gelu_new" if activation == "gated-gelu" else activation.removeprefix("gated-")]
         self.router = nn.Linear(d_model, num_experts, bias=False)
@@ -100,6 +103,17 @@ class SwitchLayer(nn.Module):
                 # Truncation at two standard deviations reduces the standard deviation to 0.8796 of its value.
                 std = (0.1 / weight.shape[-1]) ** 0.5 / 0.87962566103423978
                 nn.init.trunc_normal_(weight, std=std, a=-2 * std, b=2 * std)
+
+    @property
+    def divided(self) -> bool:
+        """Whether the processes divide the experts, and must run each forward pass at the same time."""
+        return self.holds_share or isinstance(self.wi, DTensor)
+
+    def divide(self, mesh: DeviceMesh) -> None:
+        """Keep the experts of this process alone, for training on all processes of ``mesh``."""
+        for name, weight in (("wi", self.wi), ("wi_gate", self.wi_gate), ("wo", self.wo)):
+            if weight is not None:
+                setattr(self, name, divided_parameter(weight, mesh))
 
     def capacity(self, tokens: int | torch.Tensor) -> int | torch.Tensor:
         """The maximum number of tokens per expert in a batch of ``tokens`` unpadded tokens (equation 3).
@@ -185,7 +199,8 @@ class SwitchLayer(nn.Module):
             taken &= routing.position < capacity
         copies = tokens_ND.expand(per_token, *tokens_ND.shape).flatten(0, 1)
         run = run_divided_experts if self.divided else run_experts
-        output = run(copies, routing, capacity, self._inner, self.wi, self.wi_gate, self.wo)
+        wi, wi_gate, wo = own_experts(self.wi), own_experts(self.wi_gate), own_experts(self.wo)
+        output = run(copies, routing, capacity, self._inner, wi, wi_gate, wo)
         output = (output * gate[:, None].to(output.dtype)).where(taken[:, None], 0)
         dropped = (routing.load.sum() - taken.sum()) / (tokens * per_token)
         output = output.view(per_token, *tokens_ND.shape).sum(0) if per_token > 1 else output

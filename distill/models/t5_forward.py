@@ -62,6 +62,12 @@ def hidden_states(
         factor D**-0.5 of models that have it. hidden has the dtype of autocast if it is on, else that of the head. Its
         values at padding are unspecified.
     """
+    return call(model, _hidden_states, model, input_ids, labels, states)
+
+
+def _hidden_states(
+    model: PreTrainedModel, input_ids: torch.Tensor, labels: torch.Tensor, states: list[BlockStates] | None
+) -> tuple[torch.Tensor, torch.Tensor]:
     mask = token_mask(labels, IGNORE_INDEX)  # before the encoder, because it waits for the device
     encoded = encode(model, input_ids, states)
     dtype = compute_dtype(model.lm_head.weight)

@@ -51,8 +51,8 @@ class Adafactor(torch.optim.Optimizer):
             return
         state["step"] = torch.tensor(0.0)
         if parameter.ndim > 1:
-            state["row_var"] = parameter.new_zeros(*parameter.shape[:-1], 1)
-            state["col_var"] = parameter.new_zeros(*parameter.shape[:-2], 1, parameter.shape[-1])
+            state["row_var"] = torch.zeros_like(parameter[..., :1])  # a DTensor's keeps its sharding
+            state["col_var"] = torch.zeros_like(parameter[..., :1, :])
         else:
             state["variance"] = torch.zeros_like(parameter)
 
@@ -69,7 +69,7 @@ class Adafactor(torch.optim.Optimizer):
         if values.ndim > 2:
             row = self._moment("row_var", parameters, squares.mean(-1, keepdim=True), share)
             column = self._moment("col_var", parameters, squares.mean(-2, keepdim=True), share)
-            scale = row / row.mean(-2, keepdim=True).clamp_(min=_FLOOR)
+            scale = row / row.mean(-2, keepdim=True).clamp(min=_FLOOR)
             variance = torch.mul(scale, column, out=squares)
         else:
             variance = self._moment("variance", parameters, squares, share)

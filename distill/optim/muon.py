@@ -12,7 +12,7 @@ from functools import partial
 from typing import Any
 
 import torch
-from torch.distributed.tensor import DTensor, distribute_tensor
+from torch.distributed.tensor import DTensor, Shard, distribute_tensor
 
 from distill.optim.adafactor import Adafactor, stack
 
@@ -51,7 +51,7 @@ class Muon(Adafactor):
         values = stack(parameters)
         gradients = stack([parameter.grad for parameter in parameters if parameter.grad is not None])
         momentum = self._moment("momentum_buffer", parameters, gradients, 1 - _MOMENTUM)
-        direction = _on_full_tensor(partial(orthogonal, dtype=self.dtype), gradients.lerp(momentum, _MOMENTUM))
+        direction = _on_matrices(partial(orthogonal, dtype=self.dtype), gradients.lerp(momentum, _MOMENTUM))
         values.mul_(1 - group["lr"] * group["weight_decay"])
         values.sub_(direction.to(values.dtype), alpha=group["lr"] * 0.2 * max(values.shape[-2:]) ** 0.5)
         self._keep(parameters, values, step)
@@ -70,9 +70,15 @@ def orthogonal(matrices: torch.Tensor, dtype: torch.dtype = torch.bfloat16) -> t
     return x if wide else x.mT
 
 
-def _on_full_tensor(function: Callable[[torch.Tensor], torch.Tensor], value: torch.Tensor) -> torch.Tensor:
-    """Apply ``function`` to the full tensor, in every process; a DTensor's result is sharded like the argument."""
+def _on_matrices(function: Callable[[torch.Tensor], torch.Tensor], value: torch.Tensor) -> torch.Tensor:
+    """Apply ``function`` to matrices [..., M, N]; the result of a DTensor is sharded like the argument.
+
+    A process with a share of whole matrices computes these, and one with a part of each computes all of them.
+    """
     if not isinstance(value, DTensor):
         return function(value)
-    result = function(value.full_tensor())
-    return distribute_tensor(result, value.device_mesh, value.placements, src_data_rank=None)
+    mesh, placements = value.device_mesh, value.placements
+    if all(value.ndim - placement.dim > 2 for placement in placements if isinstance(placement, Shard)):
+        own, (shape, stride) = function(value.to_local()).contiguous(), (value.shape, value.stride())
+        return DTensor.from_local(own, mesh, placements, run_check=False, shape=shape, stride=stride)
+    return distribute_tensor(function(value.full_tensor()), mesh, placements, src_data_rank=None)

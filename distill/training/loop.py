@@ -41,7 +41,14 @@ from distill.training.dropout import dropout_of
 from distill.training.machine import keep_freed_memory, return_freed_memory
 from distill.training.precision import resolve_precision
 from distill.training.schedule import learning_rate
-from distill.training.sharding import fsdp_requested, gathered_parameters, gathered_states, shard, unshard
+from distill.training.sharding import (
+    callable_model,
+    fsdp_requested,
+    gathered_parameters,
+    gathered_states,
+    shard,
+    unshard,
+)
 from distill.training.step import MetricWindow, micro_batch_indices, optimizer_step, prefetch, seed_pass
 from distill.training.train_modules import TrainModule
 
@@ -83,6 +90,11 @@ def make_accelerator(precision: Literal["auto", "bfloat16", "float32"]) -> Accel
         return Accelerator(mixed_precision=mixed_precision, gradient_accumulation_steps=1, cpu=cpu)
 
 
+def shares_weights(accelerator: Accelerator) -> bool:
+    """Whether each process holds a shard of the weights in training (FSDP2)."""
+    return accelerator.num_processes > 1 and fsdp_requested()
+
+
 def train(
     objective: TrainModule,
     examples: ExampleSet | LabelledExamples,
@@ -94,6 +106,7 @@ def train(
     steps: int | None = None,
     stop: int | None = None,
     start: Path | None = None,
+    gather_in_main: bool = False,
     hooks: Hooks | None = None,
 ) -> int:
     """Train ``objective.model`` in place, from the newest undamaged checkpoint in ``directory`` if there is one.
@@ -106,6 +119,8 @@ def train(
         steps: length of the schedule; by default ``config.steps``.
         stop: the step to stop at, if the caller continues later with another length; by default ``steps``.
         start: a checkpoint to begin from if ``directory`` has none.
+        gather_in_main: if the processes share the weights, leave the trained ones in the main process alone, in the
+            memory of the machine: for a model that does not fit on a device.
         hooks: callbacks.
 
     Returns:
@@ -145,9 +160,10 @@ def train(
                 progress = loop.go_back(error)
     accelerator.wait_for_everyone()
     accelerator.unwrap_model(loop.objective, keep_fp32_wrapper=False)
-    unshard(objective)
     if loop.best:
         loop.best.restore(progress.step, objective.model)
+    others = None if gather_in_main else accelerator.device
+    unshard(objective, torch.device("cpu") if gather_in_main and accelerator.is_main_process else others)
     accelerator.free_memory()
     return progress.step
 
@@ -159,11 +175,13 @@ class TrainingLoop:
         self, objective: TrainModule, config: TrainingConfig, accelerator: Accelerator, directory: Path, hooks: Hooks
     ):
         self.config, self.accelerator, self.directory, self.hooks = config, accelerator, directory, hooks
-        self.unwrapped = objective.to(accelerator.device).train()
+        self.unwrapped = objective.train()
         self.objective: nn.Module = objective  # is called; the parallel form
-        sharded = accelerator.num_processes > 1 and fsdp_requested()
+        sharded = shares_weights(accelerator)
         if sharded:
             self.objective = shard(objective, accelerator.device)
+        else:
+            objective.to(accelerator.device)
         self.optimizer = make_optimizer(objective, config, accelerator.mixed_precision)
         if not sharded:
             self.objective, self.optimizer = accelerator.prepare(objective, self.optimizer)
@@ -176,11 +194,13 @@ class TrainingLoop:
 
     def evaluate(self, step: int) -> None:
         """Evaluate the model after ``step`` steps. Every process must call this method."""
-        with gathered_parameters(self.unwrapped):
+        with callable_model(self.objective, self.unwrapped.model):
             self.hooks.evaluate(step)
-            if self.best and self.hooks.validate:
-                main = self.accelerator.is_main_process
-                self.best.add(step, self.hooks.validate(), self.unwrapped.model, write=main)
+            quality = self.hooks.validate() if self.best and self.hooks.validate else None
+        if self.best and quality is not None:
+            main = self.accelerator.is_main_process
+            with gathered_parameters(self.unwrapped, keep=main):
+                self.best.add(step, quality, self.unwrapped.model, write=main)
 
     def save(self, progress: Progress) -> None:
         """Save a checkpoint in the main process. Every process must call this method."""

@@ -12,6 +12,9 @@ modules have no hooks, so it can be trained again after ``unshard``.
 FSDP's policy for mixed precision is not used. It would round all parameters of a group, but norms, routers and the
 gradients' sums are in float32 (section 2.4 of the paper). As in one process, weights are gathered in float32, and the
 forward pass casts those of products.
+
+The experts of a Switch layer are never gathered. They are shards too, but each shard is whole experts, and the layer
+sends tokens to them (``teachers.divided``).
 """
 
 import time
@@ -25,13 +28,14 @@ from typing import Any
 import torch
 from accelerate.utils import parse_flag_from_env
 from torch import nn
-from torch.distributed.device_mesh import init_device_mesh
+from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
 from torch.distributed.fsdp import fully_shard
 from torch.distributed.tensor import DTensor, Replicate, distribute_tensor
 
 from distill.models.t5_forward import CALL, bias_table
 from distill.training.train_modules import TrainModule
 
+DIVIDE = "divide"  # the method of a Switch layer that keeps only the experts of this process
 States = dict[int, dict[str, torch.Tensor]]  # of an optimizer: parameter index -> name -> value
 
 
@@ -52,18 +56,25 @@ class _Group(nn.Module):
 
 
 class _Root(nn.Module):
-    """``objective`` with its groups, of which FSDP finds only those below the module that is called."""
+    """``objective`` with its groups, of which FSDP finds only those below the module that is called.
+
+    A call runs ``objective`` on a batch, or another ``function`` of its model on any arguments.
+    """
 
     def __init__(self, objective: nn.Module, groups: list[_Group]):
         super().__init__()
         self.objective, self.groups = objective, nn.ModuleList(groups)
 
-    def forward(self, *batch: Any) -> Any:
-        return self.objective(*batch)
+    def forward(self, *arguments: Any, function: Callable[..., Any] | None = None) -> Any:
+        return (function or self.objective)(*arguments)
 
 
 def shard(objective: TrainModule, device: torch.device) -> nn.Module:
     """Shard the parameters of ``objective`` in place. They must be equal in all processes.
+
+    Args:
+        objective: on any device. ``device`` never holds more than the shards and one group.
+        device: of the shards.
 
     Returns:
         The module to call instead of ``objective``.
@@ -75,7 +86,8 @@ def shard(objective: TrainModule, device: torch.device) -> nn.Module:
     blocks = [_Group(block) for stack in stacks for block in stack.block]
     # All blocks of a stack use the position bias of the first block, which must not be freed after it.
     groups = [*(_Group(bias_table(stack)) for stack in stacks), *blocks]
-    root, taken = _Root(objective, groups), set[nn.Parameter]()
+    root = _Root(objective, groups)
+    taken = _divide_experts(objective, mesh)
     for module in (*groups, root):
         fully_shard(module, mesh=mesh, ignored_params=taken)
         module.set_force_sum_reduction_for_comms(True)  # type: ignore[operator]  # gloo cannot average
@@ -87,11 +99,39 @@ def shard(objective: TrainModule, device: torch.device) -> nn.Module:
     return root
 
 
+def _divide_experts(objective: nn.Module, mesh: DeviceMesh) -> set[nn.Parameter]:
+    """Divide the experts of all Switch layers; returns their parameters, which no group gathers."""
+    found = set[nn.Parameter]()
+    for module in objective.modules():
+        if divide := getattr(module, DIVIDE, None):
+            divide(mesh)
+            found |= {part for part in module.parameters() if isinstance(part, DTensor)}
+    return found
+
+
+@contextmanager
+def callable_model(root: nn.Module, model: nn.Module) -> Iterator[None]:
+    """Within the block, ``distill.models.t5_forward.hidden_states`` runs ``model``, if ``shard`` has sharded it.
+
+    Every process must enter the block, and run as many forward passes as all others.
+    """
+    if not isinstance(root, _Root):
+        yield
+        return
+    setattr(model, CALL, lambda function, *arguments: root(*arguments, function=function))
+    try:
+        yield
+    finally:
+        delattr(model, CALL)
+        root.reshard()  # type: ignore[operator]  # a forward pass keeps the weights of the root for a backward pass
+
+
 @contextmanager
 def gathered_parameters(objective: TrainModule, keep: bool = True) -> Iterator[None]:
     """Gather the full parameters of ``objective`` for reading within the block. Every process must enter the block.
 
-    A process with ``keep`` false takes part and holds one full parameter at a time.
+    They are in the memory of the machine. A process with ``keep`` false takes part and holds one full parameter at a
+    time.
     """
     if not _is_sharded(objective):
         yield
@@ -109,10 +149,21 @@ def gathered_parameters(objective: TrainModule, keep: bool = True) -> Iterator[N
             setattr(module, CALL, call)
 
 
-def unshard(objective: TrainModule) -> None:
-    """Give ``objective`` full, plain parameters permanently."""
-    if _is_sharded(objective):
-        _replace(objective, _gather(objective, keep=True))
+def unshard(objective: TrainModule, device: torch.device | None) -> None:
+    """Give ``objective`` full, plain parameters permanently. Every process must call this function.
+
+    Args:
+        objective: sharded or not.
+        device: of the parameters. None: this process does not need them, and they lose their values (device meta).
+    """
+    if not _is_sharded(objective):
+        return
+    values = _gather(objective, keep=device is not None)
+    for part in objective.parameters() if device is None else ():
+        values[part] = nn.Parameter(torch.empty(part.shape, dtype=part.dtype, device="meta"))
+    _replace(objective, values)
+    if device is not None:
+        objective.to(device)
 
 
 def leave_process_group() -> None:
@@ -158,7 +209,7 @@ def gathered_states(optimizer: torch.optim.Optimizer, keep: bool) -> States:
 
 
 def local_states(states: States, optimizer: torch.optim.Optimizer) -> States:
-    """This process's shards of the full ``states``. A state of its parameter's shape is sharded like it."""
+    """This process's shards of the full ``states``. A state is sharded like its parameter if its size allows it."""
     parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
     return {
         index: {name: _part(value, parameters[index]) for name, value in values.items()}
@@ -169,9 +220,10 @@ def local_states(states: States, optimizer: torch.optim.Optimizer) -> States:
 def _part(value: torch.Tensor, parameter: Any) -> torch.Tensor:
     if not isinstance(parameter, DTensor) or not value.ndim:
         return value
-    mesh = parameter.device_mesh
-    placements = parameter.placements if value.shape == parameter.shape else [Replicate()]
-    return distribute_tensor(value.to(parameter.device), mesh, placements, src_data_rank=None)
+    [placement] = parameter.placements
+    fits = value.shape[placement.dim] == parameter.shape[placement.dim]
+    placements = [placement if fits else Replicate()]
+    return distribute_tensor(value.to(parameter.device), parameter.device_mesh, placements, src_data_rank=None)
 
 
 def _is_sharded(objective: nn.Module) -> bool:
@@ -179,7 +231,7 @@ def _is_sharded(objective: nn.Module) -> bool:
 
 
 def _gather(objective: nn.Module, keep: bool) -> dict[nn.Parameter, nn.Parameter]:
-    """Each sharded parameter, and its full parameter in separate storage, which safetensors requires.
+    """Each sharded parameter, and its full parameter on the CPU in separate storage, which safetensors requires.
 
     The result is empty unless ``keep`` is true.
     """
@@ -189,7 +241,7 @@ def _gather(objective: nn.Module, keep: bool) -> dict[nn.Parameter, nn.Parameter
         assert isinstance(values, DTensor)  # all parameters of a sharded module are
         full = values.full_tensor()
         if keep:
-            whole[part] = nn.Parameter(full.clone())
+            whole[part] = nn.Parameter(full.to("cpu", copy=True))
     return whole
 
 

@@ -5,17 +5,17 @@ import torch
 from transformers import SwitchTransformersForConditionalGeneration
 
 from distill.errors import UserError
-from distill.models.build import count_parameters, place
+from distill.models.build import place
 from distill.models.layerwise import Forward, by_batch
 from distill.processes import is_main_process
 from distill.training.divergence import TrainingDiverged
-from distill.training.loop import train
+from distill.training.loop import shares_weights, train
 from pipelines.reporting.plot import plot_routing
 from pipelines.runner.measure import answer, measure, save_results, validation_quality
 from pipelines.runner.stage_data import training_examples
 from pipelines.runner.stage_run import Outcome, StageRun
 from pipelines.workdir.teacher_files import open_finished_teacher, reference_facts
-from teachers.build import build_teacher, switch_layers
+from teachers.build import build_teacher, count_undivided, switch_layers
 from teachers.load import StoredTeacher, open_teacher, read_teacher
 from teachers.routing import RoutingSummary, measure_routing
 from teachers.save import save_teacher
@@ -35,14 +35,15 @@ def compute(run: StageRun) -> Outcome:
     settings, stage, trains = run.config.teacher, run.stage, run.config.trains_teacher(run.ratio)
     source = _source(run)
     stored = open_teacher(source) if source else None
+    shared = shares_weights(run.accelerator)
     forward: Forward = by_batch
     if stored and not trains:
-        running = run_frozen(run, stored)
-        if run.config.task:
-            require_in_memory(run, running)
-        model, forward, *_ = running
+        model, forward, *_ = _measured_form(run, stored, divided=run.config.distill.expert_parallel)
     else:
-        model = place(_trainable(run, stored), run.accelerator.device)
+        model = _trainable(run, stored)
+        # Of a model whose weights are shared, no device needs to hold more than a share.
+        place(model, torch.device("cpu") if shared else run.accelerator.device)
+    parameters = count_undivided(model)
 
     def measured() -> tuple[float, np.ndarray, RoutingSummary]:
         with measure_routing(model) as routing:
@@ -65,8 +66,14 @@ def compute(run: StageRun) -> Outcome:
             accelerator=run.accelerator,
             directory=run.directory / "checkpoints",
             seed=run.seed,
+            gather_in_main=True,
             hooks=run.hooks(curves, lambda: validation_quality(run, model)),
         )
+        if is_main_process():
+            save_teacher(model, run.directory / "model", run.data.tokenizer)
+        run.accelerator.wait_for_everyone()
+        if shared:  # the other processes have no weights
+            model, forward, *_ = _measured_form(run, open_teacher(str(run.directory / "model")), divided=True)
     quality, losses, routing = measured()
     if trains and (collapsed := routing.collapse()):
         raise TrainingDiverged(
@@ -76,10 +83,6 @@ def compute(run: StageRun) -> Outcome:
     save_results(run, losses, answer(run, model))
     if is_main_process():
         plot_routing(routing.layers, routing.load.numpy(), run.directory / "routing.png")
-        if trains:
-            save_teacher(model, run.directory / "model", run.data.tokenizer)
-    run.accelerator.wait_for_everyone()
-    parameters = count_parameters(model)
     facts = {"experts": model.config.num_experts, "parameters": parameters, "checkpoint": source, "steps": steps}
     if source and stored and not trains:
         facts |= reference_facts(source, stored)
@@ -143,6 +146,19 @@ def run_frozen(
     )
     if running.sentence:
         run.workspace.say(f"{run.stage.title:<16} {running.sentence}")
+    return running
+
+
+def _measured_form(run: StageRun, stored: StoredTeacher, *, divided: bool) -> RunningTeacher:
+    """A teacher of which only the measurement is left. Answers need all experts in each process.
+
+    Raises:
+        UserError: it has to answer, or the memory does not even suffice layer by layer.
+    """
+    answers = run.config.task is not None
+    running = run_frozen(run, stored, divided=divided and not answers)
+    if answers:
+        require_in_memory(run, running)
     return running
 
 

@@ -90,6 +90,6 @@ def test_each_process_reads_and_holds_its_share(teacher, processes):
 
 def test_a_divided_layer_has_no_mixture():
     layer = SwitchLayer(8, 16, 4)
-    layer.divided, layer.routing = True, "mixture"
+    layer.holds_share, layer.routing = True, "mixture"
     with pytest.raises(ValueError, match="mixture, which runs all experts, but this process holds a share"):
         layer(torch.randn(1, 2, 8))

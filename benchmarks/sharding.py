@@ -2,14 +2,16 @@
 
     python -m benchmarks.sharding
 
-It trains a T5 of 1.02 GB in float32 for two steps on 2 and 4 gloo processes, and prints the resident memory of each
-process and the losses, which must be equal. With 4 processes the first two forms take 16 GB. It needs Linux.
+It trains a T5 of 1.02 GB in float32, and then a Switch model of 1.4 GB, whose experts FSDP2 divides, for two steps on 2
+and 4 gloo processes. It prints the resident memory of each process and the losses, which must be equal. With 4
+processes the first two forms take 16 GB of a T5. It needs Linux.
 """
 
 import multiprocessing
 import os
 import socket
 from concurrent.futures import ProcessPoolExecutor
+from functools import partial
 from pathlib import Path
 from typing import Annotated, NamedTuple
 
@@ -31,11 +33,15 @@ from distill.training.divergence import NormWatch
 from distill.training.machine import return_freed_memory
 from distill.training.sharding import leave_process_group
 from distill.training.step import micro_batch_indices, optimizer_step
-from distill.training.train_modules import HardLabels
+from distill.training.train_modules import HardLabels, TrainModule
+from teachers.build import build_teacher
+from teachers.config import SwitchConfig
+from teachers.train_module import HardLabelsAndLoadBalance
 
 FORMS = ("DDP", "one group", "by block")
 STEPS, BATCH, INPUTS, TARGETS, VOCABULARY = 2, 4, 16, 8, 32_128
-LARGE = ModelConfig(d_model=768, d_ff=3072, d_kv=64, num_heads=12, num_layers=14, dropout=0.0)
+WIDTHS = {"d_model": 768, "d_ff": 3072, "d_kv": 64, "num_heads": 12, "dropout": 0.0}
+LARGE = {0: ModelConfig(num_layers=14, **WIDTHS), 16: ModelConfig(num_layers=2, sparse_every=1, **WIDTHS)}  # by experts
 TINY = ModelConfig(d_model=16, d_ff=32, d_kv=8, num_heads=2, num_layers=2, dropout=0.0)
 TRAINING = TrainingConfig(
     steps=STEPS, batch_size=BATCH, micro_batch_size=1, learning_rate=1e-2, warmup_steps=1, optimizer="adafactor"
@@ -52,28 +58,36 @@ class Measured(NamedTuple):
 
 
 def main(tiny: Annotated[bool, typer.Option(help="Train a tiny model, whose memory says nothing.")] = False) -> None:
-    """Train in all forms, and compare."""
-    shape, counts = (TINY, (2,)) if tiny else (LARGE, (2, 4))
+    """Train both models in all forms, and compare."""
+    equal = [compare(experts, tiny) for experts in LARGE]
+    if not all(equal):
+        raise typer.Exit(1)
+
+
+def compare(experts: int, tiny: bool) -> bool:
+    """Print the table of a T5, if ``experts`` is 0, or of a Switch model; returns whether all losses are equal."""
+    shape, counts = (TINY, (2,)) if tiny else (LARGE[experts], (2, 4))
     table = Table(box=box.SIMPLE_HEAD, show_edge=False, padding=0)
     for column in ("processes", "form", "before the model", "peak of each process", "losses"):
         table.add_column(column, justify="right")
     curves = []
     for processes in counts:
-        for form in FORMS:
-            found = run(form, processes, shape)
+        for form in ("DDP", "by block") if experts else FORMS:
+            if experts and form == "DDP" and processes > 2:
+                continue  # 22 GB
+            found = run(form, processes, shape, experts)
             curves += [torch.tensor(one.losses) for one in found]
             peaks = " ".join(f"{one.peak / 1e9:.2f}" for one in found)
             before, losses = f"{found[0].before / 1e9:.2f} GB", " ".join(f"{loss:.5f}" for loss in found[0].losses)
             table.add_row(str(processes), form, before, f"{peaks} GB", losses)
-    print(f"T5 of {found[0].parameters * 4 / 1e9:.2f} GB")
+    print(f"{f'Switch, {experts} experts' if experts else 'T5'}, {found[0].parameters * 4 / 1e9:.2f} GB")
     Console(width=120).print(table, highlight=False)
     equal = all(torch.allclose(curve, curves[0], atol=1e-4, rtol=0) for curve in curves)
     print(f"the losses are {'equal' if equal else 'NOT equal'} up to rounding")
-    if not equal:
-        raise typer.Exit(1)
+    return equal
 
 
-def run(form: str, processes: int, shape: ModelConfig) -> list[Measured]:
+def run(form: str, processes: int, shape: ModelConfig, experts: int) -> list[Measured]:
     """Train in one of FORMS in new processes; returns the measurements of each."""
     with socket.socket() as probe:
         probe.bind(("localhost", 0))
@@ -81,12 +95,10 @@ def run(form: str, processes: int, shape: ModelConfig) -> list[Measured]:
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(["distill.training.loop"])  # imported once
     with ProcessPoolExecutor(processes, context) as pool:
-        return list(
-            pool.map(train, *zip(*((form, rank, processes, port, shape) for rank in range(processes)), strict=True))
-        )
+        return list(pool.map(partial(train, form, shape, experts, processes, port), range(processes)))
 
 
-def train(form: str, rank: int, processes: int, port: int, shape: ModelConfig) -> Measured:
+def train(form: str, shape: ModelConfig, experts: int, processes: int, port: int, rank: int) -> Measured:
     """Train as process ``rank``."""
     group = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": processes, "MASTER_ADDR": "localhost", "MASTER_PORT": port}
     group["OMP_NUM_THREADS"] = 1
@@ -95,7 +107,7 @@ def train(form: str, rank: int, processes: int, port: int, shape: ModelConfig) -
     if form == "one group":
         loop.shard = shard_as_one_group
     before = _memory("VmRSS")
-    objective = HardLabels(build_dense(shape, VOCABULARY, pad=0, eos=1, seed=0))
+    objective = make_objective(shape, experts)
     parameters = count_parameters(objective)
     trained = loop.TrainingLoop(objective, TRAINING, accelerator, Path(), loop.Hooks())
     return_freed_memory()
@@ -104,6 +116,14 @@ def train(form: str, rank: int, processes: int, port: int, shape: ModelConfig) -
     measured = Measured(parameters, before, _memory("VmHWM"), losses)
     leave_process_group()
     return measured
+
+
+def make_objective(shape: ModelConfig, experts: int) -> TrainModule:
+    """A T5 without a teacher, or a Switch teacher."""
+    if not experts:
+        return HardLabels(build_dense(shape, VOCABULARY, pad=0, eos=1, seed=0))
+    teacher = build_teacher(shape, SwitchConfig(jitter=0.0), VOCABULARY, experts, pad=0, eos=1, seed=0)
+    return HardLabelsAndLoadBalance(teacher, load_balancing_weight=0.01)
 
 
 def shard_as_one_group(objective: nn.Module, device: torch.device) -> nn.Module:

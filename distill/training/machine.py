@@ -35,8 +35,11 @@ def machine_facts(accelerator: Accelerator) -> dict[str, str]:
 
 
 def keep_freed_memory() -> None:
-    """Make glibc keep large freed blocks. Returning them to the system costs page faults in each step on a CPU."""
-    _set_allocator((_M_MMAP_MAX, 0), (_M_TRIM_THRESHOLD, 2**31 - 1), (_M_TOP_PAD, 2**26), (_M_ARENA_MAX, 1))
+    """Make glibc keep all freed blocks. Returning them to the system costs page faults in each step on a CPU.
+
+    A threshold of -1 means no limit (mallopt(3)). The largest integer would be a limit of 2 GiB.
+    """
+    _set_allocator((_M_MMAP_MAX, 0), (_M_TRIM_THRESHOLD, -1), (_M_TOP_PAD, 2**26), (_M_ARENA_MAX, 1))
 
 
 def return_freed_memory() -> None:

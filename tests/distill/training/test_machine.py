@@ -1,4 +1,6 @@
 import os
+import subprocess
+import sys
 
 import pytest
 import torch
@@ -18,6 +20,30 @@ def test_the_facts_are_those_of_torch(monkeypatch):
         assert machine_facts(make_accelerator("float32"))["threads"] == "2"
     finally:
         torch.set_num_threads(1)
+
+
+ROUNDS = """
+import resource, torch
+from distill.training.machine import keep_freed_memory
+
+keep_freed_memory()
+before = 0
+for _ in range(6):
+    blocks = [torch.ones(2**26) for _ in range(12)]  # 3 GiB
+    del blocks
+    now = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+    print(now - before)
+    before = now
+"""
+
+
+@pytest.mark.slow  # 3 GiB
+@pytest.mark.skipif(sys.platform != "linux", reason="the setting is glibc's")
+def test_more_than_two_gibibytes_of_freed_memory_are_kept():
+    """Each round of a process that returns them would have three quarters of a million page faults."""
+    done = subprocess.run([sys.executable, "-c", ROUNDS], capture_output=True, text=True, check=True)
+    faults = [int(line) for line in done.stdout.split()]
+    assert faults[0] > 700_000 and max(faults[-2:]) < 70_000
 
 
 @pytest.mark.parametrize("version", ["1", "2"])

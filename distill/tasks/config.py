@@ -39,7 +39,7 @@ class TaskConfig(Section):
     examples: Examples = Field(
         "stdlib:docstrings",
         description="jsonl:GLOB, csv:GLOB, tsv:GLOB, parquet:GLOB, hf:NAME[@REVISION][:CONFIG], stdlib:docstrings, "
-        "babel:names, django:messages, or a list of sources with weights",
+        "babel:names, babel:dates, django:messages, or a list of sources with weights",
     )
     input: Template = Field("{source}", description="template over the columns, for example 'translate: {source}'")
     target: Template = Field("{target}", description="template over the columns")
@@ -91,6 +91,12 @@ DEFAULTS: dict[str, dict[str, Any]] = {
         "target": "{name}",
         "group": "locale",
         "split_by": "english",
+    },
+    "babel:dates": {
+        "input": "{locale}: {date}",
+        "target": "{written}",
+        "group": "locale",
+        "split_by": "date",
     },
     "django:messages": {
         "input": "{language}: {source}",

@@ -1,11 +1,14 @@
-"""Sources that need no download: docstrings of the standard library, names of CLDR, messages of Django."""
+"""Sources that need no download: docstrings of the standard library, names and dates of CLDR, messages of Django."""
 
 import ast
+import datetime
 import gettext
 import importlib.util
+import re
 import textwrap
 import warnings
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 from typing import NamedTuple
 
@@ -14,6 +17,7 @@ from distill.data.rows import Row
 from distill.errors import UserError
 
 _LONGEST_NAME = 40  # characters of a name of CLDR; longer ones are descriptions
+_FIRST_DATE, _NUM_DAYS, _NUM_DATES = datetime.date(1950, 1, 1), 36_525, 300
 _NAMES = ("languages", "territories", "scripts", "currency_names")
 
 
@@ -50,8 +54,8 @@ def _docstring_rows(files: list[Path]) -> Iterator[Row]:
                 yield Row(f"line {node.lineno} of {path}", values)
 
 
-def _name_files() -> list[Path]:
-    return sorted((_package("babel", "babel:names") / "locale-data").glob("*.dat"))
+def _locale_files(source: str) -> list[Path]:
+    return sorted((_package("babel", source) / "locale-data").glob("*.dat"))
 
 
 def _name_rows(files: list[Path]) -> Iterator[Row]:
@@ -71,6 +75,30 @@ def _name_rows(files: list[Path]) -> Iterator[Row]:
                 if isinstance(name, str) and max(len(name), len(source)) < _LONGEST_NAME and name.strip():
                     values = {"locale": locale, "english": source, "name": name, "kind": kind.removesuffix("_names")}
                     yield Row(f"{kind} {code} of locale {locale}", values)
+
+
+def _date_rows(files: list[Path]) -> Iterator[Row]:
+    """Dates of a hundred years, and how they are written out in each locale that has names of months of its own.
+
+    Every locale has the same dates, so that a split by date holds each one out in all locales.
+    """
+    from babel import Locale, localedata
+    from babel.dates import format_date
+
+    # Multiples of the golden ratio are evenly spread, without a period of months or weekdays.
+    days = [_FIRST_DATE + datetime.timedelta(number * 22_573 % _NUM_DAYS) for number in range(_NUM_DATES)]
+    for locale in (path.stem for path in files):
+        own = localedata.load(locale, merge_inherited=False)
+        months, format = (own.get("months") or {}).get("format") or {}, (own.get("date_formats") or {}).get("long")
+        names = months.get("wide") if isinstance(months, dict) else None
+        if format is None or not isinstance(names, dict) or re.fullmatch(r"M\d+", names[1]):
+            continue  # the locale inherits them, or has none
+        for day in days:
+            try:
+                written = format_date(day, "long", locale=Locale.parse(locale))
+            except KeyError:  # the format has parts that the locale lacks
+                break
+            yield Row(f"date {day} of locale {locale}", {"locale": locale, "date": day.isoformat(), "written": written})
 
 
 def _message_files() -> list[Path]:
@@ -95,12 +123,13 @@ def _package(name: str, source: str) -> Path:
     """The directory of an installed package, which is not imported."""
     found = importlib.util.find_spec(name)
     if found is None or found.origin is None:
-        raise UserError(f"{source} needs the package {name}; install it: pip install 'switch-distill[corpora]'")
+        raise UserError(f"{source} needs the package {name}; install it: pip install {name}")
     return Path(found.origin).parent
 
 
 EMBEDDED: dict[str, Embedded] = {
     "stdlib:docstrings": Embedded(_docstring_files, _docstring_rows),
-    "babel:names": Embedded(_name_files, _name_rows),
+    "babel:names": Embedded(partial(_locale_files, "babel:names"), _name_rows),
+    "babel:dates": Embedded(partial(_locale_files, "babel:dates"), _date_rows),
     "django:messages": Embedded(_message_files, _message_rows),
 }

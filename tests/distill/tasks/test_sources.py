@@ -6,11 +6,13 @@ import gzip
 import importlib
 import inspect
 import json
+from datetime import date
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from babel import Locale
+from babel.dates import format_date
 from babel.messages.pofile import read_po
 
 from distill.errors import UserError
@@ -114,6 +116,18 @@ def test_names_are_those_of_cldr():
     assert 0 < len(swiss) < len(mine) / 10
 
 
+def test_dates_are_those_of_babel():
+    rows = [row.values for row in source_rows("babel:dates", ["locale", "date", "written"])]
+    locales, dates = {row["locale"] for row in rows}, sorted({row["date"] for row in rows})
+    assert len(rows) == len(locales) * len(dates) == len({(row["locale"], row["date"]) for row in rows})
+    assert len(locales) > 250 and len(dates) == 300 and dates[0] >= "1950-01-01" and dates[-1] < "2050-01-01"
+    assert all(20 <= sum(day[5:7] == f"{month:02}" for day in dates) <= 30 for month in range(1, 13))
+    for row in rows[:: len(rows) // 500]:
+        assert row["written"] == format_date(date.fromisoformat(row["date"]), "long", locale=row["locale"])
+    # A locale with a territory that inherits its months or format is left out, and so is the root.
+    assert {"de", "fr", "sr_Latn"} <= locales and not locales & {"de_CH", "root", "fr_LU"}
+
+
 def test_messages_are_those_of_the_catalogues():
     files = [path for path in source_files("django:messages") if path.parts[-3] == "de"]
     rows = [row.values for row in embedded.EMBEDDED["django:messages"].rows(files)]
@@ -128,14 +142,14 @@ def test_messages_are_those_of_the_catalogues():
     assert sorted((row["language"], row["source"], row["message"]) for row in rows) == sorted(expected)
 
 
-@pytest.mark.parametrize("source,package", [("babel:names", "babel"), ("django:messages", "django")])
+@pytest.mark.parametrize(
+    "source,package", [("babel:names", "babel"), ("babel:dates", "babel"), ("django:messages", "django")]
+)
 def test_a_package_that_is_missing_is_named_with_the_command_that_installs_it(source, package, monkeypatch):
     monkeypatch.setattr(embedded.importlib.util, "find_spec", lambda name: None)
     with pytest.raises(UserError) as caught:
         list(source_rows(source, []))
-    assert str(caught.value) == (
-        f"{source} needs the package {package}; install it: pip install 'switch-distill[corpora]'"
-    )
+    assert str(caught.value) == (f"{source} needs the package {package}; install it: pip install {package}")
 
 
 def test_a_column_that_an_embedded_source_has_not_is_named():

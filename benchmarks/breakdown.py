@@ -1,4 +1,4 @@
-"""The time of a distillation step by kind of operation: ``python -m benchmarks.breakdown demo`` (or ``base``).
+"""The time of a distillation step by kind of operation: ``python -m benchmarks.breakdown small`` (or ``base``).
 
 ``switch-128`` measures a Switch layer of 128 experts on 8,192 tokens. The time outside matrix products limits the
 speed-up that is still possible.
@@ -26,13 +26,13 @@ def main(step_name: str, steps: int) -> None:
     """Print the milliseconds of a step by kind of operation.
 
     Args:
-        step_name: "demo", "base", or "switch-N" for a Switch layer of N experts.
+        step_name: "small", "base", or "switch-N" for a Switch layer of N experts.
         steps: number of profiled steps, after 3 warm-up steps.
     """
     if step_name.startswith("switch-"):
         step = ffn_step("ours", experts=int(step_name.removeprefix("switch-")), num_tokens=8192)
     else:
-        step = our_step(step_name, {"demo": 16, "base": 4}[step_name], "online")
+        step = our_step(step_name, {"small": 16, "base": 4}[step_name], "online")
     for _ in range(3):
         step()
     with profile(activities=[ProfilerActivity.CPU]) as profiler:
@@ -55,5 +55,5 @@ def main(step_name: str, steps: int) -> None:
 
 
 if __name__ == "__main__":
-    name = sys.argv[1] if len(sys.argv) > 1 else "demo"
-    main(name, steps=10 if name == "demo" else 1)
+    name = sys.argv[1] if len(sys.argv) > 1 else "small"
+    main(name, steps=10 if name == "small" else 1)

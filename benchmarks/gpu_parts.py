@@ -41,7 +41,7 @@ class Sizes(NamedTuple):
 
 
 FULL = Sizes("base", 32, (8, 32), (8, 16, 32, 64, 128), 8192, 16_384, 8192, repeats=7, steps=10)
-TINY = Sizes("demo", 2, (8, 16), (8,), 128, 256, 64, repeats=2, steps=1)
+TINY = Sizes("small", 2, (8, 16), (8,), 128, 256, 64, repeats=2, steps=1)
 
 
 @dataclass

@@ -1,6 +1,6 @@
 """Compare intervals over documents with intervals over examples, for a finished run.
 
-python -m benchmarks.intervals demo
+python -m benchmarks.intervals text
 """
 
 import itertools

@@ -19,15 +19,15 @@ from teachers.config import SwitchConfig
 
 
 def optimizer_update(name: str, kind: str) -> Callable[[], None]:
-    """Make a step of an optimizer, on a teacher of the demo's size with random gradients.
+    """Make a step of an optimizer, on a teacher of the small size with random gradients.
 
     Args:
         name: "adafactor", on all parameters, or "muon", on the matrices of the blocks.
         kind: "ours" or "torch". torch's Muon gets each expert as a separate parameter, because it takes only matrices.
     """
     make_accelerator("bfloat16")
-    shape = ModelConfig(**SHAPES["demo"])
-    model = build_teacher(shape, SwitchConfig(), VOCABULARY_SIZES["demo"], EXPERTS, pad=0, eos=1, seed=0)
+    shape = ModelConfig(**SHAPES["small"])
+    model = build_teacher(shape, SwitchConfig(), VOCABULARY_SIZES["small"], EXPERTS, pad=0, eos=1, seed=0)
     parameters = list(model.parameters())
     if name == "muon":
         parameters = [

@@ -1,6 +1,6 @@
 """Optimizer steps of this project and of ``benchmarks.plain``, on random tokens and random weights.
 
-Sizes are "base" (T5-Base) and "demo". A teacher has 8 experts unless the caller says otherwise.
+Sizes are "base" (T5-Base) and "small". A teacher has 8 experts unless the caller says otherwise.
 """
 
 from collections.abc import Callable
@@ -29,10 +29,10 @@ from teachers.config import SwitchConfig
 
 SHAPES = {
     "base": {"d_model": 768, "d_ff": 3072, "d_kv": 64, "num_heads": 12, "num_layers": 12},
-    "demo": {"d_model": 64, "d_ff": 256, "d_kv": 32, "num_heads": 2, "num_layers": 2},
+    "small": {"d_model": 64, "d_ff": 256, "d_kv": 32, "num_heads": 2, "num_layers": 2},
 }
-VOCABULARY_SIZE = {"base": 32_128, "demo": 1024}
-LENGTHS = {"base": (512, 114), "demo": (128, 29)}  # tokens of an input, and of its targets
+VOCABULARY_SIZE = {"base": 32_128, "small": 1024}
+LENGTHS = {"base": (512, 114), "small": (128, 29)}  # tokens of an input, and of its targets
 EXPERTS = 8
 
 
@@ -46,7 +46,7 @@ def our_step(size: str, batch: int, labels: str, compiled: bool = False, experts
     """Make an optimizer step of this project's training loop, on accelerate's device.
 
     Args:
-        size: "base" or "demo".
+        size: "base" or "small".
         batch: number of examples.
         labels: "hard" (hard labels alone), "online" (hard labels and a teacher) or "cached" (hard and cached labels).
         compiled: whether to apply ``torch.compile``.
@@ -90,7 +90,7 @@ def plain_step(size: str, batch: int, mixed_precision: str, experts: int = EXPER
     """Make a step of ``benchmarks.plain`` with the same models as ``our_step`` has with online labels.
 
     Args:
-        size: "base" or "demo".
+        size: "base" or "small".
         batch: number of examples.
         mixed_precision: of accelerate, for example "bf16" or "no".
         experts: of the teacher.

@@ -78,7 +78,7 @@ def base_step(results: Results) -> None:
 
 def cached_labels(results: Results) -> None:
     """The step with cached labels, compared with the step with hard labels alone."""
-    for size, batch, repeats, rounds in (("base", 2, 1, 4), ("demo", 16, 20, 9)):
+    for size, batch, repeats, rounds in (("base", 2, 1, 4), ("small", 16, 20, 9)):
         candidates = [
             Candidate(labels, our_step, {"size": size, "batch": batch, "labels": labels}, repeats=repeats)
             for labels in ("hard", "cached")
@@ -88,14 +88,14 @@ def cached_labels(results: Results) -> None:
 
 
 def demo_step(results: Results) -> None:
-    """The distillation step at the demo's size."""
+    """The distillation step at the small size."""
     batch = 16
-    ours = Candidate("ours", our_step, {"size": "demo", "batch": batch, "labels": "online"}, batch, repeats=20)
+    ours = Candidate("ours", our_step, {"size": "small", "batch": batch, "labels": "online"}, batch, repeats=20)
     plain = Candidate(
-        "autocast", plain_step, {"size": "demo", "batch": batch, "mixed_precision": "bf16"}, batch, repeats=20
+        "autocast", plain_step, {"size": "small", "batch": batch, "mixed_precision": "bf16"}, batch, repeats=20
     )
-    timings = results.time("step, demo", [plain, ours], rounds=15)
-    results.add_speedup("distillation step, demo", "plain loop, autocast", timings["autocast"], timings["ours"], 2.5)
+    timings = results.time("step, small", [plain, ours], rounds=15)
+    results.add_speedup("distillation step, small", "plain loop, autocast", timings["autocast"], timings["ours"], 2.5)
 
 
 def loss(results: Results) -> None:
@@ -163,9 +163,9 @@ def library(results: Results) -> None:
 
 def loader(results: Results) -> None:
     """The rate of the loader, compared with the rate of the step with hard labels, the fastest one."""
-    for size, batch in (("demo", 16), ("base", 2)):
+    for size, batch in (("small", 16), ("base", 2)):
         candidate = Candidate("hard", our_step, {"size": size, "batch": batch, "labels": "hard"}, batch)
-        step = results.time(f"loader, {size}", [candidate], rounds=5 if size == "demo" else 1)["hard"]
+        step = results.time(f"loader, {size}", [candidate], rounds=5 if size == "small" else 1)["hard"]
         rate = loader_rate(LENGTHS[size][0], batch)
         results.timings[f"loader, {size}"]["examples_per_second"] = rate
         factor = rate / step.rate
@@ -184,14 +184,14 @@ def startup(results: Results) -> None:
 
 
 def compiled(results: Results) -> None:
-    """The step at the demo's size with torch.compile, compared with the step without it. Compilation is not timed."""
-    settings = {"size": "demo", "batch": 16, "labels": "online"}
+    """The step at the small size with torch.compile, compared with the step without it. Compilation is not timed."""
+    settings = {"size": "small", "batch": 16, "labels": "online"}
     candidates = [
         Candidate("eager", our_step, settings, repeats=20),
         Candidate("compiled", our_step, {**settings, "compiled": True}, repeats=20),
     ]
-    timings = results.time("torch.compile, demo", candidates, rounds=5)
-    results.add_speedup("compiled step, demo", "eager step", timings["eager"], timings["compiled"], 1.1)
+    timings = results.time("torch.compile, small", candidates, rounds=5)
+    results.add_speedup("compiled step, small", "eager step", timings["eager"], timings["compiled"], 1.1)
 
 
 ALL = (loss, loss_memory, library, switch_layer, demo_step, cached_labels, loader, startup, base_step)

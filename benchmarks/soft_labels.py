@@ -1,6 +1,6 @@
 """The quality of students with cached soft labels: one teacher, with online, top-k and sampled labels.
 
-    python -m benchmarks.soft_labels demo --ratio e8 --seeds 5 --num-tokens 4,16,64 --workdir work/soft_labels
+    python -m benchmarks.soft_labels text --ratio e8 --seeds 5 --num-tokens 4,16,64 --workdir work/soft_labels
 
 All students of a seed start from the same weights and read the same examples, so the differences from the student with
 online labels are paired. "none" is a student with hard labels alone. The benchmark prints a table and writes

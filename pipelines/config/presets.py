@@ -5,7 +5,7 @@ from typing import Any
 
 from pipelines.config.public_presets import switch_base, switch_base_all
 from pipelines.config.recipes import CONTROL, RECIPES
-from pipelines.config.task_presets import docstrings, names, student_sizes, student_steps, task_smoke, translate
+from pipelines.config.task_presets import demo, docstrings, names, student_sizes, student_steps, task_smoke, translate
 
 
 def smoke() -> dict[str, Any]:
@@ -35,8 +35,11 @@ def smoke() -> dict[str, Any]:
     }
 
 
-def demo() -> dict[str, Any]:
-    """A baseline, three teachers and their students on Python's standard library, in minutes on two cores."""
+def text() -> dict[str, Any]:
+    """A baseline, three teachers and their students on Python's standard library, in minutes on two cores.
+
+    The training is so short that it says little about distillation. It is a start for a config of one's own.
+    """
     training = {
         "batch_size": 16,
         "optimizer": "adafactor",
@@ -48,7 +51,7 @@ def demo() -> dict[str, Any]:
         "checkpoint_every": 200,
     }
     return {
-        "name": "demo",
+        "name": "text",
         "jobs": 2,
         "data": {
             "corpus": "stdlib",
@@ -166,10 +169,39 @@ def study() -> dict[str, Any]:
 
     All students take the same number of steps on the same examples. Each variant is a change of the variant "paper".
     """
+    return {**_studied(_laptop(), experts=16), "name": "study"}
+
+
+def study_dates() -> dict[str, Any]:
+    """The same changes on the data of the demo and its teacher of 64 experts, and the teacher's answers as targets."""
+    base = _studied(demo(), experts=64)
+    return {
+        **base,
+        "name": "study-dates",
+        "variants": {**base["variants"], "answers": {"distill": {"targets": "teacher"}}},
+    }
+
+
+def _studied(base: dict[str, Any], experts: int) -> dict[str, Any]:
+    """``base`` with one teacher, the paper's recipe, and a variant for each change."""
+    paper = RECIPES["paper"]
+    training = {**base["distill"]["training"], **paper["distill"]["training"]}
+    return {
+        **base,
+        "data": {**base["data"], "validation_fraction": 0.1, "eval_split": "validation"},
+        "teacher": {**base["teacher"], "experts": [experts]},
+        "student": paper["student"],
+        "distill": {**paper["distill"], "training": training},
+        "variants": _changes(training["steps"]),
+    }
+
+
+def _changes(steps: int) -> dict[str, Any]:
+    """Changes to the paper's recipe by name, for students of ``steps`` steps."""
     regress = RECIPES["best"]["student"]
     muon = {"training": RECIPES["best"]["distill"]["training"]}
     best = {"student": regress, "distill": RECIPES["best"]["distill"]}
-    variants: dict[str, dict[str, Any]] = {
+    return {
         "paper": {},
         "hard-labels": CONTROL,
         **{f"ffn-{name}": {"student": {"ffn_init": name}} for name in ("mean", "usage", "best", "svd", "aligned")},
@@ -178,11 +210,11 @@ def study() -> dict[str, Any]:
         "two-draws": {"distill": {"teacher_routing": "sampled", "num_sampled_experts": 2}},
         "match-hidden": {"distill": {"match": ["hidden"]}},
         "match-ffn": {"distill": {"match": ["ffn"]}},
-        "match-ffn-fading": {"distill": {"match": ["ffn"], "match_steps": 500}},
+        "match-ffn-fading": {"distill": {"match": ["ffn"], "match_steps": steps // 2}},
         "half-soft": {"distill": {"hard_fraction": 0.5}},
         "soft-only": {"distill": {"hard_fraction": 0.0}},
         "temperature-2": {"distill": {"temperature": 2.0}},
-        "soft-from-half": {"distill": {"soft_start": 500}},
+        "soft-from-half": {"distill": {"soft_start": steps // 2}},
         "gentle": {"distill": {"training": {"learning_rate": 0.01}}},
         "muon": {"distill": muon},
         "muon-hard-labels": {"distill": {**muon, "hard_fraction": 1.0}},
@@ -195,24 +227,18 @@ def study() -> dict[str, Any]:
         "all-three-mixture": {**best, "distill": {**best["distill"], "teacher_routing": "mixture"}},
         "all-three-match-hidden": {**best, "distill": {**best["distill"], "match": ["hidden"], "match_weight": 0.3}},
     }
-    base = _laptop()
-    return {
-        **base,
-        "name": "study",
-        "data": {**base["data"], "eval_split": "validation"},
-        "teacher": {**base["teacher"], "experts": [16]},
-        "variants": variants,
-    }
 
 
 PRESETS: dict[str, Callable[[], dict[str, Any]]] = {
     "smoke": smoke,
     "task-smoke": task_smoke,
     "demo": demo,
+    "text": text,
     "table6": table6,
     "table7": table7,
     "best": best,
     "study": study,
+    "study-dates": study_dates,
     "names": names,
     "student-steps": student_steps,
     "student-sizes": student_sizes,

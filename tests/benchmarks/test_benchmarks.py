@@ -13,24 +13,24 @@ from distill.models.build import build_dense
 
 
 def test_operations_of_a_step_are_those_that_torch_counts():
-    model = build_dense(ModelConfig(**SHAPES["demo"]), VOCABULARY_SIZE["demo"], pad=0, eos=1, seed=0)
+    model = build_dense(ModelConfig(**SHAPES["small"]), VOCABULARY_SIZE["small"], pad=0, eos=1, seed=0)
     model.set_attn_implementation("eager")
-    inputs, labels = tokens("demo", 16)
+    inputs, labels = tokens("small", 16)
     with FlopCounterMode(display=False) as counter:
         model(input_ids=inputs, labels=labels)
     # The forward passes of teacher and student, and twice a forward pass for the student's backward pass.
-    assert step_operations("demo", 16) == 4 * counter.get_total_flops()
+    assert step_operations("small", 16) == 4 * counter.get_total_flops()
 
 
 @pytest.mark.parametrize("labels", ["hard", "online", "cached"])
 def test_our_step_reduces_the_loss(labels):
-    step = our_step("demo", 2, labels)
+    step = our_step("small", 2, labels)
     losses = [float(step()[0]["loss"]) for _ in range(8)]
     assert losses[-1] < losses[0]
 
 
 def test_the_plain_step_reduces_the_loss():
-    step = plain_step("demo", 2, "no")
+    step = plain_step("small", 2, "no")
     losses = [step() for _ in range(8)]
     assert losses[-1] < losses[0]
 

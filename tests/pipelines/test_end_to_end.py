@@ -274,8 +274,8 @@ def test_the_lineage_of_an_unknown_model_is_an_error(smoke, cli):
 
 def test_presets_and_config_are_printed(cli):
     listed = cli("presets", "--json")
-    assert {"smoke", "demo", "switch-base"} <= set(json.loads(listed.stdout))
-    shown = cli("config", "demo", "--set", "distill.hard_fraction=0.5", "--json")
+    assert {"smoke", "text", "switch-base"} <= set(json.loads(listed.stdout))
+    shown = cli("config", "text", "--set", "distill.hard_fraction=0.5", "--json")
     assert json.loads(shown.stdout)["distill"]["hard_fraction"] == 0.5
 
 

@@ -203,7 +203,7 @@ def wrong_values(model: type[BaseModel], prefix: str = "") -> typing.Iterator[tu
 
 @pytest.mark.parametrize("key,value", list(wrong_values(RunConfig)))
 def test_a_wrong_value_is_named_with_its_key(key, value, place, run):
-    message = check_message(*run(["config", "demo", f"--set={key}={value}"]))
+    message = check_message(*run(["config", "text", f"--set={key}={value}"]))
     assert key.split(".")[-1] in message
 
 

@@ -82,20 +82,20 @@ def test_defaults_are_the_papers():
 
 
 def test_overrides_and_seed():
-    config = load_config("demo", ["distill.training.learning_rate=2e-4", "teacher.experts=[2, 64]"], seed=7)
+    config = load_config("text", ["distill.training.learning_rate=2e-4", "teacher.experts=[2, 64]"], seed=7)
     assert config.distill.training.learning_rate == 2e-4
     assert config.teacher.ratios == {"e2": 2, "e64": 64} and config.seeds == [7]
 
 
 def test_a_file_may_start_from_a_preset(tmp_path):
     path = tmp_path / "mine.yaml"
-    path.write_text("preset: demo\ndistill:\n  hard_fraction: 0.5\n  training: {learning_rate: 1e-4}\n")
-    config, demo = load_config(str(path)), load_config("demo")
+    path.write_text("preset: text\ndistill:\n  hard_fraction: 0.5\n  training: {learning_rate: 1e-4}\n")
+    config, text = load_config(str(path)), load_config("text")
     assert config.distill.hard_fraction == 0.5 and config.distill.training.learning_rate == 1e-4
     assert (
         config.name == "mine"
-        and config.teacher == demo.teacher
-        and config.distill.training.steps == demo.distill.training.steps
+        and config.teacher == text.teacher
+        and config.distill.training.steps == text.distill.training.steps
     )
 
 
@@ -107,17 +107,17 @@ def test_a_file_replaces_the_checkpoints_of_its_preset(tmp_path):
 
 def test_the_resolved_config_is_a_config(tmp_path):
     path = tmp_path / "resolved.yaml"
-    path.write_text(yaml.safe_dump(load_config("demo").model_dump(mode="json")))
-    assert load_config(str(path)) == load_config("demo")
+    path.write_text(yaml.safe_dump(load_config("text").model_dump(mode="json")))
+    assert load_config(str(path)) == load_config("text")
 
 
 def test_a_recipe_overrides_the_preset_and_the_file_overrides_the_recipe(tmp_path):
-    best = load_config("demo", ["recipe=best"])
-    assert best == load_config("demo", RECIPE)
-    assert best.distill.training.steps == load_config("demo").distill.training.steps
+    best = load_config("text", ["recipe=best"])
+    assert best == load_config("text", RECIPE)
+    assert best.distill.training.steps == load_config("text").distill.training.steps
     path = tmp_path / "mine.yaml"
-    path.write_text("preset: demo\nname: demo\nrecipe: best\ndistill: {hard_fraction: 0.6}")
-    assert load_config(str(path)) == load_config("demo", [*RECIPE, "distill.hard_fraction=0.6"])
+    path.write_text("preset: text\nname: text\nrecipe: best\ndistill: {hard_fraction: 0.6}")
+    assert load_config(str(path)) == load_config("text", [*RECIPE, "distill.hard_fraction=0.6"])
     again = load_config(str(path), ["distill.training.learning_rate=0.1", "recipe=paper"])
     assert again.student.ffn_init == "random"
     assert again.distill.hard_fraction == 0.75
@@ -198,7 +198,7 @@ def test_best_and_table_7_share_teachers_baselines_and_the_papers_students():
 )
 def test_a_wrong_value_gives_one_line(override, message):
     with pytest.raises(UserError, match=message) as raised:
-        load_config("demo", [override])
+        load_config("text", [override])
     assert "\n" not in str(raised.value)
 
 
@@ -210,7 +210,7 @@ def test_a_wrong_value_gives_one_line(override, message):
         ("x: !!python/object/apply:os.system [true]", "is not readable YAML"),
         ("preset: dmo", "preset is 'dmo'; use one of"),
         ("recipe: 3", "recipe is 3; use one of paper, best"),
-        ("preset: [demo]", "preset is \\['demo'\\]; use one of"),
+        ("preset: [text]", "preset is \\['text'\\]; use one of"),
         ("data: {}", "teacher is missing"),
     ],
 )

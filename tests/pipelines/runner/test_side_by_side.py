@@ -152,7 +152,7 @@ class Planned(Workspace):
     """A workspace with planned stages, none of them computed."""
 
     def __init__(self, directory: Path):
-        self.config, self.source, self.directory = load_config("demo", []), "demo", directory
+        self.config, self.source, self.directory = load_config("text", []), "text", directory
         ratios = (None, "e4", "e8", "e16")
         self.stages = [Stage("teacher" if r else "baseline", {"ratio": r}, ratio=r, seed=0) for r in ratios]
         self.stages.append(Stage("report", {}))
@@ -160,8 +160,8 @@ class Planned(Workspace):
 
 def test_the_largest_ratios_start_first_and_finished_ones_never(tmp_path, monkeypatch):
     commands = side_by_side._commands(Planned(tmp_path))
-    assert commands[0] == ["baseline", "demo", "--seed", "0"]
-    assert commands[1] == ["run", "demo", "--ratio", "e16", "--seed", "0"]
+    assert commands[0] == ["baseline", "text", "--seed", "0"]
+    assert commands[1] == ["run", "text", "--ratio", "e16", "--seed", "0"]
     assert [command[3] for command in commands[1:]] == ["e16", "e8", "e4"]
     monkeypatch.setattr(Planned, "find", lambda workspace, stage: stage.ratio in (None, "e8"))
     assert [command[3] for command in side_by_side._commands(Planned(tmp_path))] == ["e16", "e4"]
@@ -170,17 +170,17 @@ def test_the_largest_ratios_start_first_and_finished_ones_never(tmp_path, monkey
 def test_each_seed_has_its_own_chains_unless_the_teacher_is_loaded(tmp_path):
     planned = Planned(tmp_path)
     loaded = ["teacher.experts=[4]", f"teacher.checkpoints={{e8: some/switch@{'a' * 40}}}", "data.tokenizer=t5"]
-    planned.config = load_config("demo", [*loaded, "seeds=[0, 1]"])
+    planned.config = load_config("text", [*loaded, "seeds=[0, 1]"])
     planned.stages = plan(planned.config, "data")
     assert side_by_side._commands(planned) == [
-        ["baseline", "demo", "--seed", "0"],
-        ["baseline", "demo", "--seed", "1"],
-        ["run", "demo", "--ratio", "e8"],
-        ["run", "demo", "--ratio", "e4", "--seed", "0"],
-        ["run", "demo", "--ratio", "e4", "--seed", "1"],
+        ["baseline", "text", "--seed", "0"],
+        ["baseline", "text", "--seed", "1"],
+        ["run", "text", "--ratio", "e8"],
+        ["run", "text", "--ratio", "e4", "--seed", "0"],
+        ["run", "text", "--ratio", "e4", "--seed", "1"],
     ]
 
 
 def test_jobs_are_counted_from_one():
     with pytest.raises(UserError, match="jobs is 0"):
-        load_config("demo", ["jobs=0"])
+        load_config("text", ["jobs=0"])

@@ -12,7 +12,7 @@ def saved(metrics: list[str]) -> dict:
     """The state of a view with these metrics of a task."""
     tags: dict[str, str] = {}
     client = SimpleNamespace(set_experiment_tag=lambda experiment, key, value: tags.update({key: value}))
-    publish_view(SimpleNamespace(client=client, experiment="1"), "demo", "abc", ["ratio"], metrics)
+    publish_view(SimpleNamespace(client=client, experiment="1"), "text", "abc", ["ratio"], metrics)
     (view,) = tags.values()
     return json.loads(zlib.decompress(base64.b64decode(json.loads(view)["state"].removeprefix("deflate;"))))
 

@@ -29,8 +29,8 @@ def test_a_shell_restores_quoted_words():
 
 
 def test_the_default_work_directory_and_needless_quotes_are_omitted():
-    assert suggest("lineage", "models:/demo-student-e8/1", workdir=WORK) == (
-        "switch-distill lineage models:/demo-student-e8/1"
+    assert suggest("lineage", "models:/text-student-e8/1", workdir=WORK) == (
+        "switch-distill lineage models:/text-student-e8/1"
     )
     assert suggest("ui", workdir=Path("work/best")) == "switch-distill ui --workdir work/best"
 

@@ -36,7 +36,7 @@ def complete(line: str) -> list[str]:
     "line, expected",
     [
         ("switch-distill run ", list(PRESETS)),
-        ("switch-distill teacher t", ["task-smoke", "table6", "table7", "translate"]),
+        ("switch-distill teacher t", ["task-smoke", "text", "table6", "table7", "translate"]),
         ("switch-distill run mine.y", []),  # the shell then offers files
         ("switch-distill run text --ratio ", ["e4", "e8", "e16"]),
         ("switch-distill distill text --ratio e1", ["e16"]),

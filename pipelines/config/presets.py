@@ -5,7 +5,16 @@ from typing import Any
 
 from pipelines.config.public_presets import switch_base, switch_base_all
 from pipelines.config.recipes import CONTROL, RECIPES
-from pipelines.config.task_presets import demo, docstrings, names, student_sizes, student_steps, task_smoke, translate
+from pipelines.config.task_presets import (
+    dates,
+    demo,
+    docstrings,
+    names,
+    student_sizes,
+    student_steps,
+    task_smoke,
+    translate,
+)
 
 
 def smoke() -> dict[str, Any]:
@@ -239,6 +248,7 @@ PRESETS: dict[str, Callable[[], dict[str, Any]]] = {
     "best": best,
     "study": study,
     "study-dates": study_dates,
+    "dates": dates,
     "names": names,
     "student-steps": student_steps,
     "student-sizes": student_sizes,

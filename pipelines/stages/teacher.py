@@ -1,5 +1,7 @@
 """Stage 1: train a Switch teacher on hard labels with a load-balancing loss, or load one; measure its quality."""
 
+from collections.abc import Callable
+
 import numpy as np
 import torch
 from transformers import SwitchTransformersForConditionalGeneration
@@ -32,7 +34,7 @@ def compute(run: StageRun) -> Outcome:
         UserError: the teacher's checkpoint cannot be loaded.
         TrainingDiverged: a loss is not finite, or the router of a trained teacher has collapsed.
     """
-    settings, stage, trains = run.config.teacher, run.stage, run.config.trains_teacher(run.ratio)
+    stage, trains = run.stage, run.config.trains_teacher(run.ratio)
     source = _source(run)
     stored = open_teacher(source) if source else None
     shared = shares_weights(run.accelerator)
@@ -50,30 +52,9 @@ def compute(run: StageRun) -> Outcome:
             quality, losses = measure(run, model, forward)
         return quality, losses, routing(run.accelerator)
 
-    def curves() -> dict[str, float]:
-        quality, _, routing = measured()
-        if collapsed := routing.collapse():
-            raise TrainingDiverged(f"{collapsed} (or raise teacher.load_balancing_weight)")
-        return {"eval/quality": quality, **routing.layer_metrics()}
-
-    steps = 0
-    if trains:
-        batch_size = settings.training.batch_size
-        steps = train(
-            HardLabelsAndLoadBalance(model, load_balancing_weight=settings.load_balancing_weight),
-            training_examples(run.data, run.config.data, seed=run.seed, batch_size=batch_size),
-            settings.training,
-            accelerator=run.accelerator,
-            directory=run.directory / "checkpoints",
-            seed=run.seed,
-            gather_in_main=True,
-            hooks=run.hooks(curves, lambda: validation_quality(run, model)),
-        )
-        if is_main_process():
-            save_teacher(model, run.directory / "model", run.data.tokenizer)
-        run.accelerator.wait_for_everyone()
-        if shared:  # the other processes have no weights
-            model, forward, *_ = _measured_form(run, open_teacher(str(run.directory / "model")), divided=True)
+    steps = _train_and_save(run, model, measured) if trains else 0
+    if trains and shared:  # only the main process has the weights
+        model, forward, *_ = _measured_form(run, open_teacher(str(run.directory / "model")), divided=True)
     quality, losses, routing = measured()
     if trains and (collapsed := routing.collapse()):
         raise TrainingDiverged(
@@ -147,6 +128,36 @@ def run_frozen(
     if running.sentence:
         run.workspace.say(f"{run.stage.title:<16} {running.sentence}")
     return running
+
+
+def _train_and_save(
+    run: StageRun,
+    model: SwitchTransformersForConditionalGeneration,
+    measured: Callable[[], tuple[float, np.ndarray, RoutingSummary]],
+) -> int:
+    """Train ``model``, whose quality ``measured`` gives during the training; returns the number of steps."""
+    settings = run.config.teacher
+
+    def curves() -> dict[str, float]:
+        quality, _, routing = measured()
+        if collapsed := routing.collapse():
+            raise TrainingDiverged(f"{collapsed} (or raise teacher.load_balancing_weight)")
+        return {"eval/quality": quality, **routing.layer_metrics()}
+
+    steps = train(
+        HardLabelsAndLoadBalance(model, load_balancing_weight=settings.load_balancing_weight),
+        training_examples(run.data, run.config.data, seed=run.seed, batch_size=settings.training.batch_size),
+        settings.training,
+        accelerator=run.accelerator,
+        directory=run.directory / "checkpoints",
+        seed=run.seed,
+        gather_in_main=True,
+        hooks=run.hooks(curves, lambda: validation_quality(run, model)),
+    )
+    if is_main_process():
+        save_teacher(model, run.directory / "model", run.data.tokenizer)
+    run.accelerator.wait_for_everyone()
+    return steps
 
 
 def _measured_form(run: StageRun, stored: StoredTeacher, *, divided: bool) -> RunningTeacher:

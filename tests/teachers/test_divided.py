@@ -1,24 +1,63 @@
 """Divided experts on 2 and 4 gloo processes, against the undivided teacher in the same process."""
 
 import json
+from contextlib import nullcontext
 from pathlib import Path
+from types import SimpleNamespace
 
+import numpy as np
 import pytest
 import torch
 import torch.distributed as dist
 import torch.multiprocessing as multiprocessing
 
 from distill.config import ModelConfig
+from distill.data.examples import Batch
+from distill.evaluation import evaluate
 from distill.models.t5_forward import hidden_states
 from teachers.build import build_teacher, switch_layers
 from teachers.config import SwitchConfig
 from teachers.divided import share_of_experts
 from teachers.load import open_teacher, read_teacher
+from teachers.routing import measure_routing
 from teachers.save import save_teacher
 from teachers.switch_layer import SwitchLayer
 
 EXPERTS = 5  # no multiple of the number of processes
 SWITCH = SwitchConfig(capacity_factor_eval=0.6)  # drops tokens
+
+
+class Rows:
+    """Nine examples of different lengths: five batches of two, which no number of processes above one shares evenly."""
+
+    target_tokens = np.arange(1, 10)
+
+    def __len__(self) -> int:
+        return len(self.target_tokens)
+
+    def batch(self, indices) -> Batch:
+        random = torch.Generator().manual_seed(indices[0])
+        ids, labels = (torch.randint(2, 60, (len(indices), 9), generator=random) for _ in range(2))
+        for row, index in enumerate(indices):
+            ids[row, index + 1 :], labels[row, index + 1 :] = 0, -100
+        return Batch(ids, labels)
+
+
+def evaluated(model, process: int, processes: int) -> list:
+    """The quality, the losses, and the routing of all processes."""
+
+    def reduce(value, how):
+        if processes > 1:
+            dist.all_reduce(value)
+        return value
+
+    accelerator = SimpleNamespace(
+        process_index=process, num_processes=processes, autocast=nullcontext, device=torch.device("cpu"), reduce=reduce
+    )
+    with measure_routing(model) as routing:
+        quality, losses = evaluate(model, Rows(), batch_size=2, accelerator=accelerator)
+    summary = routing(accelerator)
+    return [quality, *losses.tolist(), *summary.load.flatten().tolist(), *summary.overall_metrics().values()]
 
 
 def compare(process: int, processes: int, directory: Path) -> None:
@@ -44,6 +83,9 @@ def compare(process: int, processes: int, directory: Path) -> None:
             outputs.append(torch.stack([layer.statistics.dropped_fraction for _, layer in switch_layers(model)]))
         same = torch.equal(outputs[1], outputs[3])
         found[f"{routing} {drops}"] = [float((outputs[0] - outputs[2]).abs().max()), same, float(outputs[3].max())]
+    found["evaluated"] = [
+        evaluated(model, process * part, 1 + (processes - 1) * part) for part, model in enumerate((whole, divided))
+    ]
     (directory / f"{process}.json").write_text(json.dumps(found))
     dist.destroy_process_group()
 
@@ -65,6 +107,7 @@ def test_divided_teachers_are_the_undivided_one(teacher, tmp_path, processes):
     multiprocessing.start_processes(compare, (processes, tmp_path), processes, start_method="fork")
     for process in range(processes):
         found = json.loads((tmp_path / f"{process}.json").read_text())
+        assert found["evaluated"][0] == pytest.approx(found.pop("evaluated")[1], abs=1e-5)
         assert len(found) == 3
         for difference, same, _ in found.values():
             assert difference < 1e-5 and same

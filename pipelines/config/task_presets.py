@@ -181,18 +181,18 @@ def student_steps() -> dict[str, Any]:
 
 
 def student_sizes() -> dict[str, Any]:
-    """Students of five sizes of one teacher on the data of names: wider FFNs, and one decoder layer."""
-    base = names()
+    """Students of five sizes of one teacher on the data of dates: wider FFNs, and one of two decoder layers."""
+    base = demo()
     width = base["model"]["d_ff"]
     return {
         **base,
         "name": "student-sizes",
-        "seeds": [0],
+        "model": {**base["model"], "num_layers": 2},
         "teacher": {**base["teacher"], "experts": [64]},
         "variants": {
             "x1": {},
-            "x2": {"student": {"d_ff": 2 * width}},
             "x4": {"student": {"d_ff": 4 * width}},
+            "x16": {"student": {"d_ff": 16 * width}},
             "one-decoder-layer": {"student": {"num_decoder_layers": 1}},
             "x4-one-decoder-layer": {"student": {"d_ff": 4 * width, "num_decoder_layers": 1}},
         },

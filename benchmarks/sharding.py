@@ -82,7 +82,9 @@ def compare(experts: int, tiny: bool) -> bool:
             table.add_row(str(processes), form, before, f"{peaks} GB", losses)
     print(f"{f'Switch, {experts} experts' if experts else 'T5'}, {found[0].parameters * 4 / 1e9:.2f} GB")
     Console(width=120).print(table, highlight=False)
-    equal = all(torch.allclose(curve, curves[0], atol=1e-4, rtol=0) for curve in curves)
+    # Rounding may send a token to another expert, which changes the next losses of a Switch model more than rounding.
+    bounds = {"atol": 0, "rtol": 1e-4} if experts else {"atol": 1e-4, "rtol": 0}
+    equal = all(torch.allclose(curve, curves[0], **bounds) for curve in curves)
     print(f"the losses are {'equal' if equal else 'NOT equal'} up to rounding")
     return equal
 

@@ -30,7 +30,7 @@ from accelerate.utils import parse_flag_from_env
 from torch import nn
 from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
 from torch.distributed.fsdp import fully_shard
-from torch.distributed.tensor import DTensor, Replicate, distribute_tensor
+from torch.distributed.tensor import DTensor, Replicate, Shard, distribute_tensor
 
 from distill.models.t5_forward import CALL, bias_table
 from distill.training.train_modules import TrainModule
@@ -221,6 +221,7 @@ def _part(value: torch.Tensor, parameter: Any) -> torch.Tensor:
     if not isinstance(parameter, DTensor) or not value.ndim:
         return value
     [placement] = parameter.placements
+    assert isinstance(placement, Shard)  # FSDP and ``teachers.divided`` shard one dimension
     fits = value.shape[placement.dim] == parameter.shape[placement.dim]
     placements = [placement if fits else Replicate()]
     return distribute_tensor(value.to(parameter.device), parameter.device_mesh, placements, src_data_rank=None)

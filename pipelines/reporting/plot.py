@@ -1,5 +1,6 @@
 """The plots of a report: fraction kept, quality and compression against the number of experts, or by variant."""
 
+from itertools import cycle
 from pathlib import Path
 from typing import Any
 
@@ -146,13 +147,13 @@ def _draw_quality(axes: Any, report: dict[str, Any]) -> None:
 
 
 def _draw_compression(axes: Any, rows: list[dict[str, Any]], paper: PaperFigures) -> None:
-    axes.plot(
-        [row["experts"] for row in rows],
-        [100 * row["compression"] for row in rows],
-        "o-",
-        color="0.3",
-        label="this run",
-    )
+    by_size: dict[int, list[dict[str, Any]]] = {}
+    for row in rows:
+        by_size.setdefault(row["student_parameters"], []).append(row)
+    for (size, own), line in zip(by_size.items(), cycle(("o-", "o--", "o:"))):
+        label = "this run" if len(by_size) == 1 else f"student of {size / 1e6:.2f}M"
+        saved = [100 * row["compression"] for row in own]
+        axes.plot([row["experts"] for row in own], saved, line, color="0.3", label=label)
     if paper:
         saved = [100 * share for _, share in paper.values()]
         axes.plot(list(paper), saved, color="0.7", marker=".", label="paper's table 7")

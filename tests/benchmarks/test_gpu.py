@@ -17,7 +17,6 @@ from teachers.switch_layer import SwitchLayer
 SCRIPT = Path(gpu.__file__)
 
 
-@pytest.mark.slow
 def test_all_parts_run_at_small_sizes(tmp_path):
     output = tmp_path / "new" / "gpu.json"
     command = [sys.executable, str(SCRIPT), "--tiny", "--output", str(output)]

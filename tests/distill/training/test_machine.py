@@ -1,4 +1,5 @@
 import os
+import platform
 import subprocess
 import sys
 
@@ -29,7 +30,7 @@ from distill.training.machine import keep_freed_memory
 keep_freed_memory()
 before = 0
 for _ in range(6):
-    blocks = [torch.ones(2**26) for _ in range(12)]  # 3 GiB
+    blocks = [torch.ones(2**26) for _ in range(20)]  # 5 GiB
     del blocks
     now = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
     print(now - before)
@@ -37,13 +38,16 @@ for _ in range(6):
 """
 
 
-@pytest.mark.slow  # 3 GiB
-@pytest.mark.skipif(sys.platform != "linux", reason="the setting is glibc's")
+@pytest.mark.slow  # 5 GiB
+@pytest.mark.skipif(
+    platform.libc_ver()[0] != "glibc" or torch.cuda.is_available(),
+    reason="the setting is glibc's, and memory is left alone on a machine with a GPU",
+)
 def test_more_than_two_gibibytes_of_freed_memory_are_kept():
-    """Each round of a process that returns them would have three quarters of a million page faults."""
+    """With a limit of 2 GiB, four fifths of the pages are returned and mapped again in every round."""
     done = subprocess.run([sys.executable, "-c", ROUNDS], capture_output=True, text=True, check=True)
     faults = [int(line) for line in done.stdout.split()]
-    assert faults[0] > 700_000 and max(faults[-2:]) < 70_000
+    assert faults[0] > 0 and max(faults[-2:]) < faults[0] / 10
 
 
 @pytest.mark.parametrize("version", ["1", "2"])

@@ -87,7 +87,7 @@ def cached_labels(results: Results) -> None:
         results.add_slowdown(f"step with cached labels, {size}", "hard labels", timings["hard"], timings["cached"], 1.1)
 
 
-def demo_step(results: Results) -> None:
+def small_step(results: Results) -> None:
     """The distillation step at the small size."""
     batch = 16
     ours = Candidate("ours", our_step, {"size": "small", "batch": batch, "labels": "online"}, batch, repeats=20)
@@ -194,7 +194,7 @@ def compiled(results: Results) -> None:
     results.add_speedup("compiled step, small", "eager step", timings["eager"], timings["compiled"], 1.1)
 
 
-ALL = (loss, loss_memory, library, switch_layer, demo_step, cached_labels, loader, startup, base_step)
+ALL = (loss, loss_memory, library, switch_layer, small_step, cached_labels, loader, startup, base_step)
 PARTS = {part.__name__: part for part in (*ALL, compiled)}
 
 

@@ -4,7 +4,7 @@
 
 It trains a T5 of 1.02 GB in float32, and then a Switch model of 1.4 GB, whose experts FSDP2 divides, for two steps on 2
 and 4 gloo processes. It prints the resident memory of each process and the losses, which must be equal. With 4
-processes the first two forms take 16 GB of a T5. It needs Linux.
+processes the T5 takes 16 GB in each of the first two forms. It needs Linux.
 """
 
 import multiprocessing

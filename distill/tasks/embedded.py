@@ -89,9 +89,9 @@ def _date_rows(files: list[Path]) -> Iterator[Row]:
     days = [_FIRST_DATE + datetime.timedelta(number * 22_573 % _NUM_DAYS) for number in range(_NUM_DATES)]
     for locale in (path.stem for path in files):
         own = localedata.load(locale, merge_inherited=False)
-        months, format = (own.get("months") or {}).get("format") or {}, (own.get("date_formats") or {}).get("long")
+        months, pattern = (own.get("months") or {}).get("format") or {}, (own.get("date_formats") or {}).get("long")
         names = months.get("wide") if isinstance(months, dict) else None
-        if format is None or not isinstance(names, dict) or re.fullmatch(r"M\d+", names[1]):
+        if pattern is None or not isinstance(names, dict) or re.fullmatch(r"M\d+", names[1]):
             continue  # the locale inherits them, or has none
         for day in days:
             try:

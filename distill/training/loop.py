@@ -162,8 +162,10 @@ def train(
     accelerator.unwrap_model(loop.objective, keep_fp32_wrapper=False)
     if loop.best:
         loop.best.restore(progress.step, objective.model)
-    others = None if gather_in_main else accelerator.device
-    unshard(objective, torch.device("cpu") if gather_in_main and accelerator.is_main_process else others)
+    if gather_in_main:
+        unshard(objective, torch.device("cpu") if accelerator.is_main_process else None)
+    else:
+        unshard(objective, accelerator.device)
     accelerator.free_memory()
     return progress.step
 

@@ -42,7 +42,7 @@ def demo() -> dict[str, Any]:
 def dates() -> dict[str, Any]:
     """Dates in 282 languages: dense models that have levelled off, and teachers that gain half a nat.
 
-    One layer cannot hold the months and formats of all languages. So a dense model stops to learn, experts gain much,
+    One layer cannot hold the months and formats of all languages. So a dense model stops learning, experts gain much,
     and a student with wider FFNs (``best-wide``) holds more of what they know.
     """
     training = {

@@ -76,6 +76,8 @@ def build_teacher(
     pad: int,
     eos: int,
     seed: int,
+    process: int = 0,
+    processes: int = 1,
 ) -> SwitchTransformersForConditionalGeneration:
     """A randomly initialised teacher: T5's initialisation, and in Switch layers the paper's (scale 0.1).
 
@@ -86,6 +88,8 @@ def build_teacher(
         num_experts: number of experts in each Switch layer.
         pad, eos: token ids.
         seed: of the weights.
+        process, processes: with several processes, this one keeps only its share of the experts. The weights are those
+            of the whole teacher. Memory never holds more than the share and all experts of one layer.
     """
     gated = model.feed_forward.startswith("gated-")
     config = SwitchTransformersConfig(
@@ -107,11 +111,15 @@ def build_teacher(
                 nn.init.normal_(weight, std=weight.shape[-1] ** -0.5)
     config.num_experts = num_experts
     blocks = {name: [i for i, block in enumerate(stack.block) if block.is_sparse] for name, stack in _stacks(built)}
-    return with_switch_layers(built, switch, blocks)
+    return with_switch_layers(built, switch, blocks, process, processes)
 
 
 def build_on_meta(
-    config: SwitchTransformersConfig, switch: SwitchConfig, sparse: Mapping[str, Collection[int]]
+    config: SwitchTransformersConfig,
+    switch: SwitchConfig,
+    sparse: Mapping[str, Collection[int]],
+    process: int = 0,
+    processes: int = 1,
 ) -> SwitchTransformersForConditionalGeneration:
     """A teacher without values, on the meta device.
 
@@ -119,6 +127,7 @@ def build_on_meta(
         config: the sizes; it need not describe which blocks are sparse.
         switch: the settings of the Switch layers.
         sparse: stack (encoder, decoder) -> indices of its sparse blocks.
+        process, processes: as for ``build_teacher``.
     """
     experts, config.num_experts = config.num_experts, 1
     with torch.device("meta"):
@@ -129,11 +138,15 @@ def build_on_meta(
                 layer = block.layer[-1] = SwitchTransformersLayerFF(config, is_sparse=False)
                 if config.is_gated_act:
                     layer.mlp = T5DenseGatedActDense(config)  # type: ignore[arg-type, assignment]  # as in GatedSwitch
-        return with_switch_layers(built, switch, sparse)
+        return with_switch_layers(built, switch, sparse, process, processes)
 
 
 def with_switch_layers(
-    model: SwitchTransformersForConditionalGeneration, settings: SwitchConfig, sparse: Mapping[str, Collection[int]]
+    model: SwitchTransformersForConditionalGeneration,
+    settings: SwitchConfig,
+    sparse: Mapping[str, Collection[int]],
+    process: int = 0,
+    processes: int = 1,
 ) -> SwitchTransformersForConditionalGeneration:
     """Replace the last layer of the ``sparse`` blocks with an initialised SwitchLayer in place; returns ``model``.
 
@@ -141,6 +154,7 @@ def with_switch_layers(
         model: a plain Switch model.
         settings: of the Switch layers.
         sparse: stack (encoder, decoder) -> indices of its sparse blocks.
+        process, processes: as for ``build_teacher``.
     """
     config = model.config
     config.expert_capacity = _NO_CAPACITY_LIMIT
@@ -161,6 +175,7 @@ def with_switch_layers(
                     dropout=config.dropout_rate,
                     expert_dropout=settings.expert_dropout,
                 ).to(plain.layer_norm.weight)
+                layer.keep_share(process, processes)
                 replaced.append(SwitchFeedForward(layer, plain.layer_norm))
                 block.layer[-1] = replaced[-1]
         stack.register_forward_pre_hook(_hand_down_padding_mask(replaced), with_kwargs=True)

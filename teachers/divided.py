@@ -33,17 +33,16 @@ def share_of_experts(num_experts: int, process: int, processes: int) -> range:
     return range(min(process * size, num_experts), min((process + 1) * size, num_experts))
 
 
-def divided_parameter(weight: torch.Tensor, mesh: DeviceMesh) -> nn.Parameter:
-    """The share of this process in experts [E, ...] that train, as a DTensor on the devices of ``mesh``.
+def divided_parameter(own: torch.Tensor, num_experts: int, mesh: DeviceMesh) -> nn.Parameter:
+    """The experts [E, ...] that the processes of ``mesh`` train, as a DTensor on its devices.
 
     Args:
-        weight: all experts, equal in all processes.
+        own: the experts of this process [e, ...].
+        num_experts: E, those of all processes.
         mesh: one-dimensional; of all processes.
     """
-    processes = mesh.size()
-    share = share_of_experts(len(weight), mesh.get_rank(), processes)
-    own = weight.detach()[share.start : share.stop].clone().to(mesh.device_type)
-    shape, stride = weight.shape, weight.stride()
+    processes, shape = mesh.size(), torch.Size((num_experts, *own.shape[1:]))
+    own, stride = own.detach().to(mesh.device_type), (shape[1:].numel(), *own.stride()[1:])
     part = nn.Parameter(DTensor.from_local(own, mesh, [Shard(0)], run_check=False, shape=shape, stride=stride))
     # An expert gets the gradients of the tokens of all processes: their sum, where all other gradients are means.
     part.register_hook(lambda gradient: gradient / processes)

@@ -155,21 +155,18 @@ def read_teacher(
         process, processes: with several processes, this one reads only its share of the experts. Memory never holds
             more; see ``teachers.divided``.
     """
-    model = build_on_meta(stored.config, switch, stored.layout.sparse)
+    model = build_on_meta(stored.config, switch, stored.layout.sparse, process, processes)
     _share_embeddings(model, stored)
     dtypes = parameter_dtypes(model, stored, compute_dtype)
     wanted = {name for name, _ in model.named_parameters() if experts or not is_expert_weight(name)}
     share = share_of_experts(stored.layout.sizes["num_experts"], process, processes)
     new = {}
     for name, value in model.named_parameters():
-        part = value[share.start : share.stop] if is_expert_weight(name) else value
-        new[name] = torch.empty_like(part, dtype=dtypes[name], device=device) if name in wanted else value
+        new[name] = torch.empty_like(value, dtype=dtypes[name], device=device) if name in wanted else value
     for name, target in new.items():
         if name in wanted:
             stored.read_into(name, target, share)
     _replace_parameters(model, new)
-    for _, layer in switch_layers(model):
-        layer.mlp.holds_share = processes > 1
     if (path := stored.directory / "generation_config.json").is_file():
         model.generation_config = GenerationConfig.from_pretrained(path.parent)
     model.generation_config.decoder_start_token_id = stored.config.decoder_start_token_id  # the file may omit it

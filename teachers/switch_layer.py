@@ -15,7 +15,7 @@ from transformers.activations import ACT2FN
 from distill.arguments import require, require_fractions, require_positive, require_sizes
 from distill.models.t5_forward import compute_dtype
 from teachers.config import MINIMUM_CAPACITY
-from teachers.divided import divided_parameter, own_experts, run_divided_experts
+from teachers.divided import divided_parameter, own_experts, run_divided_experts, share_of_experts
 from teachers.experts import run_all_experts, run_experts, sort_by_expert
 
 
@@ -109,11 +109,26 @@ class SwitchLayer(nn.Module):
         """Whether the processes divide the experts, and must run each forward pass at the same time."""
         return self.holds_share or isinstance(self.wi, DTensor)
 
+    def keep_share(self, process: int, processes: int) -> None:
+        """Keep only the experts of ``process``, as plain tensors. It must be the rank of this process."""
+        if processes == 1:
+            return
+        share = share_of_experts(self.num_experts, process, processes)
+        for name, weight in self._experts():
+            setattr(self, name, nn.Parameter(weight.detach()[share.start : share.stop].clone()))
+        self.holds_share = True
+
     def divide(self, mesh: DeviceMesh) -> None:
-        """Keep the experts of this process alone, for training on all processes of ``mesh``."""
-        for name, weight in (("wi", self.wi), ("wi_gate", self.wi_gate), ("wo", self.wo)):
-            if weight is not None:
-                setattr(self, name, divided_parameter(weight, mesh))
+        """Keep only the experts of this process, for training on all processes of ``mesh``."""
+        if not self.holds_share:
+            self.keep_share(mesh.get_rank(), mesh.size())
+        for name, own in self._experts():
+            setattr(self, name, divided_parameter(own, self.num_experts, mesh))
+        self.holds_share = False
+
+    def _experts(self) -> list[tuple[str, nn.Parameter]]:
+        weights = [("wi", self.wi), ("wi_gate", self.wi_gate), ("wo", self.wo)]
+        return [(name, weight) for name, weight in weights if weight is not None]
 
     def capacity(self, tokens: int | torch.Tensor) -> int | torch.Tensor:
         """The maximum number of tokens per expert in a batch of ``tokens`` unpadded tokens (equation 3).

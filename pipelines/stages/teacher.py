@@ -180,21 +180,20 @@ def _source(run: StageRun) -> str | None:
 
 
 def _trainable(run: StageRun, stored: StoredTeacher | None) -> SwitchTransformersForConditionalGeneration:
-    """The teacher that training begins from, in float32."""
-    if stored is None:
-        return _build(run)
-    return read_teacher(stored, run.config.teacher, compute_dtype=torch.float32).float().train()
-
-
-def _build(run: StageRun) -> SwitchTransformersForConditionalGeneration:
+    """The teacher that training begins from, in float32; with its share of the experts, if the processes share it."""
     config, special_tokens = run.config, run.data.special_tokens
-    experts = config.teacher.ratios[run.ratio]
+    share = {}
+    if shares_weights(run.accelerator):
+        share = {"process": run.accelerator.process_index, "processes": run.accelerator.num_processes}
+    if stored:
+        return read_teacher(stored, config.teacher, compute_dtype=torch.float32, **share).float().train()
     return build_teacher(
         config.model,
         config.teacher,
         run.data.vocab_size,
-        experts,
+        config.teacher.ratios[run.ratio],
         pad=special_tokens.pad,
         eos=special_tokens.eos,
         seed=run.seed,
+        **share,
     )

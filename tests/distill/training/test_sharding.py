@@ -22,11 +22,11 @@ from teachers.train_module import HardLabelsAndLoadBalance
 SHAPE = ModelConfig(d_model=16, d_ff=32, d_kv=8, num_heads=3, num_layers=3, sparse_every=1, dropout=0.0)
 
 
-def make_objective(kind: str):
+def make_objective(kind: str, process: int = 0, processes: int = 1):
     if kind == "dense":
         return HardLabels(build_dense(SHAPE, 64, pad=0, eos=1, seed=0))
     switch = SwitchConfig(jitter=0.0)
-    teacher = build_teacher(SHAPE, switch, 64, 3, pad=0, eos=1, seed=0)
+    teacher = build_teacher(SHAPE, switch, 64, 3, pad=0, eos=1, seed=0, process=process, processes=processes)
     return HardLabelsAndLoadBalance(teacher, load_balancing_weight=0.01)
 
 
@@ -73,7 +73,7 @@ def observe(process: int, processes: int, directory: Path, kind: str) -> None:
     """Take two backward passes and write observations as JSON, and the gradients in the first process."""
     torch.set_num_threads(1)
     dist.init_process_group("gloo", init_method=f"file://{directory}/store", rank=process, world_size=processes)
-    objective, during = make_objective(kind), []
+    objective, during = make_objective(kind, process, processes), []
     sharded = shard(objective, torch.device("cpu"))
     for name, module in objective.named_modules():
         if hasattr(module, CALL) and ".layer." not in name:

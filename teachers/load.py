@@ -19,7 +19,7 @@ from distill.models.load import read_config
 from distill.models.read_tensors import TensorReader
 from distill.models.remote_weights import remote_tensors
 from distill.models.stored_tensors import read_headers
-from teachers.build import build_on_meta, switch_layers
+from teachers.build import build_on_meta
 from teachers.check import check_head, check_teacher, check_teacher_config
 from teachers.config import SwitchConfig
 from teachers.divided import share_of_experts

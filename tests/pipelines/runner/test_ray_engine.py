@@ -1,18 +1,13 @@
-"""Stages and labels on a Ray cluster of this machine, of which a worker or the head is killed."""
+"""Stages, labels and answers on a Ray cluster of this machine, of which a worker, a node or the head is killed."""
 
-import contextlib
 import os
 import shutil
-import signal
 import socket
 import subprocess
 import sys
-import time
-from collections.abc import Callable, Iterator
 from importlib.util import find_spec
 from pathlib import Path
 
-import psutil
 import pytest
 from mlflow import MlflowClient
 
@@ -25,66 +20,11 @@ from pipelines.workdir.workspace import Workspace
 
 ROOT = Path(__file__).parents[3]
 needs_ray = pytest.mark.skipif(find_spec("ray") is None, reason='ray is missing: pip install "switch-distill[ray]"')
-LIMIT = 420  # seconds of a command
-EXAMPLES = ["--set", "distill.labels.examples=4096"]  # four units
-
-
-class Run:
-    """A command with ``--engine ray``. Its cluster ends with it."""
-
-    def __init__(self, arguments: list[str], log: Path):
-        environment = {**os.environ, "MLFLOW_TRACKING_URI": "", "OMP_NUM_THREADS": "1", "RAY_AUTH_MODE": "disabled"}
-        environment["RAY_worker_register_timeout_seconds"] = "300"  # for busy machines
-        command = [sys.executable, "-m", "pipelines.cli", *arguments, "--engine", "ray", "--set", "jobs=2"]
-        self.log, self.end = log, time.monotonic() + LIMIT
-        with open(log, "w") as file:  # not a pipe, which the processes of the cluster would hold too
-            self.process = psutil.Popen(
-                command, cwd=ROOT, env=environment, stdout=subprocess.DEVNULL, stderr=file, start_new_session=True
-            )
-
-    def until(self, condition: Callable[[], object]) -> None:
-        while not condition():
-            assert self.process.poll() is None and time.monotonic() < self.end, self.log.read_text()
-            time.sleep(0.01)
-
-    def kill(self, name: str, signal_: int = signal.SIGKILL) -> None:
-        """Send a signal to the processes of the cluster whose command line begins with ``name``."""
-        found = [one for one in self.process.children(recursive=True) if " ".join(one.cmdline()).startswith(name)]
-        assert found, [one.cmdline()[:1] for one in self.process.children(recursive=True)]
-        for one in found:
-            one.send_signal(signal_)
-
-    def ended(self) -> tuple[int, str]:
-        """The exit code, and what it has said."""
-        return self.process.wait(max(self.end - time.monotonic(), 1)), self.log.read_text()
-
-    def close(self) -> None:
-        """End the command and all processes that it has started."""
-        children = self.process.children(recursive=True) if self.process.is_running() else []
-        with contextlib.suppress(psutil.NoSuchProcess):
-            self.process.terminate()
-        psutil.wait_procs([self.process], timeout=30)
-        for one in [self.process, *children]:
-            with contextlib.suppress(psutil.NoSuchProcess):
-                one.kill()
-
-
-@pytest.fixture
-def on_ray(tmp_path) -> Iterator[Callable[..., Run]]:
-    runs = []
-
-    def start(*arguments: str) -> Run:
-        runs.append(Run(list(arguments), tmp_path / f"{len(runs)}.log"))
-        return runs[-1]
-
-    yield start
-    for run in runs:
-        run.close()
 
 
 def results(work: Path) -> dict[str, bytes]:
-    """The bytes of all weights, losses and labels."""
-    names = ("model/model.safetensors", "*losses.json", "labels/*")
+    """The bytes of all weights, losses, labels and answers."""
+    names = ("model/model.safetensors", "*losses.json", "labels/*", "answers/*")
     paths = [path for name in names for path in work.glob(f"stages/*/{name}")]
     return {str(path.relative_to(work)): path.read_bytes() for path in paths}
 
@@ -118,23 +58,53 @@ def test_a_lost_worker_and_a_lost_head_change_no_byte(smoke, on_ray, tmp_path):
 
 @needs_ray
 @pytest.mark.slow
-def test_labels_of_several_workers_of_which_one_is_lost_are_the_same_bytes(smoke, on_ray, cli, tmp_path):
-    works = [tmp_path / "plain", tmp_path / "ray"]
+def test_a_lost_node_changes_no_byte_with_a_tracking_server(smoke, on_ray, nodes, tracker, tmp_path):
+    work = tmp_path / "work"
+    shutil.copytree(smoke[0] / "data", work / "data")
+    run = on_ray("run", "smoke", "--workdir", str(work), "--address", nodes.address, tracking=tracker.url)
+    run.until(lambda: list(work.glob("stages/teacher-e4-*/checkpoints/*")))
+    [lost] = nodes.of("ray::teacher e4")
+    nodes.kill(lost)
+    assert not list(work.glob("stages/teacher-e4-*/stage.json"))
+    code, said = run.ended()
+    assert code == 0, said
+    assert results(work) == results(smoke[0])
+    client = MlflowClient(tracker.url)
+    [experiment] = [one for one in client.search_experiments() if one.name == "smoke"]
+    runs = client.search_runs([experiment.experiment_id])
+    assert {run.info.status for run in runs} == {"FINISHED"}
+    assert len(runs) == len([*work.glob("stages/*/stage.json")]) and not (work / "mlflow.db").exists()
+
+
+@needs_ray
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("kind", "finished", "arguments"),
+    [
+        ("label", "finished_smoke", ["smoke", "--ratio", "e4", "--set", "distill.labels.examples=4096"]),
+        ("answer", "task_work", ["task-smoke", "--set", "teacher.experts=[2]", "--set", "distill.targets=teacher"]),
+    ],
+)
+def test_units_of_several_workers_of_which_one_is_lost_are_the_same_bytes(
+    kind, finished, arguments, on_ray, cli, tmp_path, request
+):
+    finished, works = request.getfixturevalue(finished), [tmp_path / "plain", tmp_path / "ray"]
     for work in works:
-        shutil.copytree(smoke[0], work)
-    arguments = ["label", "smoke", "--ratio", "e4", *EXAMPLES, "--workdir"]
+        shutil.copytree(finished[0] if isinstance(finished, tuple) else finished, work)
+    arguments = [kind, *arguments, "--workdir"]
     done = cli(*arguments, str(works[0]))
     assert done.returncode == 0, done.stderr
     run = on_ray(*arguments, str(works[1]))
-    run.until(lambda: list(works[1].glob("stages/label-e4-*/checkpoints/*/*.claim")))
+    run.until(lambda: list(works[1].glob(f"stages/{kind}-*/checkpoints/*/*.claim")))
     run.process.suspend()  # so that it does not end before its workers are found
-    workers = [one for one in run.process.children(recursive=True) if one.name().startswith("ray::label")]
+    workers = [one for one in run.process.children(recursive=True) if one.name().startswith(f"ray::{kind}")]
     workers[0].kill()
     run.process.resume()
     code, said = run.ended()
     assert code == 0, said
     assert results(works[1]) == results(works[0])
-    assert not list(works[1].glob("stages/label-*/checkpoints"))
+    assert list(works[0].glob(f"stages/{kind}-*/{kind}s/*"))
+    assert not list(works[1].glob(f"stages/{kind}-*/checkpoints"))
 
 
 @needs_ray

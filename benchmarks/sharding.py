@@ -27,14 +27,14 @@ from torch.distributed.fsdp import fully_shard
 
 from distill.config import ModelConfig, TrainingConfig
 from distill.data.examples import Batch
-from distill.models.build import build_dense, count_parameters
+from distill.models.build import build_dense
 from distill.training import loop
 from distill.training.divergence import NormWatch
 from distill.training.machine import return_freed_memory
 from distill.training.sharding import leave_process_group
 from distill.training.step import micro_batch_indices, optimizer_step
 from distill.training.train_modules import HardLabels, TrainModule
-from teachers.build import build_teacher
+from teachers.build import build_teacher, count_undivided
 from teachers.config import SwitchConfig
 from teachers.train_module import HardLabelsAndLoadBalance
 
@@ -53,6 +53,7 @@ class Measured(NamedTuple):
 
     parameters: int
     before: int  # resident bytes, before the model is built
+    start: int  # the most resident bytes until the first step
     peak: int  # the most resident bytes during the steps
     losses: list[float]  # of each step
 
@@ -68,7 +69,7 @@ def compare(experts: int, tiny: bool) -> bool:
     """Print the table of a T5, if ``experts`` is 0, or of a Switch model; returns whether all losses are equal."""
     shape, counts = (TINY, (2,)) if tiny else (LARGE[experts], (2, 4))
     table = Table(box=box.SIMPLE_HEAD, show_edge=False, padding=0)
-    for column in ("processes", "form", "before the model", "peak of each process", "losses"):
+    for column in ("processes", "form", "before the model", "peak until the steps", "peak of the steps", "losses"):
         table.add_column(column, justify="right")
     curves = []
     for processes in counts:
@@ -77,9 +78,11 @@ def compare(experts: int, tiny: bool) -> bool:
                 continue  # 22 GB
             found = run(form, processes, shape, experts)
             curves += [torch.tensor(one.losses) for one in found]
-            peaks = " ".join(f"{one.peak / 1e9:.2f}" for one in found)
-            before, losses = f"{found[0].before / 1e9:.2f} GB", " ".join(f"{loss:.5f}" for loss in found[0].losses)
-            table.add_row(str(processes), form, before, f"{peaks} GB", losses)
+            before, start, peak = (
+                " ".join(f"{size / 1e9:.2f}" for size in sizes) + " GB"
+                for sizes in ([found[0].before], [one.start for one in found], [one.peak for one in found])
+            )
+            table.add_row(str(processes), form, before, start, peak, " ".join(f"{one:.5f}" for one in found[0].losses))
     print(f"{f'Switch, {experts} experts' if experts else 'T5'}, {found[0].parameters * 4 / 1e9:.2f} GB")
     Console(width=120).print(table, highlight=False)
     # Rounding may send a token to another expert, which changes the next losses of a Switch model more than rounding.
@@ -109,22 +112,24 @@ def train(form: str, shape: ModelConfig, experts: int, processes: int, port: int
     if form == "one group":
         loop.shard = shard_as_one_group
     before = _memory("VmRSS")
-    objective = make_objective(shape, experts)
-    parameters = count_parameters(objective)
+    share = {"process": rank, "processes": processes} if form == "by block" else {}
+    objective = make_objective(shape, experts, **share)
+    parameters = count_undivided(objective.model)
     trained = loop.TrainingLoop(objective, TRAINING, accelerator, Path(), loop.Hooks())
     return_freed_memory()
+    start = _memory("VmHWM")
     Path("/proc/self/clear_refs").write_text("5")  # resets VmHWM to VmRSS
     losses = [_step(trained, accelerator, step) for step in range(STEPS)]
-    measured = Measured(parameters, before, _memory("VmHWM"), losses)
+    measured = Measured(parameters, before, start, _memory("VmHWM"), losses)
     leave_process_group()
     return measured
 
 
-def make_objective(shape: ModelConfig, experts: int) -> TrainModule:
-    """A T5 without a teacher, or a Switch teacher."""
+def make_objective(shape: ModelConfig, experts: int, **share: int) -> TrainModule:
+    """A T5 without a teacher, or a Switch teacher, or the ``share`` of it of a process."""
     if not experts:
         return HardLabels(build_dense(shape, VOCABULARY, pad=0, eos=1, seed=0))
-    teacher = build_teacher(shape, SwitchConfig(jitter=0.0), VOCABULARY, experts, pad=0, eos=1, seed=0)
+    teacher = build_teacher(shape, SwitchConfig(jitter=0.0), VOCABULARY, experts, pad=0, eos=1, seed=0, **share)
     return HardLabelsAndLoadBalance(teacher, load_balancing_weight=0.01)
 
 

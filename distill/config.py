@@ -184,9 +184,9 @@ class LabelsConfig(Section):
 
 
 class DistillConfig(Section):
-    """Hard and soft labels (section 4.2 and table 6 of the paper), matched states, and the student's training.
+    """Hard and soft labels (section 4.2 and table 6 of the paper), and the student's training.
 
-    If ``hard_fraction`` is 1 and ``match`` is empty, the teacher is not read and its settings have no effect.
+    If ``hard_fraction`` is 1, the teacher is not read and its settings have no effect.
     """
 
     renamed = {"draws": "num_sampled_experts"}
@@ -206,15 +206,6 @@ class DistillConfig(Section):
     )
     beams: Annotated[int, Field(ge=1, le=64)] = Field(
         1, description="beams of the search for the teacher's answers; 1: greedy"
-    )
-    match: list[Literal["hidden", "ffn"]] = Field(
-        [], description="hidden: hidden states of all blocks; ffn: outputs of the FFNs that replace Switch layers"
-    )
-    match_weight: PositiveFloat = Field(
-        1.0, description="weight of the matching loss; the loss of a target token has weight 1"
-    )
-    match_steps: Positive | None = Field(
-        None, description="steps in which match_weight falls to zero; null: it is constant"
     )
     soft_labels: Literal["online", "cached"] = Field(
         "online", description="online: from the teacher at each step; cached: from disk"
@@ -242,8 +233,6 @@ class DistillConfig(Section):
             raise ValueError(
                 f"num_sampled_experts belongs to teacher_routing sampled; {self.teacher_routing} samples no experts"
             )
-        if self.soft_labels == "cached" and self.match:
-            raise ValueError("match needs the teacher at every step; set soft_labels to online or match to []")
         if self.soft_labels == "cached" and self.teacher_routing == "sampled":
             raise ValueError(
                 "teacher_routing sampled draws anew at every step, but cached labels are made once; "
@@ -276,17 +265,15 @@ class DistillConfig(Section):
     @property
     def runs_teacher(self) -> bool:
         """Whether the teacher runs during the student's training."""
-        return bool(self.match) or (self.hard_fraction < 1 and self.soft_labels == "online")
+        return self.hard_fraction < 1 and self.soft_labels == "online"
 
     @property
     def num_teacher_examples(self) -> int:
         """Number of examples that the teacher processes: at the steps at which it runs, or to label them."""
         if self.reads_cached_labels:
             return self.num_labelled_examples
-        steps = self.training.steps
-        start = self.soft_start if self.hard_fraction < 1 else steps
-        matched = min(self.match_steps or steps, start) if self.match else 0
-        return (steps - start + matched) * self.training.batch_size
+        steps = self.training.steps - self.soft_start if self.runs_teacher else 0
+        return steps * self.training.batch_size
 
     @property
     def reads_cached_labels(self) -> bool:

@@ -169,7 +169,7 @@ class _Pass:
             if kind == "decoder":
                 encoded = Encoded(self._states.get(("encoder", number), model.device), mask)
                 mask = self._mask(batch[1], IGNORE_INDEX)
-            x, _ = run_block(stack, stack.block[index], x, mask, encoded, self._bias(kind, x.shape[1]), self._dtype)
+            x = run_block(stack, stack.block[index], x, mask, encoded, self._bias(kind, x.shape[1]), self._dtype)
             if index == len(stack.block) - 1:
                 x = final_norm(stack, x, self._dtype)
                 x = scaled(model, x) if kind == "decoder" else x

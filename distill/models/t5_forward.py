@@ -27,15 +27,6 @@ CALL = "call_with_weights"  # the method of a module of which each process holds
 Result = TypeVar("Result")
 
 
-class BlockStates(NamedTuple):
-    """The hidden states of one block."""
-
-    hidden: torch.Tensor  # [B, S or T, D] float32, input of the next block or of the final normalisation
-    ffn: torch.Tensor  # [B, S or T, D], output of the block's FFN or Switch layer, before the residual connection
-    sparse: bool  # whether ``ffn`` is the output of a Switch layer
-    mask: torch.Tensor | None  # [B, S or T], False for padding; None if there is none
-
-
 class Encoded(NamedTuple):
     """The output of the encoder."""
 
@@ -44,10 +35,7 @@ class Encoded(NamedTuple):
 
 
 def hidden_states(
-    model: PreTrainedModel,
-    input_ids: torch.Tensor,
-    labels: torch.Tensor,
-    states: list[BlockStates] | None = None,
+    model: PreTrainedModel, input_ids: torch.Tensor, labels: torch.Tensor
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Run encoder and decoder, without the product with the head.
 
@@ -55,34 +43,33 @@ def hidden_states(
         model: a T5 or Switch model for conditional generation, in training or eval mode.
         input_ids: [B, S]; the model's pad id at the end of a row is padding.
         labels: [B, T]; the decoder reads them shifted right. -100 at the end of a row is padding.
-        states: if given, a list to which the states of every block are appended, encoder first.
 
     Returns:
         hidden [B * T, D] and head [vocabulary, D], so that ``hidden @ head.T`` are the logits: hidden includes the
         factor D**-0.5 of models that have it. hidden has the dtype of autocast if it is on, else that of the head. Its
         values at padding are unspecified.
     """
-    return call(model, _hidden_states, model, input_ids, labels, states)
+    return call(model, _hidden_states, model, input_ids, labels)
 
 
 def _hidden_states(
-    model: PreTrainedModel, input_ids: torch.Tensor, labels: torch.Tensor, states: list[BlockStates] | None
+    model: PreTrainedModel, input_ids: torch.Tensor, labels: torch.Tensor
 ) -> tuple[torch.Tensor, torch.Tensor]:
     mask = token_mask(labels, IGNORE_INDEX)  # before the encoder, because it waits for the device
-    encoded = encode(model, input_ids, states)
+    encoded = encode(model, input_ids)
     dtype = compute_dtype(model.lm_head.weight)
     with torch.autocast(input_ids.device.type, enabled=False):
         # The method belongs to subclasses of PreTrainedModel.
         decoder_ids = model.prepare_decoder_input_ids_from_labels(labels)  # type: ignore[operator]
-        hidden = _stack(model.decoder, decoder_ids, mask, encoded, dtype, states)
+        hidden = _stack(model.decoder, decoder_ids, mask, encoded, dtype)
         return scaled(model, hidden).flatten(0, 1), model.lm_head.weight
 
 
-def encode(model: PreTrainedModel, input_ids: torch.Tensor, states: list[BlockStates] | None = None) -> Encoded:
+def encode(model: PreTrainedModel, input_ids: torch.Tensor) -> Encoded:
     """Run the encoder alone; the arguments are those of ``hidden_states``."""
     dtype, mask = compute_dtype(model.lm_head.weight), token_mask(input_ids, model.config.pad_token_id)
     with torch.autocast(input_ids.device.type, enabled=False):
-        return Encoded(_stack(model.encoder, input_ids, mask, None, dtype, states), mask)
+        return Encoded(_stack(model.encoder, input_ids, mask, None, dtype), mask)
 
 
 def token_mask(ids: torch.Tensor, padding: int) -> torch.Tensor | None:
@@ -120,15 +107,12 @@ def _stack(
     mask_BS: torch.Tensor | None,
     encoded: Encoded | None,
     dtype: torch.dtype,
-    states: list[BlockStates] | None,
 ) -> torch.Tensor:
     """Run the encoder, or the decoder if ``encoded`` is given: ids -> normalised hidden states [B, S, D]."""
     x = embed(stack, ids_BS)
     bias = position_bias(stack, ids_BS.shape[1], dtype)
     for block in stack.block:
-        x, ffn = call(block, run_block, stack, block, x, mask_BS, encoded, bias, dtype)
-        if states is not None:
-            states.append(BlockStates(x, ffn, hasattr(block.layer[-1], "experts"), mask_BS))
+        x = call(block, run_block, stack, block, x, mask_BS, encoded, bias, dtype)
     return final_norm(stack, x, dtype)
 
 
@@ -155,7 +139,7 @@ def run_block(
     encoded: Encoded | None,
     bias: torch.Tensor,
     dtype: torch.dtype,
-) -> tuple[torch.Tensor, torch.Tensor]:
+) -> torch.Tensor:
     """Run one block of a stack.
 
     Args:
@@ -167,8 +151,7 @@ def run_block(
         dtype: of the products.
 
     Returns:
-        The input of the next block, and the output of the FFN or Switch layer before the residual connection; both
-        [B, S or T, D].
+        The input of the next block or of the final normalisation, [B, S or T, D] float32.
     """
     drop = _dropout_rate(stack)
     attention = block.layer[0]
@@ -182,8 +165,7 @@ def run_block(
         x = x + F.dropout(other, drop, drop > 0)
     last = block.layer[-1]
     normed = rms_norm(x, last.layer_norm, dtype)
-    ffn = last.experts(normed, mask) if hasattr(last, "experts") else _dense_ffn(last, normed, drop)
-    return x + ffn, ffn
+    return x + (last.experts(normed, mask) if hasattr(last, "experts") else _dense_ffn(last, normed, drop))
 
 
 def final_norm(stack: Any, x: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:

@@ -4,7 +4,6 @@ loop           steps, checkpoints, restarts after divergence
 schedule       the learning rate of each step
 step           the batches of each process, the seed of each forward pass, a window of metrics
 train_modules  a model and its loss as one module: hard labels, or hard and soft labels
-matching       the loss between hidden states of student and teacher, layer by layer
 divergence     detection of non-finite values and exploding gradients
 checkpoint     the state that a killed run resumes from, in safetensors and JSON
 sharding       a model sharded over several processes (FSDP2)

@@ -9,10 +9,8 @@ import torch
 from torch import nn
 from transformers import PreTrainedModel
 
-from distill.data.examples import IGNORE_INDEX
 from distill.loss import SoftLabels, sum_of_losses
-from distill.models.t5_forward import BlockStates, hidden_states
-from distill.training.matching import Matching
+from distill.models.t5_forward import hidden_states
 
 LossAndMetrics = tuple[torch.Tensor, dict[str, torch.Tensor]]
 
@@ -51,14 +49,10 @@ class _MixedLabels(TrainModule):
         return self.hard_fraction < 1 and self.step >= self.soft_start
 
     def mixed_loss(
-        self,
-        input_ids: torch.Tensor,
-        labels: torch.Tensor,
-        soft_labels: SoftLabels | None,
-        states: list[BlockStates] | None = None,
+        self, input_ids: torch.Tensor, labels: torch.Tensor, soft_labels: SoftLabels | None
     ) -> LossAndMetrics:
-        """Loss and metrics; if ``states`` is a list, the states of the student's blocks are appended to it."""
-        hidden, head = hidden_states(self.model, input_ids, labels, states)
+        """Loss and metrics. ``soft_labels`` may be None at steps that do not read them."""
+        hidden, head = hidden_states(self.model, input_ids, labels)
         mixed = self.reads_soft_labels
         sums = sum_of_losses(
             hidden,
@@ -84,8 +78,7 @@ class HardAndCachedLabels(_MixedLabels):
 class HardAndSoftLabels(_MixedLabels):
     """The mixed loss, with soft labels that a frozen teacher (``distill.models.build.freeze``) computes at each step.
 
-    ``matching`` adds the error of the student's states, with its own weight and schedule, independent of
-    ``soft_start``. At steps that need neither soft labels nor states, the teacher does not run.
+    At steps that do not read soft labels, the teacher does not run.
     """
 
     def __init__(
@@ -96,24 +89,13 @@ class HardAndSoftLabels(_MixedLabels):
         hard_fraction: float,
         temperature: float,
         soft_start: int = 0,
-        matching: Matching | None = None,
     ):
         super().__init__(model, hard_fraction=hard_fraction, temperature=temperature, soft_start=soft_start)
-        self.matching = matching
         self._teacher = [teacher.eval().requires_grad_(False)]  # in a list, so that it is not a submodule
 
     def forward(self, input_ids: torch.Tensor, labels: torch.Tensor) -> LossAndMetrics:
-        weight = self.matching.weight_at(self.step) if self.matching else 0
-        student_states: list[BlockStates] = []
-        teacher_states: list[BlockStates] = []
         soft_labels = None
-        if weight or self.reads_soft_labels:
+        if self.reads_soft_labels:
             with torch.no_grad():
-                soft_labels = hidden_states(self._teacher[0], input_ids, labels, teacher_states if weight else None)
-        loss, metrics = self.mixed_loss(input_ids, labels, soft_labels, student_states if weight else None)
-        if self.matching and weight:
-            # The loop divides by the number of target tokens, so the mean is multiplied by it.
-            match = self.matching.loss(student_states, teacher_states) * (labels != IGNORE_INDEX).sum()
-            loss = loss + weight * match
-            metrics |= {"loss": loss.detach(), "match_loss": match.detach()}
-        return loss, metrics
+                soft_labels = hidden_states(self._teacher[0], input_ids, labels)
+        return self.mixed_loss(input_ids, labels, soft_labels)

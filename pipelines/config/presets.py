@@ -217,9 +217,6 @@ def _changes(steps: int) -> dict[str, Any]:
         **{f"ffn-{name}": {"student": {**regress, "ffn_init": name}} for name in ("select", "fit", "regress")},
         "mixture": {"distill": {"teacher_routing": "mixture"}},
         "two-draws": {"distill": {"teacher_routing": "sampled", "num_sampled_experts": 2}},
-        "match-hidden": {"distill": {"match": ["hidden"]}},
-        "match-ffn": {"distill": {"match": ["ffn"]}},
-        "match-ffn-fading": {"distill": {"match": ["ffn"], "match_steps": steps // 2}},
         "half-soft": {"distill": {"hard_fraction": 0.5}},
         "soft-only": {"distill": {"hard_fraction": 0.0}},
         "temperature-2": {"distill": {"temperature": 2.0}},
@@ -234,7 +231,6 @@ def _changes(steps: int) -> dict[str, Any]:
         "all-three-hard-labels": {**best, "distill": {**best["distill"], **CONTROL["distill"]}},
         "all-three-soft-only": {**best, "distill": {**best["distill"], "hard_fraction": 0.0}},
         "all-three-mixture": {**best, "distill": {**best["distill"], "teacher_routing": "mixture"}},
-        "all-three-match-hidden": {**best, "distill": {**best["distill"], "match": ["hidden"], "match_weight": 0.3}},
     }
 
 

@@ -6,7 +6,6 @@ from distill.data.cached_labels import CachedLabels, LabelledExamples
 from distill.data.examples import ExampleSet
 from distill.errors import UserError
 from distill.models.build import count_parameters, place
-from distill.training.matching import Matching
 from distill.training.train_modules import HardAndCachedLabels, HardAndSoftLabels, HardLabels, TrainModule
 from pipelines.runner.lengths import train_to_lengths
 from pipelines.runner.measure import answer, measure, save_results
@@ -44,7 +43,7 @@ def compute(run: StageRun) -> Outcome:
 def _objective_and_examples(
     run: StageRun, student: T5ForConditionalGeneration
 ) -> tuple[TrainModule, ExampleSet | LabelledExamples]:
-    """The training module and its examples. Loads a teacher only if the module needs its logits or hidden states."""
+    """The training module and its examples. Loads a teacher only if the module needs its logits."""
     config, settings = run.config, run.config.distill
     answered = answered_pairs(run)
 
@@ -59,11 +58,10 @@ def _objective_and_examples(
         return HardAndCachedLabels(student, **mix), labelled
     if not settings.runs_teacher:
         return HardLabels(student), examples(run.seed)
-    matching = Matching(settings.match, settings.match_weight, settings.match_steps) if settings.match else None
     running = frozen_teacher(run, divided=settings.expert_parallel)
     if running.streamed:
         raise UserError(
             f"teacher {run.ratio} does not fit into memory, so it cannot run at each step; set distill.soft_labels to "
-            "cached and distill.match to [], or raise teacher.memory"
+            "cached, or raise teacher.memory"
         )
-    return HardAndSoftLabels(student, running.model, **mix, matching=matching), examples(run.seed)
+    return HardAndSoftLabels(student, running.model, **mix), examples(run.seed)

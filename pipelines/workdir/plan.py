@@ -12,7 +12,7 @@ from pipelines.workdir.stage import Stage
 
 _OPTIONS = (
     *("targets", "beams", "soft_start", "teacher_routing", "num_sampled_experts"),
-    *("match", "match_weight", "match_steps", "lengths"),
+    "lengths",
 )
 
 
@@ -131,7 +131,7 @@ def _student(config: RunConfig, teacher: Stage, seed: int, variant: str | None) 
     """The stages init, answer, label and distill of one student; answer and label only if the student reads them."""
     where: dict[str, Any] = {"data": teacher.data, "ratio": teacher.ratio, "seed": seed, "variant": variant}
     init = Stage("init", {"seed": seed, "student": _student_settings(config)}, {"teacher": teacher}, **where)
-    # A student without soft labels or hidden states to match depends on the teacher only through its initial weights.
+    # A student without soft labels depends on the teacher only through its initial weights.
     soft = {"teacher": teacher} if config.distill.runs_teacher else {}
     made: list[Stage] = []
     answers: dict[str, Stage] = {}

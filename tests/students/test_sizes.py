@@ -6,8 +6,9 @@ from transformers import T5ForConditionalGeneration
 
 from distill.config import ModelConfig
 from distill.data.examples import Batch
+from distill.models import t5_forward
 from distill.models.build import count_parameters
-from distill.models.t5_forward import hidden_states
+from distill.models.t5_forward import hidden_states, run_block
 from students.calibration import ffn_errors, record
 from students.ffn_init import METHODS
 from students.initialise import init_student, init_student_with_counts
@@ -118,17 +119,24 @@ def test_kept_layers_have_the_teachers_weights(teacher, layers):
     assert counts["parameters"].get("skipped_layer", 0) == sum(source[name].numel() for name in plain)
 
 
-def test_a_student_with_one_decoder_layer_has_the_states_of_the_teachers_first(teacher):
+def test_a_student_with_one_decoder_layer_has_the_states_of_the_teachers_first(teacher, monkeypatch):
     """The first FFN of the decoder is dense, so nothing in it is fresh. The student's encoder gets the teacher's."""
     student = init_student(teacher, num_decoder_layers=1).eval()
     for own, block in zip(student.encoder.block, teacher.encoder.block, strict=True):
         own.layer[-1] = block.layer[-1]  # Switch layers in place of fresh FFNs
-    states: dict[str, list] = {"teacher": [], "student": []}
+    states = []
+
+    def recorded(*arguments):
+        states.append(run_block(*arguments))
+        return states[-1]
+
+    monkeypatch.setattr(t5_forward, "run_block", recorded)
     with torch.no_grad():
-        hidden_states(teacher.eval(), IDS, IDS[:, :5], states["teacher"])
-        hidden_states(student, IDS, IDS[:, :5], states["student"])
-    torch.testing.assert_close(states["student"][4].hidden, states["teacher"][4].hidden)
-    assert len(states["student"]) == 5 and len(states["teacher"]) == 8
+        hidden_states(teacher.eval(), IDS, IDS[:, :5])
+        of_teacher = len(states)
+        hidden_states(student, IDS, IDS[:, :5])
+    assert of_teacher == 8 and len(states) == 8 + 5
+    torch.testing.assert_close(states[8 + 4], states[4])
 
 
 @pytest.mark.parametrize("ffn_init", AVERAGES)

@@ -37,10 +37,13 @@ def test_states_of_sparse_layers_are_those_of_transformers(tmp_path, batch):
             if block.layer[-1].is_sparse:
                 block.layer[-1].mlp.register_forward_hook(lambda module, args, output: expected.append(output))
     theirs(**batch)
-    states = []
-    hidden_states(load_teacher(tmp_path / "plain", NO_DROPPING), **batch, states=states)
-    assert [state.sparse for state in states] == [False, True] * 4
-    found = [state.ffn for state in states if state.sparse]
+    ours, found = load_teacher(tmp_path / "plain", NO_DROPPING), []
+    layers = switch_layers(ours)
+    sparse = [f"{stack}.block.{block}" for stack in ("encoder", "decoder") for block in (1, 3)]
+    assert [name.partition(".layer")[0] for name, _ in layers] == sparse
+    for _, layer in layers:
+        layer.mlp.register_forward_hook(lambda module, args, output: found.append(output[0]))
+    hidden_states(ours, **batch)
     for mine, other in zip(found, expected, strict=True):
         torch.testing.assert_close(mine, other[0] if isinstance(other, tuple) else other, rtol=1e-4, atol=1e-4)
 

@@ -13,7 +13,7 @@ from distill.config import ModelConfig
 from distill.evaluation import negative_log_perplexity
 from distill.models import t5_forward
 from distill.models.build import build_dense
-from distill.models.t5_forward import encode, hidden_states
+from distill.models.t5_forward import encode, hidden_states, run_block
 from distill.training.train_modules import HardLabels
 from teachers.build import build_teacher, switch_layers
 from teachers.config import TeacherConfig
@@ -190,9 +190,16 @@ def test_padding_at_the_end_changes_nothing():
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_a_batch_without_padding_is_computed_without_masks(kind, monkeypatch):
-    model, batch, states = build(kind).train(), padded(examples([(7, 3)] * 4)), []
-    hidden = hidden_states(model, *batch, states)[0].detach()
-    assert all(state.mask is None for state in states) and encode(model, batch[0]).mask is None
+    model, batch, masks = build(kind).train(), padded(examples([(7, 3)] * 4)), []
+
+    def recorded(stack, block, x, mask, *others):
+        masks.append(mask)
+        return run_block(stack, block, x, mask, *others)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(t5_forward, "run_block", recorded)
+        hidden = hidden_states(model, *batch)[0].detach()
+    assert masks == [None] * 4 and encode(model, batch[0]).mask is None
     found = gradients(model, [batch])
     monkeypatch.setattr(t5_forward, "token_mask", lambda ids, padding: None)
     assert torch.equal(hidden, hidden_states(model, *batch)[0])

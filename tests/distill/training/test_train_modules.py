@@ -9,13 +9,11 @@ from distill.data.examples import Batch, Examples
 from distill.models.build import build_dense
 from distill.training.checkpoint import checkpoints
 from distill.training.loop import Hooks, make_accelerator, train
-from distill.training.matching import Matching
 from distill.training.train_modules import HardAndSoftLabels, HardLabels
 from teachers.build import build_teacher, switch_layers
 from teachers.config import SwitchConfig
 
 CONFIG = TrainingConfig(steps=6, batch_size=8, learning_rate=1e-2, warmup_steps=2, log_every=1, checkpoint_every=2)
-BOTH = ("hidden", "ffn")
 MIX = {"hard_fraction": 0.75, "temperature": 1.0}
 
 
@@ -52,13 +50,12 @@ def fit(objective, examples, directory, accelerator, config=CONFIG, on_step=lamb
 
 
 def test_the_parts_add_up_and_are_logged(student, teacher, examples, tmp_path, accelerator):
-    objective = HardAndSoftLabels(student, teacher, **MIX, matching=Matching(BOTH, 0.5, steps=4))
-    for step, metrics in fit(objective, examples, tmp_path, accelerator).items():
+    objective = HardAndSoftLabels(student, teacher, **MIX)
+    seen = fit(objective, examples, tmp_path, accelerator)
+    assert list(seen) == [1, 2, 3, 4, 5, 6]
+    for metrics in seen.values():
         expected = 0.75 * metrics["hard_loss"] + 0.25 * metrics["soft_loss"]
-        if step <= 4:  # step 1 is optimizer step 0, with the full weight
-            expected += 0.5 * (1 - (step - 1) / 4) * metrics["match_loss"]
         assert metrics["loss"] == pytest.approx(expected, rel=1e-5)
-        assert ("match_loss" in metrics) == (step <= 4)
 
 
 def test_soft_labels_start_at_their_step(student, teacher, examples, tmp_path, accelerator):
@@ -86,29 +83,17 @@ def test_the_teacher_runs_only_when_it_is_read(student, teacher, examples):
     calls = []
     for _, layer in switch_layers(teacher):
         layer.mlp.register_forward_hook(lambda *_: calls.append(1))
-    alone = {"hard_fraction": 1.0, "temperature": 1.0}
-    objective = HardAndSoftLabels(student, teacher, **alone, matching=Matching(BOTH, 1.0, steps=3))
-    ran = []
-    for objective.step in range(5):
-        calls.clear()
-        _, metrics = objective(*examples.batch(range(4)))
-        ran.append(bool(calls))
-        assert "soft_loss" not in metrics
-    assert ran == [True, True, True, False, False]
-    settings = {"training": TrainingConfig(steps=5, batch_size=4, warmup_steps=1)}
-    assert DistillConfig(hard_fraction=1.0, match=["ffn"], match_steps=3, **settings).num_teacher_examples == 4 * sum(
-        ran
-    )
-    objective = HardAndSoftLabels(student, teacher, **MIX, soft_start=2)
-    ran = []
-    for objective.step in range(3):
-        calls.clear()
-        objective(*examples.batch(range(4)))
-        ran.append(bool(calls))
-    assert ran == [False, False, True]
     settings = {"training": TrainingConfig(steps=3, batch_size=4, warmup_steps=1)}
-    assert DistillConfig(soft_start=2, **settings).num_teacher_examples == 4
-    assert DistillConfig(soft_start=2, match=["ffn"], match_steps=1, **settings).num_teacher_examples == 8
+    for hard_fraction, expected in ((1.0, [False, False, False]), (0.75, [False, False, True])):
+        mix, ran = {"hard_fraction": hard_fraction, "soft_start": 2}, []
+        objective = HardAndSoftLabels(student, teacher, temperature=1.0, **mix)
+        for objective.step in range(3):
+            calls.clear()
+            _, metrics = objective(*examples.batch(range(4)))
+            ran.append(bool(calls))
+            assert ("soft_loss" in metrics) == ran[-1]
+        assert ran == expected
+        assert DistillConfig(**mix, **settings).num_teacher_examples == 4 * sum(ran)
     assert DistillConfig(hard_fraction=1.0, **settings).num_teacher_examples == 0
     assert DistillConfig(soft_labels="cached", **settings).num_teacher_examples == 12
 
@@ -117,7 +102,7 @@ def test_the_teacher_runs_only_when_it_is_read(student, teacher, examples):
 def test_an_interrupted_run_repeats_its_draws_and_schedules(
     shape, data, teacher, examples, tmp_path, accelerator, stop
 ):
-    """Sampled experts, soft labels from step 3, and a matching weight that falls in 5 steps."""
+    """Sampled experts, and soft labels from step 3."""
     for _, layer in switch_layers(teacher):
         layer.mlp.routing, layer.mlp.num_sampled_experts = "sampled", 2
 
@@ -130,7 +115,7 @@ def test_an_interrupted_run_repeats_its_draws_and_schedules(
 
     def new():
         model = build_dense(shape.model_copy(update={"dropout": 0.1}), data.vocab_size, pad=0, eos=1, seed=0)
-        return HardAndSoftLabels(model, teacher, **MIX, soft_start=3, matching=Matching(BOTH, 1.0, steps=5))
+        return HardAndSoftLabels(model, teacher, **MIX, soft_start=3)
 
     config = CONFIG.model_copy(update={"micro_batch_size": 4})
     straight = new()
@@ -152,19 +137,18 @@ def test_a_part_that_begins_within_a_logged_window_is_averaged_over_its_own_step
     curves = []
     for log_every in (1, 4):
         model = build_dense(shape, data.vocab_size, pad=0, eos=1, seed=0)
-        objective = HardAndSoftLabels(model, teacher, **MIX, soft_start=2, matching=Matching(BOTH, 1.0, steps=3))
+        objective = HardAndSoftLabels(model, teacher, **MIX, soft_start=2)
         config = CONFIG.model_copy(update={"log_every": log_every, "steps": 4})
         curves.append(fit(objective, examples, tmp_path / str(log_every), accelerator, config))
     each, window = curves[0], curves[1][4]
     assert window["soft_loss"] == pytest.approx(np.mean([each[step]["soft_loss"] for step in (3, 4)]), rel=1e-5)
-    assert window["match_loss"] == pytest.approx(np.mean([each[step]["match_loss"] for step in (1, 2, 3)]), rel=1e-5)
     assert window["loss"] == pytest.approx(np.mean([each[step]["loss"] for step in (1, 2, 3, 4)]), rel=1e-5)
 
 
 def test_padding_changes_neither_loss_nor_gradient(student, teacher, examples):
     for _, layer in switch_layers(teacher):
         layer.mlp.routing = "mixture"  # with a limited capacity, padding could displace other tokens
-    objective = HardAndSoftLabels(student.eval(), teacher, **MIX, matching=Matching(BOTH, 1.0))
+    objective = HardAndSoftLabels(student.eval(), teacher, **MIX)
     inputs, labels = examples.batch(range(4))
     found = []
     for padding in (0, 7):

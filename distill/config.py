@@ -189,18 +189,9 @@ class DistillConfig(Section):
     If ``hard_fraction`` is 1, the teacher is not read and its settings have no effect.
     """
 
-    renamed = {"draws": "num_sampled_experts"}
-
     hard_fraction: Fraction = Field(0.75, description="weight of the hard labels; the soft labels have the rest")
     temperature: PositiveFloat = 1.0
     soft_start: Count = Field(0, description="first step with soft labels; earlier steps use hard labels only")
-    teacher_routing: Literal["top_1", "mixture", "sampled"] = Field(
-        "top_1",
-        description="experts per token: the router's choice, all by router weight, or a random sample",
-    )
-    num_sampled_experts: Positive = Field(
-        1, serialization_alias="draws", description="experts per token that sampled draws at each step"
-    )
     targets: Literal["text", "teacher"] = Field(
         "text", description="hard labels: the targets of the data, or the teacher's answers to the inputs of a task"
     )
@@ -229,19 +220,10 @@ class DistillConfig(Section):
                 f"soft_start ({self.soft_start}) must be smaller than training.steps ({self.training.steps}); "
                 "for hard labels only, set hard_fraction to 1"
             )
-        if self.num_sampled_experts > 1 and self.teacher_routing != "sampled":
+        if self.expert_parallel and self.soft_labels == "cached":
             raise ValueError(
-                f"num_sampled_experts belongs to teacher_routing sampled; {self.teacher_routing} samples no experts"
-            )
-        if self.soft_labels == "cached" and self.teacher_routing == "sampled":
-            raise ValueError(
-                "teacher_routing sampled draws anew at every step, but cached labels are made once; "
-                "set soft_labels to online or teacher_routing to mixture"
-            )
-        if self.expert_parallel and (self.soft_labels == "cached" or self.teacher_routing == "mixture"):
-            raise ValueError(
-                "expert_parallel sends tokens to a few experts of a teacher that runs at each step; set soft_labels to "
-                "online and teacher_routing to top_1 or sampled, or expert_parallel to false"
+                "expert_parallel divides the experts of a teacher that runs at each step; set soft_labels to online, "
+                "or expert_parallel to false"
             )
         return self
 

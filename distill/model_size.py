@@ -7,17 +7,16 @@ from distill.config import ModelConfig
 _BUCKETS = 32  # of T5's relative position bias
 
 
-def forward_flops(shape: dict[str, Any], inputs: float, targets: float, *, experts: int = 1) -> float:
+def forward_flops(shape: dict[str, Any], inputs: float, targets: float) -> float:
     """Floating-point operations of one example's forward pass.
 
     Each multiply-add of the products with weights, of attention and of the head counts as two operations. Element-wise
-    operations do not count. A Switch layer counts as ``experts`` FFNs and a router; the paper routes each token to one
-    expert (section 2.1). A training step takes three times as many operations.
+    operations do not count. A Switch layer counts as one FFN and a router, because it routes each token to one expert
+    (section 2.1 of the paper). A training step takes three times as many operations.
 
     Args:
         shape: the values in the ``config.json`` of a T5 or Switch model.
         inputs, targets: numbers of tokens in the encoder and in the decoder, or their means.
-        experts: number of experts per token.
     """
     width, attended = shape["d_model"], shape["num_heads"] * shape["d_kv"]
     ffn = (3 if shape.get("is_gated_act") else 2) * width * shape["d_ff"]
@@ -25,9 +24,9 @@ def forward_flops(shape: dict[str, Any], inputs: float, targets: float, *, exper
     decoder = targets * (6 * width * attended + ffn) + 2 * targets * (targets + inputs) * attended
     decoder += inputs * 2 * width * attended  # keys and values of the encoder's output
     routed = inputs * shape.get("num_sparse_encoder_layers", 0) + targets * shape.get("num_sparse_decoder_layers", 0)
-    sparse = routed * (width * shape.get("num_experts", 0) + (experts - 1) * ffn)
+    routers = routed * width * shape.get("num_experts", 0)
     layers = shape["num_layers"] * encoder + shape["num_decoder_layers"] * decoder
-    return 2.0 * (layers + sparse + targets * width * shape["vocab_size"])
+    return 2.0 * (layers + routers + targets * width * shape["vocab_size"])
 
 
 def num_parameters(

@@ -87,27 +87,6 @@ def run_experts(
     return _SlicedExperts.apply(tokens_ND, routing, _slices(loads, capacity), inner, wants, wi, wi_gate, wo)
 
 
-def run_all_experts(
-    tokens_ND: torch.Tensor,
-    gates_NE: torch.Tensor,
-    inner: Inner,
-    wi: torch.Tensor,
-    wi_gate: torch.Tensor | None,
-    wo: torch.Tensor,
-) -> torch.Tensor:
-    """Run every expert on every token: ``sum_i gates[:, i] * E_i(x)``, [N, D] float32.
-
-    ``gates_NE`` are the weights of the experts, [N, E]. All other arguments are as in ``run_experts``.
-    """
-    tokens_ND = tokens_ND.to(compute_dtype(tokens_ND))
-    dtype = tokens_ND.dtype
-    output_ND = torch.zeros_like(tokens_ND, dtype=torch.float32)
-    for expert, gate_N in enumerate(gates_NE.unbind(-1)):  # one at a time: all at once would need [N, E, F] in memory
-        parts = [F.linear(tokens_ND, weight[expert].to(dtype)) for weight in (wi, wi_gate) if weight is not None]
-        output_ND = torch.addcmul(output_ND, gate_N[:, None], F.linear(inner(*parts), wo[expert].to(dtype)).float())
-    return output_ND
-
-
 def _slotted(
     tokens_ND: torch.Tensor,
     routing: Routing,

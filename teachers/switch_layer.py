@@ -1,9 +1,9 @@
 """The Switch feed-forward layer (section 2 of the paper) and its routing statistics.
 
-N tokens of the batch, D d_model, E experts, K experts of a token.
+N tokens of the batch, D d_model, E experts.
 """
 
-from typing import Literal, NamedTuple
+from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -16,7 +16,7 @@ from distill.arguments import require, require_fractions, require_positive, requ
 from distill.models.t5_forward import compute_dtype
 from teachers.config import MINIMUM_CAPACITY
 from teachers.divided import divided_parameter, own_experts, run_divided_experts, share_of_experts
-from teachers.experts import run_all_experts, run_experts, sort_by_expert
+from teachers.experts import run_experts, sort_by_expert
 
 
 class RoutingStatistics(NamedTuple):
@@ -50,11 +50,6 @@ class SwitchLayer(nn.Module):
         ValueError: an argument is out of range, or the activation is unknown.
 
     Attributes:
-        routing: ``top_1`` as above. A frozen teacher may use more experts ("Every Expert Matters", arXiv:2502.12947):
-            ``mixture`` is ``sum_i p_i(x) * E_i(x)`` over all experts, and no token is dropped. ``sampled`` is this
-            sum over ``num_sampled_experts`` experts per token, drawn from p without replacement (all experts if
-            there are fewer). The capacity of ``sampled`` is larger by the same factor.
-        num_sampled_experts: K of ``sampled``.
         drops_tokens: whether capacity is limited. If not, the output of a token does not depend on the other tokens of
             the batch, as generation requires.
         holds_share: whether ``wi``, ``wi_gate`` and ``wo`` are plain tensors of only the experts of this process. In
@@ -83,8 +78,6 @@ class SwitchLayer(nn.Module):
         self.num_experts = num_experts
         self.capacity_factor_train, self.capacity_factor_eval = capacity_factor_train, capacity_factor_eval
         self.jitter, self.dropout, self.expert_dropout = jitter, dropout, expert_dropout
-        self.routing: Literal["top_1", "mixture", "sampled"] = "top_1"
-        self.num_sampled_experts = 1
         self.drops_tokens = True
         self.holds_share = False
         gated = activation.startswith("gated-")
@@ -153,8 +146,8 @@ class SwitchLayer(nn.Module):
             The output, with the shape and dtype of ``hidden``, without the residual connection; and the statistics.
 
         Raises:
-            ValueError: an input has the wrong shape or dtype, ``routing`` is unknown or needs experts that other
-                processes hold, or the dtype of the computation is float16, in which the public checkpoints overflow.
+            ValueError: an input has the wrong shape or dtype, or the dtype of the computation is float16, in which the
+                public checkpoints overflow.
         """
         self._check(hidden, padding_mask)
         tokens_ND = hidden.flatten(0, -2)
@@ -164,11 +157,7 @@ class SwitchLayer(nn.Module):
 
         probs_NE = self._router_probabilities(tokens_ND)
         gates_NE = probs_NE if counted_N is None else probs_NE * counted_N[:, None]
-        if self.routing == "mixture":
-            output_ND = run_all_experts(tokens_ND, gates_NE, self._inner, self.wi, self.wi_gate, self.wo)
-            load_E, dropped = gates_NE.detach().sum(0) / tokens, gates_NE.new_zeros(())
-        else:
-            output_ND, load_E, dropped = self._run_chosen(tokens_ND, probs_NE, counted_N, tokens)
+        output_ND, load_E, dropped = self._run_chosen(tokens_ND, probs_NE, counted_N, tokens)
         output_ND = F.dropout(output_ND, self.dropout, self.training).to(hidden.dtype)
         return output_ND.view_as(hidden), self._statistics(gates_NE, load_E, dropped, tokens)
 
@@ -185,11 +174,6 @@ class SwitchLayer(nn.Module):
                 f"padding_mask has shape {list(padding_mask.shape)}, hidden {list(hidden.shape)}; "
                 "it must have one value for each token"
             )
-        require(
-            "routing", self.routing, "top_1, mixture or sampled", lambda name: name in ("top_1", "mixture", "sampled")
-        )
-        if self.divided and self.routing == "mixture":
-            raise ValueError("routing is mixture, which runs all experts, but this process holds a share of them")
 
     def _run_chosen(
         self,
@@ -198,28 +182,20 @@ class SwitchLayer(nn.Module):
         counted_N: torch.Tensor | None,
         tokens: int | torch.Tensor,
     ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-        """Run K experts per token; returns their weighted sum [N, D], the load [E] and the dropped fraction."""
-        if self.routing == "sampled":
-            expert_NK = torch.multinomial(probs_NE, min(self.num_sampled_experts, self.num_experts))
-            gate_NK = probs_NE.gather(-1, expert_NK)
-        else:
-            gate_NK, expert_NK = probs_NE.max(-1, keepdim=True)
-        per_token = expert_NK.shape[1]
-        gate, expert = gate_NK.T.flatten(), expert_NK.T.flatten()  # [K * N], each token once per expert
+        """Run each token's expert; returns the gated output [N, D], the load [E] and the dropped fraction."""
+        gate_N, expert_N = probs_NE.max(-1)
         if counted_N is not None:
-            expert = expert.where(counted_N.repeat(per_token), self.num_experts)  # no expert
-        routing, taken, capacity = sort_by_expert(expert, self.num_experts), expert < self.num_experts, None
+            expert_N = expert_N.where(counted_N, self.num_experts)  # no expert
+        routing, taken_N, capacity = sort_by_expert(expert_N, self.num_experts), expert_N < self.num_experts, None
         if self.drops_tokens:
-            capacity = self.capacity(tokens * per_token)
-            taken &= routing.position < capacity
-        copies = tokens_ND.expand(per_token, *tokens_ND.shape).flatten(0, 1)
+            capacity = self.capacity(tokens)
+            taken_N &= routing.position < capacity
         run = run_divided_experts if self.divided else run_experts
         wi, wi_gate, wo = own_experts(self.wi), own_experts(self.wi_gate), own_experts(self.wo)
-        output = run(copies, routing, capacity, self._inner, wi, wi_gate, wo)
-        output = (output * gate[:, None].to(output.dtype)).where(taken[:, None], 0)
-        dropped = (routing.load.sum() - taken.sum()) / (tokens * per_token)
-        output = output.view(per_token, *tokens_ND.shape).sum(0) if per_token > 1 else output
-        return output, routing.load.float() / (tokens * per_token), dropped
+        output_ND = run(tokens_ND, routing, capacity, self._inner, wi, wi_gate, wo)
+        output_ND = (output_ND * gate_N[:, None].to(output_ND.dtype)).where(taken_N[:, None], 0)
+        dropped = (routing.load.sum() - taken_N.sum()) / tokens
+        return output_ND, routing.load.float() / tokens, dropped
 
     def _router_probabilities(self, tokens_ND: torch.Tensor) -> torch.Tensor:
         with torch.autocast(tokens_ND.device.type, enabled=False):

@@ -215,8 +215,6 @@ def _changes(steps: int) -> dict[str, Any]:
         "hard-labels": CONTROL,
         **{f"ffn-{name}": {"student": {"ffn_init": name}} for name in ("mean", "usage", "best", "svd", "aligned")},
         **{f"ffn-{name}": {"student": {**regress, "ffn_init": name}} for name in ("select", "fit", "regress")},
-        "mixture": {"distill": {"teacher_routing": "mixture"}},
-        "two-draws": {"distill": {"teacher_routing": "sampled", "num_sampled_experts": 2}},
         "half-soft": {"distill": {"hard_fraction": 0.5}},
         "soft-only": {"distill": {"hard_fraction": 0.0}},
         "temperature-2": {"distill": {"temperature": 2.0}},
@@ -230,7 +228,6 @@ def _changes(steps: int) -> dict[str, Any]:
         "all-three": best,
         "all-three-hard-labels": {**best, "distill": {**best["distill"], **CONTROL["distill"]}},
         "all-three-soft-only": {**best, "distill": {**best["distill"], "hard_fraction": 0.0}},
-        "all-three-mixture": {**best, "distill": {**best["distill"], "teacher_routing": "mixture"}},
     }
 
 

@@ -7,8 +7,8 @@ from distill.tasks.examples import PairExamples
 from distill.tasks.prepared import Pairs
 from pipelines.runner.stage_data import task_data
 from pipelines.runner.stage_run import Outcome, StageRun
-from pipelines.stages.teacher import require_in_memory, run_frozen
-from pipelines.workdir.teacher_files import open_finished_teacher, teacher_digest
+from pipelines.stages.teacher import frozen_teacher, require_in_memory
+from pipelines.workdir.teacher_files import teacher_digest
 
 
 def compute(run: StageRun) -> Outcome:
@@ -39,7 +39,7 @@ def help_compute(run: StageRun) -> None:
 def _make(run: StageRun, *, lead: bool) -> None:
     task, teacher, data = run.config.task, run.inputs["teacher"], task_data(run.data)
     assert task is not None
-    running = run_frozen(run, open_finished_teacher(teacher))
+    running = frozen_teacher(run)
     require_in_memory(run, running)
     pad = data.special_tokens.pad
     parts = [PairExamples(pairs, np.arange(len(pairs.starts)), pad=pad) for pairs in _asked(run)]

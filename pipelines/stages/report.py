@@ -237,10 +237,7 @@ def _training_cost(run: StageRun, ratio: str, variant: str | None) -> dict[str, 
     steps = student.facts["steps"]
     cost = _cost(run, teacher, teacher_training, teacher_steps) if trained_here else {"tokens": None, "flops": None}
     own = _cost(run, student, student_training, steps)
-    experts = {"top_1": 1, "mixture": run.config.teacher.ratios[ratio], "sampled": settings.num_sampled_experts}
-    teacher_passes = settings.num_teacher_examples * _forward_flops(
-        run, teacher, experts=experts[settings.teacher_routing]
-    )
+    teacher_passes = settings.num_teacher_examples * _forward_flops(run, teacher)
     return {
         "teacher_steps": teacher_steps if trained_here else None,
         "teacher_tokens": cost["tokens"],
@@ -272,12 +269,12 @@ def _cost(run: StageRun, model: FinishedStage, training: TrainingConfig, steps: 
     }
 
 
-def _forward_flops(run: StageRun, model: FinishedStage, *, experts: int = 1) -> float:
+def _forward_flops(run: StageRun, model: FinishedStage) -> float:
     """Floating-point operations of a forward pass for one example."""
     lengths = run.data.mean_lengths(run.config.data)
     shape = model.facts.get("shape")  # a loaded teacher has no config.json in its directory
     shape = shape or json.loads(model.read("model/config.json").read_text())
-    return forward_flops(shape, lengths.inputs, lengths.targets, experts=experts)
+    return forward_flops(shape, lengths.inputs, lengths.targets)
 
 
 def _of_kind(run: StageRun, kind: str, ratio: str | None = None, variant: str | None = None) -> list[FinishedStage]:

@@ -17,7 +17,7 @@ from pipelines.runner.measure import answer, measure, save_results, validation_q
 from pipelines.runner.stage_data import training_examples
 from pipelines.runner.stage_run import Outcome, StageRun
 from pipelines.workdir.teacher_files import open_finished_teacher, reference_facts
-from teachers.build import build_teacher, count_undivided, switch_layers
+from teachers.build import build_teacher, count_undivided
 from teachers.load import StoredTeacher, open_teacher, read_teacher
 from teachers.routing import RoutingSummary, measure_routing
 from teachers.save import save_teacher
@@ -77,7 +77,7 @@ def compute(run: StageRun) -> Outcome:
 
 
 def frozen_teacher(run: StageRun, *, divided: bool = False) -> RunningTeacher:
-    """The frozen teacher of a later stage, with ``distill.teacher_routing``.
+    """The frozen teacher of a later stage.
 
     Args:
         run: the stage.
@@ -86,11 +86,7 @@ def frozen_teacher(run: StageRun, *, divided: bool = False) -> RunningTeacher:
     Raises:
         UserError: its files are missing, damaged or not those that the teacher stage has read.
     """
-    running = run_frozen(run, open_finished_teacher(run.inputs["teacher"]), divided=divided)
-    for _, layer in switch_layers(running.model):
-        layer.mlp.routing = run.config.distill.teacher_routing
-        layer.mlp.num_sampled_experts = run.config.distill.num_sampled_experts
-    return running
+    return run_frozen(run, open_finished_teacher(run.inputs["teacher"]), divided=divided)
 
 
 def require_in_memory(run: StageRun, running: RunningTeacher) -> None:

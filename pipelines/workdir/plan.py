@@ -10,10 +10,7 @@ from distill.training.precision import resolve_precision
 from pipelines.config.run_config import RunConfig
 from pipelines.workdir.stage import Stage
 
-_OPTIONS = (
-    *("targets", "beams", "soft_start", "teacher_routing", "num_sampled_experts"),
-    "lengths",
-)
+_OPTIONS = ("targets", "beams", "soft_start", "lengths")
 
 
 def plan(config: RunConfig, data: str, pretrained: Sequence[Stage] = ()) -> list[Stage]:
@@ -191,7 +188,6 @@ def _label_settings(config: RunConfig) -> dict[str, Any]:
         "capacity_factor_eval": config.teacher.capacity_factor_eval,
         "temperature": config.distill.temperature,
         "labels": {**_values(config.distill.labels), "examples": config.distill.num_labelled_examples},
-        **_values(config.distill, include={"teacher_routing"}, exclude_defaults=True),
     }
 
 

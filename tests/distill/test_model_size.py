@@ -24,7 +24,4 @@ def test_a_switch_layer_costs_one_expert_and_its_router(shape):
     dense = build_dense(shape, 512, pad=0, eos=1, seed=0)
     teacher = build_teacher(shape, SwitchConfig(), 512, 8, pad=0, eos=1, seed=0)
     routers = 2 * 8 * shape.d_model * (12 + 5)
-    one, two = (forward_flops(teacher.config.to_dict(), 12, 5, experts=count) for count in (1, 2))
-    assert one == forward_flops(dense.config.to_dict(), 12, 5) + routers
-    ffns = 2 * 2 * shape.d_model * shape.d_ff * (12 + 5) * shape.num_layers // shape.sparse_every
-    assert two == one + ffns
+    assert forward_flops(teacher.config.to_dict(), 12, 5) == forward_flops(dense.config.to_dict(), 12, 5) + routers

@@ -21,7 +21,6 @@ from teachers.divided import share_of_experts
 from teachers.load import open_teacher, read_teacher
 from teachers.routing import measure_routing
 from teachers.save import save_teacher
-from teachers.switch_layer import SwitchLayer
 
 EXPERTS = 5  # no multiple of the number of processes
 SWITCH = SwitchConfig(capacity_factor_eval=0.6)  # drops tokens
@@ -72,17 +71,16 @@ def compare(process: int, processes: int, directory: Path) -> None:
     input_ids, labels = torch.randint(2, 60, (3, 20 + 7 * process)), torch.randint(2, 60, (3, 9))
     input_ids[0, 12:], labels[1, 5:] = 0, -100
     counted = (labels != -100).flatten()
-    for routing, count, drops in (("top_1", 1, True), ("sampled", 2, True), ("top_1", 1, False)):
+    for drops in (True, False):
         outputs = []
         for model in (whole, divided):
             for _, layer in switch_layers(model):
-                layer.mlp.routing, layer.mlp.num_sampled_experts, layer.mlp.drops_tokens = routing, count, drops
-            torch.manual_seed(process)
+                layer.mlp.drops_tokens = drops
             with torch.no_grad():
                 outputs.append(hidden_states(model, input_ids, labels)[0][counted])
             outputs.append(torch.stack([layer.statistics.dropped_fraction for _, layer in switch_layers(model)]))
-        same = torch.equal(outputs[1], outputs[3])
-        found[f"{routing} {drops}"] = [float((outputs[0] - outputs[2]).abs().max()), same, float(outputs[3].max())]
+        same, name = torch.equal(outputs[1], outputs[3]), "dropping" if drops else "unlimited"
+        found[name] = [float((outputs[0] - outputs[2]).abs().max()), same, float(outputs[3].max())]
     found["evaluated"] = [
         evaluated(model, process * part, 1 + (processes - 1) * part) for part, model in enumerate((whole, divided))
     ]
@@ -108,10 +106,10 @@ def test_divided_teachers_are_the_undivided_one(teacher, tmp_path, processes):
     for process in range(processes):
         found = json.loads((tmp_path / f"{process}.json").read_text())
         assert found["evaluated"][0] == pytest.approx(found.pop("evaluated")[1], abs=1e-5)
-        assert len(found) == 3
+        assert len(found) == 2
         for difference, same, _ in found.values():
             assert difference < 1e-5 and same
-        assert found["top_1 True"][2] > 0.1 and found["sampled True"][2] > 0 and found["top_1 False"][2] == 0
+        assert found["dropping"][2] > 0.1 and found["unlimited"][2] == 0
 
 
 @pytest.mark.parametrize("processes", [2, 4, 7])
@@ -129,10 +127,3 @@ def test_each_process_reads_and_holds_its_share(teacher, processes):
         held = sum(parameter.nbytes for parameter in own.parameters())
         assert stored.reader.bytes_read - before == held
     assert rows == EXPERTS
-
-
-def test_a_divided_layer_has_no_mixture():
-    layer = SwitchLayer(8, 16, 4)
-    layer.holds_share, layer.routing = True, "mixture"
-    with pytest.raises(ValueError, match="mixture, which runs all experts, but this process holds a share"):
-        layer(torch.randn(1, 2, 8))

@@ -21,7 +21,7 @@ from teachers.load import load_teacher
 from tests.teachers.plain_teacher import NO_DROPPING, save_plain_teacher
 
 PAD, VOCABULARY, EXPERTS = 0, 64, 4
-KINDS = ["dense", "dense-gated-untied", "top_1", "top_1-gated-untied", "mixture"]
+KINDS = ["dense", "dense-gated-untied", "switch", "switch-gated-untied", "unlimited"]
 LENGTHS = [(7, 3), (2, 5), (1, 1), (9, 2)]  # of inputs and targets
 
 
@@ -38,7 +38,7 @@ def build(kind: str, capacity_factor: float = EXPERTS):
         settings = TeacherConfig(experts=[EXPERTS], jitter=0.0, **factors)
         model = build_teacher(shape, settings, VOCABULARY, EXPERTS, pad=PAD, eos=1, seed=0)
         for _, layer in switch_layers(model):
-            layer.mlp.routing = name
+            layer.mlp.drops_tokens = name != "unlimited"
     torch.manual_seed(1)
     for parameter in model.parameters():  # norms that are not 1, and routers with a preference
         parameter.data += 0.3 * torch.randn_like(parameter)
@@ -149,7 +149,7 @@ def test_a_teacher_computes_what_plain_transformers_computes_with_an_attention_m
 def test_routing_is_that_of_the_tokens_without_padding(capacity_factor):
     """Choice, load, load-balancing loss, entropy and dropped tokens of every layer, in NumPy."""
     lengths = [(9, 9), (4, 7), (12, 2), (1, 5), (8, 8)]
-    model, pairs, seen = build("top_1", capacity_factor), examples(lengths), []
+    model, pairs, seen = build("switch", capacity_factor), examples(lengths), []
     handles = [
         layer.mlp.register_forward_hook(lambda module, args, output: seen.append((module, args[0], *output)))
         for _, layer in switch_layers(model)
@@ -208,7 +208,7 @@ def test_a_batch_without_padding_is_computed_without_masks(kind, monkeypatch):
 
 
 def test_the_encoder_alone_is_that_of_the_whole_pass():
-    model, (inputs, _) = build("top_1"), padded(examples(LENGTHS))
+    model, (inputs, _) = build("switch"), padded(examples(LENGTHS))
     encoded = encode(model, inputs)
     assert torch.equal(encoded.mask, inputs != PAD) and encoded.hidden.shape == (*inputs.shape, 16)
     expected = model.encoder(input_ids=inputs, attention_mask=(inputs != PAD).long()).last_hidden_state

@@ -102,9 +102,7 @@ def test_the_teacher_runs_only_when_it_is_read(student, teacher, examples):
 def test_an_interrupted_run_repeats_its_draws_and_schedules(
     shape, data, teacher, examples, tmp_path, accelerator, stop
 ):
-    """Sampled experts, and soft labels from step 3."""
-    for _, layer in switch_layers(teacher):
-        layer.mlp.routing, layer.mlp.num_sampled_experts = "sampled", 2
+    """Dropout in the student, and soft labels from step 3."""
 
     class Killed(Exception):
         pass
@@ -147,7 +145,7 @@ def test_a_part_that_begins_within_a_logged_window_is_averaged_over_its_own_step
 
 def test_padding_changes_neither_loss_nor_gradient(student, teacher, examples):
     for _, layer in switch_layers(teacher):
-        layer.mlp.routing = "mixture"  # with a limited capacity, padding could displace other tokens
+        layer.mlp.drops_tokens = False  # with a limited capacity, padding could displace other tokens
     objective = HardAndSoftLabels(student.eval(), teacher, **MIX)
     inputs, labels = examples.batch(range(4))
     found = []

@@ -74,7 +74,7 @@ RECIPE = [
 def test_defaults_are_the_papers():
     config = RunConfig.model_validate({"teacher": {"experts": [8]}})
     assert config.distill.hard_fraction == 0.75 and config.distill.temperature == 1.0
-    assert config.distill.soft_start == 0 and config.distill.teacher_routing == "top_1"
+    assert config.distill.soft_start == 0 and config.distill.soft_labels == "online"
     assert config.teacher.capacity_factor_train == 1.25 and config.teacher.capacity_factor_eval == 2.0
     assert config.teacher.load_balancing_weight == 0.01 and config.teacher.jitter == 0.01
     assert (config.data.noise_density, config.data.mean_span_length, config.data.input_length) == (0.15, 3.0, 512)
@@ -150,21 +150,10 @@ def test_best_and_table_7_share_teachers_baselines_and_the_papers_students():
         ("distill.training.micro_batch_size=7", "must be a multiple of micro_batch_size"),
         ("distill.soft_labels=offline", "input should be 'online' or 'cached'"),
         ("distill.soft_start=200", r"distill: soft_start \(200\) must be smaller than training.steps \(200\)"),
-        ("distill.teacher_routing=top1", "input should be 'top_1', 'mixture' or 'sampled'"),
-        (
-            "distill.num_sampled_experts=2",
-            "num_sampled_experts belongs to teacher_routing sampled; top_1 samples no experts",
-        ),
         ("distill={soft_labels: cached, expert_parallel: true}", "expert_parallel .* set soft_labels to online"),
-        ("distill={teacher_routing: mixture, expert_parallel: true}", "expert_parallel .* to top_1 or sampled"),
-        (
-            "distill={soft_labels: cached, teacher_routing: sampled}",
-            "sampled draws anew at every step, but cached labels are made once",
-        ),
         ("distill.labels.form=topk", "distill.labels.form is 'topk'; input should be 'top_k' or 'sampled'"),
         ("distill.labels.num_tokens=0", "distill.labels.num_tokens is 0"),
         ("distill.labels.words=4", "distill.labels: words is now called num_tokens; rename it"),
-        ("distill.draws=2", "distill: draws is now called num_sampled_experts; rename it"),
         (
             "variants={few: {distill: {labels: {words: 4}}}}",
             "in variants.few, distill.labels: words is now called num_tokens; rename it",
@@ -288,9 +277,8 @@ class TestPlan:
         stages = {stage.title: stage for stage in plan(load_config("smoke", ["distill.hard_fraction=1.0"]), "data")}
         assert set(stages["distill e2"].inputs) == {"init"}
 
-    @pytest.mark.parametrize("option", ["teacher_routing=mixture", "teacher_routing=sampled", "soft_start=1"])
-    def test_an_option_of_the_student_changes_the_student_alone(self, option):
-        assert self.changed(f"distill.{option}") == {"distill e2", "distill e4", "report"}
+    def test_an_option_of_the_student_changes_the_student_alone(self):
+        assert self.changed("distill.soft_start=1") == {"distill e2", "distill e4", "report"}
 
     def test_an_option_that_is_off_is_no_setting_of_a_stage(self):
         stages = {stage.title: stage for stage in plan(load_config("smoke"), "data")}
@@ -308,9 +296,6 @@ class TestPlan:
         labels = plan(load_config("smoke", ["distill.soft_labels=cached", "distill.labels.num_tokens=4"]), "data")[4]
         expected = {"form": "sampled", "words": 4, "examples": 64, "seed": 0}
         assert labels.kind == "label" and labels.settings["labels"] == expected
-        sampled = ["distill.teacher_routing=sampled", "distill.num_sampled_experts=2"]
-        students = [stage for stage in plan(load_config("smoke", sampled), "data") if stage.kind == "distill"]
-        assert [stage.settings["distill"]["draws"] for stage in students] == [2, 2]
 
     def test_cached_labels_are_made_between_teacher_and_student(self):
         stages = plan(load_config("smoke", ["distill.soft_labels=cached"]), "data")
@@ -334,7 +319,6 @@ class TestPlan:
             assert labels(f"distill.{same}") == before, same
         assert labels("data.test_examples=16", "teacher.checkpoints={}") != before  # changes the teacher
         for other in (
-            "distill.teacher_routing=mixture",
             *("distill.temperature=2.0", "distill.labels.num_tokens=8", "distill.labels.form=top_k"),
             *("distill.labels.seed=1", "distill.labels.examples=65", "distill.training.steps=9"),
             *("teacher.training.steps=17", "teacher.capacity_factor_eval=1.0", "teacher.evaluation_batch_size=8"),

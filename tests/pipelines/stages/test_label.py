@@ -10,7 +10,6 @@ import sys
 import time
 from pathlib import Path
 
-import numpy as np
 import pytest
 from mlflow import MlflowClient
 
@@ -63,18 +62,6 @@ def test_a_teacher_larger_than_memory_makes_the_same_labels_layer_by_layer(label
     assert labels_in(work) == expected
 
 
-def test_labels_of_a_mixture_have_their_own_stage(labelled, cli, tmp_path):
-    work = tmp_path / "work"
-    shutil.copytree(labelled[0], work)
-    mixture = ["--set", "distill.teacher_routing=mixture", "--set", "distill.labels.examples=64"]
-    done = cli("label", "smoke", "--ratio", "e4", *mixture, "--workdir", str(work), "--json")
-    assert done.returncode == 0, done.stderr
-    made = {path.parent.parent: np.load(path)[:64] for path in work.glob("stages/label-e4-*/labels/entropy.npy")}
-    assert len(made) == 2
-    one, other = made.values()
-    assert one.shape == other.shape and not np.array_equal(one, other)
-
-
 def test_a_student_needs_the_labels_and_not_the_teacher(smoke, labelled, cli):
     work = labelled[0]
     teacher = next(work.glob("stages/teacher-e4-*/model"))
@@ -119,10 +106,6 @@ def test_missing_labels_are_named_with_the_command_that_makes_them(smoke, cli):
     "override,message",
     [
         ("distill.hard_fraction=1.0", "nothing to label: distill.hard_fraction is 1"),
-        (
-            "distill.teacher_routing=sampled",
-            "cached labels are made once; set soft_labels",
-        ),
         ("distill.labels.num_tokens=513", "distill.labels.num_tokens is 513, but the vocabulary has only 512 tokens"),
     ],
 )

@@ -74,17 +74,6 @@ def mean(layer: SwitchExperts, seed: int) -> FFN:
     return FFN(layer.experts.wi.mean(0), layer.experts.wo.mean(0) * _mean_gate(layer))
 
 
-def svd(layer: SwitchExperts, seed: int) -> FFN:
-    """The sum of the experts' weights, each truncated to its share of the rank (after the SVD gathering of OneS).
-
-    ``W = sum_i U_i S_i V_i^T`` with the ``max(1, rank // E)`` largest singular values of each expert. ``wo`` is scaled
-    by the mean gate if there is calibration text.
-    """
-    width = layer.experts.wo.shape[-1]
-    wi = torch.cat([_strongest(part) for part in layer.experts.wi.split(width, -1)], -1)
-    return FFN(wi, _strongest(layer.experts.wo) * _mean_gate(layer))
-
-
 def usage(layer: SwitchExperts, seed: int) -> FFN:
     """The mean of the experts weighted by their load, with each expert's ``wo`` scaled by its mean gate.
 
@@ -181,20 +170,13 @@ def regress(layer: SwitchExperts, seed: int) -> FFN:
 
 # All values of ffn_init but "random", which is T5's own initialisation.
 METHODS: dict[str, Callable[[SwitchExperts, int], FFN]] = {
-    method.__name__: method for method in (mean, svd, usage, best, aligned, select, fit, regress)
+    method.__name__: method for method in (mean, usage, best, aligned, select, fit, regress)
 }
-WITHOUT_CALIBRATION = frozenset({"random", "mean", "svd"})
+WITHOUT_CALIBRATION = frozenset({"random", "mean"})
 
 
 def _mean_gate(layer: SwitchExperts) -> torch.Tensor | float:
     return 1.0 if layer.activations is None else layer.activations.gate.mean()
-
-
-def _strongest(weight: torch.Tensor) -> torch.Tensor:
-    """[E, F, D] -> [F, D], the sum of the experts, each truncated to rank ``max(1, min(F, D) // E)``."""
-    u, s, v = torch.linalg.svd(weight, full_matrices=False)
-    kept = max(1, s.shape[-1] // len(weight))
-    return (u[..., :kept] * s[:, None, :kept] @ v[:, :kept]).sum(0)
 
 
 def _contributions(layer: SwitchExperts) -> tuple[torch.Tensor, torch.Tensor]:

@@ -62,8 +62,8 @@ def init_student(
             ``students.ffn_init``.
         seed: seed of all random numbers, from 0.
         calibration: batches of training text, ``input_ids`` [B, S] and ``labels`` [B, T], both int64, on which the
-            experts are measured. It is optional for "random", "mean" and "svd". Without it, "mean" and "svd" do not
-            scale by the gate.
+            experts are measured. It is optional for "random" and "mean". Without it, "mean" does not scale by the
+            gate.
         d_ff: neurons of every FFN of the student, at least the teacher's; None: the teacher's. "select", "fit" and
             "regress" build all of them from the experts, and the other methods as many as an expert has.
         num_decoder_layers: of the student, at most the teacher's; None: the teacher's.

@@ -213,7 +213,7 @@ def _changes(steps: int) -> dict[str, Any]:
     return {
         "paper": {},
         "hard-labels": CONTROL,
-        **{f"ffn-{name}": {"student": {"ffn_init": name}} for name in ("mean", "usage", "best", "svd", "aligned")},
+        **{f"ffn-{name}": {"student": {"ffn_init": name}} for name in ("mean", "usage", "best", "aligned")},
         **{f"ffn-{name}": {"student": {**regress, "ffn_init": name}} for name in ("select", "fit", "regress")},
         "half-soft": {"distill": {"hard_fraction": 0.5}},
         "soft-only": {"distill": {"hard_fraction": 0.0}},

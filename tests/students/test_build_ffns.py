@@ -50,7 +50,7 @@ def built(teacher, ffn_init, batches, **arguments):
     return student, counts
 
 
-@pytest.mark.parametrize("ffn_init,text", [(name, True) for name in METHODS] + [("mean", False), ("svd", False)])
+@pytest.mark.parametrize("ffn_init,text", [(name, True) for name in METHODS] + [("mean", False)])
 def test_ffns_of_streamed_experts_are_the_same(directory, streamed, batches, tmp_path, monkeypatch, ffn_init, text):
     monkeypatch.setattr("students.ffn_init._STEPS", 20)
     assert text or ffn_init in WITHOUT_CALIBRATION

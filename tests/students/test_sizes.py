@@ -20,7 +20,7 @@ from teachers.save import plain_state_dict, save_teacher
 from teachers.streaming import StreamedExperts
 
 SHAPE = ModelConfig(d_model=16, d_ff=24, d_kv=8, num_heads=2, num_layers=4)
-AVERAGES = ("mean", "svd", "usage", "best", "aligned")
+AVERAGES = ("mean", "usage", "best", "aligned")
 CHOOSERS = ("select", "fit", "regress")
 NEW = {"widened", "added", "skipped_layer"}  # outcomes that only students of another size have
 IDS = torch.randint(2, 64, (2, 12), generator=torch.Generator().manual_seed(0))

@@ -105,7 +105,12 @@ class Publisher:
                 with self.workspace.lock(upstream):
                     if not self.workspace.finished(upstream).is_tracked:  # the holder of the lock may have published it
                         self._send(upstream, self._start(upstream), late=True)
-        return self._start(stage)
+        try:
+            return self._start(stage)
+        except (KeyboardInterrupt, SystemExit):  # the run may have begun, and only its directory knows which it is
+            with contextlib.suppress(StoreError):
+                TrackedRun(self.store, stage.directory(self.workspace.directory), stage.title).close("KILLED")
+            raise
 
     def publish(self, stage: Stage, tracked: TrackedRun | None = None) -> None:
         """Publish the finished ``stage``. The caller holds the lock of the stage.

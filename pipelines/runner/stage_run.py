@@ -71,19 +71,18 @@ class StageRun:
             UserError: the store cannot be used, or an input is not finished. A new stage leaves no directory behind.
         """
         directory = stage.directory(workspace.directory)
-        new, tracked, curves = not directory.exists(), None, None
-        if is_main_process():
-            _ = publisher.store  # raises before the directory is made if the store cannot be used
-            make_directory(directory)
-            remove_temporary(directory)
-            config = workspace.config.model_dump(mode="json")
-            write_text(directory / "config.yaml", yaml.safe_dump(config, sort_keys=False))
-            with publisher.unless_unreachable():
-                tracked = publisher.begin(stage)
-            curves = MetricLog(directory / "metrics.jsonl", tracked.send if tracked else None)
-        accelerator.wait_for_everyone()
-        status = "FAILED"
+        new, tracked, curves, status = not directory.exists(), None, None, "FAILED"
         try:
+            if is_main_process():
+                _ = publisher.store  # raises before the directory is made if the store cannot be used
+                make_directory(directory)
+                remove_temporary(directory)
+                config = workspace.config.model_dump(mode="json")
+                write_text(directory / "config.yaml", yaml.safe_dump(config, sort_keys=False))
+                with publisher.unless_unreachable():
+                    tracked = publisher.begin(stage)
+                curves = MetricLog(directory / "metrics.jsonl", tracked.send if tracked else None)
+            accelerator.wait_for_everyone()
             with Bar(workspace.console, stage.title) as bar:
                 inputs = workspace.inputs_of(stage)
                 yield cls(workspace, accelerator, publisher, stage, inputs, directory, tracked, curves, bar)

@@ -341,6 +341,30 @@ def test_an_interrupted_stage_continues_and_ends_with_the_same_bytes(
     assert not (directory / "checkpoints").exists()
 
 
+@pytest.mark.parametrize("call", ["create_run", "log_batch", "log_inputs"])
+def test_a_run_that_is_interrupted_while_it_begins_is_killed_and_continues(smoke, cli, patched_cli, tmp_path, call):
+    """Ctrl-C arrives when the store has done a call, so the run exists, and nobody knows it yet."""
+    work = tmp_path / "work"
+    shutil.copytree(smoke[0] / "data", work / "data")
+    code = f"""
+        from mlflow import MlflowClient
+        done = MlflowClient.{call}
+        def interrupted(*arguments, **named):
+            done(*arguments, **named)
+            MlflowClient.{call} = done
+            raise KeyboardInterrupt
+        MlflowClient.{call} = interrupted
+    """
+    process = patched_cli(code, "teacher", "smoke", "--ratio", "e2", "--workdir", str(work))
+    process.communicate()
+    client = MlflowClient(f"sqlite:///{work}/mlflow.db")
+    [run] = client.search_runs(["1"])
+    assert process.returncode == 130 and run.info.status == "KILLED"
+    done = cli("teacher", "smoke", "--ratio", "e2", "--workdir", str(work))
+    assert done.returncode == 0, done.stderr
+    assert [(one.info.run_id, one.info.status) for one in client.search_runs(["1"])] == [(run.info.run_id, "FINISHED")]
+
+
 @pytest.mark.slow  # test_processes compares the losses of two processes and of one
 def test_two_processes_give_the_results_of_one(smoke, cli, tmp_path):
     """The global batches are the same, so the baselines differ only by the order of additions."""

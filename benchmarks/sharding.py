@@ -53,7 +53,7 @@ class Measured(NamedTuple):
 
     parameters: int
     before: int  # resident bytes, before the model is built
-    start: int  # the most resident bytes until the first step
+    start: int  # the most resident bytes before the first step
     peak: int  # the most resident bytes during the steps
     losses: list[float]  # of each step
 
@@ -69,7 +69,7 @@ def compare(experts: int, tiny: bool) -> bool:
     """Print the table of a T5, if ``experts`` is 0, or of a Switch model; returns whether all losses are equal."""
     shape, counts = (TINY, (2,)) if tiny else (LARGE[experts], (2, 4))
     table = Table(box=box.SIMPLE_HEAD, show_edge=False, padding=0)
-    for column in ("processes", "form", "before the model", "peak until the steps", "peak of the steps", "losses"):
+    for column in ("processes", "form", "before the model", "peak before the steps", "peak during the steps", "losses"):
         table.add_column(column, justify="right")
     curves = []
     for processes in counts:

@@ -8,7 +8,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field, ValidationError, model_validator
 
-from distill.config import DataConfig, DistillConfig, ModelConfig, Positive, Section, Source
+from distill.config import DataConfig, DistillConfig, ModelConfig, Positive, PositiveFloat, Section, Source
 from distill.errors import UserError
 from distill.tasks.config import TaskConfig
 from pipelines.config.error_sentence import error_sentence, shown
@@ -23,12 +23,15 @@ class BaselineConfig(Section):
     """The dense model that gains are measured against.
 
     It has the training settings of the teachers (teacher.training), or those of the student (distill.training) if all
-    teachers are loaded. The long baseline continues from its weights after as many steps as the teachers take, with
+    teachers are loaded, and may have a learning rate of its own. The long baseline continues from its weights after as many steps as the teachers take, with
     the settings of the student.
     """
 
     steps: Positive | None = Field(
         None, description="at most the steps of the teachers, if they are trained; null: the steps of the student"
+    )
+    learning_rate: PositiveFloat | None = Field(
+        None, description="the best of the dense model is often another than the teachers'; null: theirs"
     )
     checkpoint: Source | None = Field(None, description="a T5 to start from, for example a public one; null: none")
 

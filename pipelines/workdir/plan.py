@@ -59,8 +59,13 @@ def full_steps(config: RunConfig) -> int:
 
 
 def baseline_training(config: RunConfig) -> TrainingConfig:
-    """Training settings of the baseline: the teachers' settings, or the student's if no teacher is trained."""
-    return config.teacher.training if config.trains_teachers else config.distill.training
+    """Training settings of the baseline: the teachers' settings, or the student's if no teacher is trained.
+
+    ``baseline.learning_rate`` replaces their learning rate.
+    """
+    training = config.teacher.training if config.trains_teachers else config.distill.training
+    rate = config.baseline.learning_rate
+    return training if rate is None else training.model_copy(update={"learning_rate": rate})
 
 
 def training_of(config: RunConfig, stage: Stage) -> TrainingConfig | None:

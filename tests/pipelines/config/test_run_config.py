@@ -10,7 +10,7 @@ from distill.training import precision
 from pipelines.config.presets import PRESETS
 from pipelines.config.run_config import RunConfig, load_config
 from pipelines.workdir import plan as plan_module
-from pipelines.workdir.plan import full_steps, plan
+from pipelines.workdir.plan import baseline_training, full_steps, plan
 from pipelines.workdir.stage import VERSIONS
 
 
@@ -439,6 +439,14 @@ class TestPlan:
         assert self.changed("baseline.steps=9") == {"baseline", "long-baseline", "report"}
         with pytest.raises(UserError, match="baseline.steps is 17, but teacher.training.steps is 16"):
             load_config("smoke", ["baseline.steps=17"])
+
+    def test_the_baselines_own_learning_rate_is_only_its_own(self):
+        assert self.changed("baseline.learning_rate=0.01") == {"baseline", "long-baseline", "report"}
+        config = load_config("smoke", ["baseline.learning_rate=0.01"])
+        baseline, teacher = baseline_training(config), config.teacher.training
+        assert (baseline.learning_rate, teacher.learning_rate) == (0.01, 0.005)
+        assert baseline.model_copy(update={"learning_rate": teacher.learning_rate}) == teacher
+        assert baseline_training(load_config("smoke")) == teacher
 
     def test_a_checkpoint_on_disk_counts_by_its_files(self, tmp_path):
         (tmp_path / "config.json").write_text("{}")

@@ -158,6 +158,21 @@ def names() -> dict[str, Any]:
     }
 
 
+def names_small() -> dict[str, Any]:
+    """The data of names with the models of dates: dense models that change little after 24,000 steps."""
+    base = dates()
+    teacher, training = base["teacher"], base["distill"]["training"]
+    return {
+        **base,
+        "name": "names-small",
+        "data": names()["data"],
+        "task": names()["task"],
+        "teacher": {**teacher, "training": {**teacher["training"], "steps": 24_000}},
+        "baseline": {"steps": 24_000},
+        "distill": {**base["distill"], "training": {**training, "steps": 12_000}},
+    }
+
+
 def student_steps() -> dict[str, Any]:
     """The fraction kept against the number of steps of the student, from 225 to 14,400, on the data of names."""
     base = names()

@@ -4,14 +4,14 @@ import math
 from typing import Any, TypedDict
 
 MORE_STEPS = 0.25  # the rule's additional steps, as a share of the baseline's
-LARGEST_CHANGE = 0.1  # of the gain of the smallest teacher, in these steps
+LARGEST_CHANGE = 0.1  # in these steps, as a share of the smallest gain of a teacher
 
 
 class Levelling(TypedDict):
     """The entry "levelling" of report.json."""
 
     change: float | None  # of the baseline's quality over 25 % more steps, in nats per target token
-    smallest_gain: float  # over the long baseline, of the teacher with the fewest experts
+    smallest_gain: float  # of a teacher, over the long baseline
     levelled_off: bool | None  # None: both baselines took the same number of steps
 
 
@@ -22,11 +22,11 @@ def levelling(report: dict[str, Any]) -> Levelling:
     is (Q long - Q) log(1.25) / log(l / s), as if the quality were linear in the logarithm of the steps between them.
 
     Args:
-        report: the values of report.json. Of each row, "experts" and "gain_long" are read. The gain over a shorter
-            baseline would be larger because of the teacher's steps alone.
+        report: the values of report.json. Of each row, "gain_long" is read. The gain over a shorter baseline would be
+            larger because of the teacher's steps alone.
     """
     short, long = report["baseline"], report["long_baseline"]
-    gain = min(report["ratios"], key=lambda row: row["experts"])["gain_long"]
+    gain = min(row["gain_long"] for row in report["ratios"])
     if long["steps"] <= short["steps"]:
         return {"change": None, "smallest_gain": gain, "levelled_off": None}
     share = math.log(1 + MORE_STEPS) / math.log(long["steps"] / short["steps"])
@@ -41,10 +41,10 @@ def levelling_sentence(report: dict[str, Any]) -> str:
         return ""
     steps, nats = f"{MORE_STEPS:.0%} more steps", f"{found['change']:+.4f} nats"
     if found["smallest_gain"] <= 0:
-        none = "the smallest teacher has no gain over the long baseline to compare this with"
+        none = "a teacher has no gain over the long baseline to compare this with"
         return f"{steps} change the baseline's quality by {nats}; {none}. "
     change = f"{steps} change its quality by {nats}"
-    tenth = f"a tenth of the smallest teacher's gain over the long one ({LARGEST_CHANGE * found['smallest_gain']:.4f})"
+    tenth = f"a tenth of the smallest gain of a teacher over the long one ({LARGEST_CHANGE * found['smallest_gain']:.4f})"
     if found["levelled_off"]:
         return f"The baseline has levelled off: {change}, less than {tenth}. "
     if found["change"] < 0:

@@ -1,4 +1,4 @@
-"""The settings of a run that belong to this package. The paper's values are the defaults."""
+"""The settings of a run that belong to this package. The defaults of labels and initialisation are the paper's."""
 
 from typing import Annotated, Any, ClassVar, Literal
 

@@ -53,5 +53,5 @@ def switch_base() -> dict[str, Any]:
 
 
 def switch_base_all() -> dict[str, Any]:
-    """The public Switch-Base checkpoints of 8 to 128 experts on C4, on one GPU with 80 GB, or several."""
+    """The public Switch-Base checkpoints of 8 to 128 experts on C4, on one GPU with 32 GB or more, or several."""
     return {**switch_base(), "name": "switch-base-all", "teacher": {"checkpoints": _public(*_SWITCH_BASE)}}

@@ -167,7 +167,7 @@ def names_small() -> dict[str, Any]:
         "name": "names-small",
         "data": names()["data"],
         "task": names()["task"],
-        "teacher": {**teacher, "training": {**teacher["training"], "steps": 24_000}},
+        "teacher": {**teacher, "experts": [32, 64], "training": {**teacher["training"], "steps": 24_000}},
         "baseline": {"steps": 24_000},
         "distill": {**base["distill"], "training": {**training, "steps": 12_000}},
     }

@@ -29,7 +29,7 @@ from pipelines.reporting.cells import csv_text
 from pipelines.runner.stage_data import evaluated_examples, training_examples
 from pipelines.workdir.workspace import Workspace
 
-# Each optimizer's learning rates, a factor of three apart. The middle ones are those of the preset names and the recipe best.
+# Learning rates a factor of three apart. The middle ones are those of the preset names and of the recipe best.
 RATES = {"adafactor": (0.01, 0.03, 0.09), "muon": (0.0033, 0.01, 0.03)}
 
 

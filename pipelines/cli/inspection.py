@@ -12,7 +12,7 @@ from rich.text import Text
 from pipelines.config.run_config import RunConfig, load_config
 from pipelines.workdir.commands import WORK
 from pipelines.workdir.inspection import describe, inspect_model
-from pipelines.workdir.stage_needs import BY_LAYER, NOT_HERE, corrupted_lengths, machine, operations, stage_needs
+from pipelines.workdir.stage_needs import BY_LAYER, NOT_HERE, example_lengths, machine, operations, stage_needs
 from teachers.layout import STACKS
 
 PRESET = "switch-base"  # its settings are those of a run with a loaded teacher
@@ -57,11 +57,11 @@ def model_facts(source: str) -> dict[str, Any]:
 
 
 def _settings(config: RunConfig) -> dict[str, Any]:
-    lengths, training = corrupted_lengths(config), config.distill.training
+    (inputs, targets), training = example_lengths(config), config.distill.training
     return {
         "preset": PRESET,
-        "inputs": lengths.inputs,
-        "targets": lengths.targets,
+        "inputs": inputs,
+        "targets": targets,
         "evaluation_batch_size": config.teacher.evaluation_batch_size,
         "examples_per_pass": training.examples_per_pass(1),
         "optimizer": training.optimizer,

@@ -8,7 +8,16 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field, ValidationError, model_validator
 
-from distill.config import DataConfig, DistillConfig, ModelConfig, Positive, PositiveFloat, Section, Source
+from distill.config import (
+    DataConfig,
+    DistillConfig,
+    ModelConfig,
+    Positive,
+    PositiveFloat,
+    Section,
+    Source,
+    TrainingConfig,
+)
 from distill.errors import UserError
 from distill.tasks.config import TaskConfig
 from pipelines.config.error_sentence import error_sentence, shown
@@ -22,16 +31,16 @@ from teachers.config import TeacherConfig
 class BaselineConfig(Section):
     """The dense model that gains are measured against.
 
-    It has the training settings of the teachers (teacher.training), or those of the student (distill.training) if all
-    teachers are loaded, and may have a learning rate of its own. The long baseline continues from its weights after as many steps as the teachers take, with
-    the settings of the student.
+    It has the training settings of the teachers (teacher.training), or those of the student (distill.training) if no
+    teacher is trained, and may have a learning rate of its own. The long baseline continues from its weights after as
+    many steps as the teachers take, with the settings of the student.
     """
 
     steps: Positive | None = Field(
         None, description="at most the steps of the teachers, if they are trained; null: the steps of the student"
     )
     learning_rate: PositiveFloat | None = Field(
-        None, description="the best of the dense model is often another than the teachers'; null: theirs"
+        None, description="in place of that of its training settings, because the best can differ; null: theirs"
     )
     checkpoint: Source | None = Field(None, description="a T5 to start from, for example a public one; null: none")
 
@@ -95,6 +104,21 @@ class RunConfig(Section):
         """Whether this run trains or fine-tunes any teacher."""
         return any(self.trains_teacher(ratio) for ratio in self.teacher.ratios)
 
+    @property
+    def baseline_training(self) -> TrainingConfig:
+        """Training settings of the baseline: those of the teachers, or of the student if no teacher is trained.
+
+        ``baseline.learning_rate`` replaces their learning rate.
+        """
+        training = self.teacher.training if self.trains_teachers else self.distill.training
+        rate = self.baseline.learning_rate
+        return training if rate is None else training.model_copy(update={"learning_rate": rate})
+
+    @property
+    def baseline_steps(self) -> int:
+        """Training steps of the baseline: ``baseline.steps``, or as many as the student takes."""
+        return self.baseline.steps or self.distill.training.steps
+
     @model_validator(mode="after")
     def _variants_are_students(self) -> "RunConfig":
         for name, changes in self.variants.items():
@@ -122,14 +146,27 @@ class RunConfig(Section):
         _check_task(self)
         if self.teacher.experts:  # the sizes of loaded teachers are known later (pipelines.workdir.loaded_models)
             self.student.check_sizes(self.model.d_ff, self.model.num_layers, "the teacher")
-        training = self.teacher.training if self.trains_teachers else self.distill.training
+        self._check_baseline()
+        return self
+
+    def _check_baseline(self) -> None:
+        """Check the length of the baseline.
+
+        Raises:
+            ValueError: it is longer than its training, or ends within the warm-up, which would make a weak baseline.
+        """
+        training, section = self.baseline_training, "teacher" if self.trains_teachers else "distill"
         if (self.baseline.steps or 0) > training.steps:
-            section = "teacher" if self.trains_teachers else "distill"
             raise ValueError(
                 f"baseline.steps is {self.baseline.steps}, but {section}.training.steps is {training.steps}; set "
                 f"baseline.steps to at most {training.steps}"
             )
-        return self
+        if 0 < self.baseline_steps <= training.warmup_steps:
+            own = "baseline.steps" if self.baseline.steps else "the student's steps, for lack of baseline.steps"
+            raise ValueError(
+                f"the baseline takes {self.baseline_steps} steps ({own}), but {section}.training.warmup_steps is "
+                f"{training.warmup_steps}; set baseline.steps to more than that"
+            )
 
 
 def _check_task(config: RunConfig) -> None:
@@ -223,7 +260,7 @@ def _read(source: str) -> dict[str, Any]:
     if not isinstance(values, dict):
         raise UserError(f"{source} must hold keys and values at its top level, such as 'teacher:'")
     preset, recipe = values.pop("preset", None), values.pop("recipe", None)
-    values = {"name": re.sub(r"[^A-Za-z0-9_-]", "-", path.stem) or "run", **values}
+    values = {"name": re.sub(r"[^A-Za-z0-9_-]", "-", path.stem).lstrip("_-")[:64] or "run", **values}
     base: dict[str, Any] = {}
     if preset is not None:
         base = _named("preset", preset, PRESETS, source)()

@@ -44,7 +44,9 @@ def levelling_sentence(report: dict[str, Any]) -> str:
         none = "a teacher has no gain over the long baseline to compare this with"
         return f"{steps} change the baseline's quality by {nats}; {none}. "
     change = f"{steps} change its quality by {nats}"
-    tenth = f"a tenth of the smallest gain of a teacher over the long one ({LARGEST_CHANGE * found['smallest_gain']:.4f})"
+    tenth = (
+        f"a tenth of the smallest gain of a teacher over the long one ({LARGEST_CHANGE * found['smallest_gain']:.4f})"
+    )
     if found["levelled_off"]:
         return f"The baseline has levelled off: {change}, less than {tenth}. "
     if found["change"] < 0:

@@ -12,7 +12,7 @@ from pipelines.runner.lengths import train_to_lengths
 from pipelines.runner.measure import answer, measure, save_results
 from pipelines.runner.stage_data import training_examples
 from pipelines.runner.stage_run import Outcome, StageRun
-from pipelines.workdir.plan import baseline_steps, baseline_training, full_steps
+from pipelines.workdir.plan import full_steps
 from students.initialise import student_config
 from students.load import load_dense
 from teachers.load import open_non_experts
@@ -25,9 +25,9 @@ def compute(run: StageRun) -> Outcome:
         UserError: ``baseline.checkpoint`` cannot be loaded, or its vocabulary is smaller than the tokenizer's.
         TrainingDiverged: a loss is not finite.
     """
-    config, training = run.config, baseline_training(run.config)
+    config, training = run.config, run.config.baseline_training
     examples = training_examples(run.data, config.data, seed=run.seed, batch_size=training.batch_size)
-    short, full = baseline_steps(config), full_steps(config)
+    short, full = config.baseline_steps, full_steps(config)
     model = place(_model(run), run.accelerator.device)
     measured = {}
 

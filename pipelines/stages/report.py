@@ -22,7 +22,6 @@ from pipelines.reporting.verdict import AGAINST
 from pipelines.runner.stage_data import task_data
 from pipelines.runner.stage_run import Outcome, StageRun
 from pipelines.tracking.environment import versions
-from pipelines.workdir.plan import baseline_training
 from pipelines.workdir.stage import FinishedStage, inputs_of_kind, read_values
 
 
@@ -73,7 +72,7 @@ def compute(run: StageRun) -> Outcome:
 def build_report(run: StageRun, results: Results) -> dict[str, Any]:
     """The values of report.json: both baselines, a row per ratio and variant, and the data."""
     config, quality = run.config, results.quality
-    baseline, training = _of_kind(run, "baseline")[0], baseline_training(config)
+    baseline, training = _of_kind(run, "baseline")[0], config.baseline_training
     facts = baseline.facts
     variants = config.variants or [None]
     sums = quality.sums()
@@ -250,7 +249,7 @@ def _training_cost(run: StageRun, ratio: str, variant: str | None) -> dict[str, 
 
 def _long_cost(run: StageRun) -> dict[str, float]:
     """Steps, tokens and operations of the long baseline: of both of its parts."""
-    baseline, training = _of_kind(run, "baseline")[0], baseline_training(run.config)
+    baseline, training = _of_kind(run, "baseline")[0], run.config.baseline_training
     cost = {"steps": baseline.facts["full_steps"]}
     cost |= _cost(run, baseline, training, baseline.facts["full_steps"])
     for long in _of_kind(run, "long-baseline")[:1]:

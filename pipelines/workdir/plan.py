@@ -39,6 +39,7 @@ def plan(config: RunConfig, data: str, pretrained: Sequence[Stage] = ()) -> list
         settings={
             "report": _values(config.report),
             "name": config.name,
+            "order": [config.seeds, list(config.variants)],  # of the rows; the first of each is the reference
             **({"metrics": config.task.metrics} if config.task else {}),
         },
         inputs={stage.title: stage for stage in stages if stage.kind not in ("init", "answer", "label")},
@@ -48,24 +49,9 @@ def plan(config: RunConfig, data: str, pretrained: Sequence[Stage] = ()) -> list
     return [*(stage for stage in stages if first[stage.fingerprint] is stage), report]
 
 
-def baseline_steps(config: RunConfig) -> int:
-    """Training steps of the baseline: ``baseline.steps``, or as many as the student takes."""
-    return config.baseline.steps or config.distill.training.steps
-
-
 def full_steps(config: RunConfig) -> int:
     """Training steps of the saved baseline: as many as the teachers, or as the student if no teacher is trained."""
-    return baseline_training(config).steps
-
-
-def baseline_training(config: RunConfig) -> TrainingConfig:
-    """Training settings of the baseline: the teachers' settings, or the student's if no teacher is trained.
-
-    ``baseline.learning_rate`` replaces their learning rate.
-    """
-    training = config.teacher.training if config.trains_teachers else config.distill.training
-    rate = config.baseline.learning_rate
-    return training if rate is None else training.model_copy(update={"learning_rate": rate})
+    return config.baseline_training.steps
 
 
 def training_of(config: RunConfig, stage: Stage) -> TrainingConfig | None:
@@ -76,7 +62,7 @@ def training_of(config: RunConfig, stage: Stage) -> TrainingConfig | None:
         return config.teacher.training if stage.ratio and config.trains_teacher(stage.ratio) else None
     if stage.kind == "long-baseline":
         return config.distill.training
-    return baseline_training(config) if stage.kind == "baseline" else None
+    return config.baseline_training if stage.kind == "baseline" else None
 
 
 def _pretrained(stages: Sequence[Stage], kind: str, ratio: str | None, seed: int) -> dict[str, Stage]:
@@ -95,8 +81,8 @@ def _baseline(config: RunConfig, data: str, seed: int, start: dict[str, Stage]) 
         made = {"shape_of": _source(next(iter(config.teacher.checkpoints.values())), "teacher")}
     else:
         made = {"model": _values(config.model)}
-    lengths = {"steps": baseline_steps(config), "full_steps": full_steps(config)}
-    training = _training_settings(baseline_training(config))
+    lengths = {"steps": config.baseline_steps, "full_steps": full_steps(config)}
+    training = _training_settings(config.baseline_training)
     settings = {**_common(config), "seed": seed, **made, "training": training, **lengths}
     return Stage("baseline", settings, start, data=data, seed=seed)
 

@@ -13,7 +13,7 @@ from distill.config import LabelsConfig
 from distill.io.memory import memory_limit
 from distill.model_size import forward_flops
 from distill.processes import num_processes
-from distill.span_corruption import SpanLengths, raw_length_for, span_lengths
+from distill.span_corruption import raw_length_for, span_lengths
 from distill.special_tokens import token_type
 from distill.training.memory import training_bytes
 from distill.training.precision import Precision, may_have_gpu, resolve_precision
@@ -54,13 +54,13 @@ def stage_needs(model: Inspected, config: RunConfig, precision: Precision, memor
     """
     training, shape = config.distill.training, model.header.shape
     parameters = model.parameters()["student"]
-    lengths = corrupted_lengths(config)
+    inputs, targets = example_lengths(config)
     per_pass = training.examples_per_pass(1)
-    sizes = {"examples": per_pass, "inputs": lengths.inputs, "targets": lengths.targets}
+    sizes = {"examples": per_pass, "inputs": inputs, "targets": targets}
     trained = training_bytes(shape, parameters, training, precision, **sizes)
 
     def teacher(examples: int) -> Needs:
-        batch = BatchShape(examples, lengths.inputs, lengths.targets)
+        batch = BatchShape(examples, inputs, targets)
         return needs_of(model.layout, model.tensors, config.teacher, precision, batch, tied=model.tied)
 
     needs = teacher(config.teacher.evaluation_batch_size)
@@ -74,7 +74,7 @@ def stage_needs(model: Inspected, config: RunConfig, precision: Precision, memor
         kind: checkpoints_bytes(training, parameters, number) + model_bytes(kind, parameters)
         for kind, number in (("distill", 1), ("baseline", BASELINE_LENGTHS))
     }
-    labels = config.distill.num_labelled_examples * lengths.targets
+    labels = config.distill.num_labelled_examples * targets
     label_disk = labels * bytes_per_label(config.distill.labels, model.header.vocab_size)
     return {
         "teacher": {**inference, "work_directory": 0, "fetch": model.bytes if model.remote else 0},
@@ -88,18 +88,20 @@ def stage_needs(model: Inspected, config: RunConfig, precision: Precision, memor
 
 def operations(model: Inspected, config: RunConfig) -> dict[str, float]:
     """Floating-point operations of a forward pass of teacher and student for one example."""
-    lengths, layout = corrupted_lengths(config), model.layout
+    sizes, layout = example_lengths(config), model.layout
     sparse = {f"num_sparse_{stack}_layers": len(layout.sparse[stack]) for stack in LAYERS}
     shape = {**model.header.shape, "is_gated_act": layout.gated}
     teacher = {**shape, **sparse, "num_experts": layout.sizes["num_experts"]}
-    sizes = (lengths.inputs, lengths.targets)
     return {"teacher": forward_flops(teacher, *sizes), "student": forward_flops(shape, *sizes)}
 
 
-def corrupted_lengths(config: RunConfig) -> SpanLengths:
-    """The numbers of tokens of an example after span corruption."""
+def example_lengths(config: RunConfig) -> tuple[int, int]:
+    """The largest numbers of input and target tokens of an example: after span corruption, or those that the task allows."""
+    if config.task:
+        return config.task.max_input, config.task.max_target
     shape = {"noise_density": config.data.noise_density, "mean_span_length": config.data.mean_span_length}
-    return span_lengths(raw_length_for(config.data.input_length, **shape), **shape)
+    spans = span_lengths(raw_length_for(config.data.input_length, **shape), **shape)
+    return spans.inputs, spans.targets
 
 
 def bytes_per_label(labels: LabelsConfig, vocabulary: int) -> int:

@@ -10,7 +10,7 @@ from distill.training import precision
 from pipelines.config.presets import PRESETS
 from pipelines.config.run_config import RunConfig, load_config
 from pipelines.workdir import plan as plan_module
-from pipelines.workdir.plan import baseline_training, full_steps, plan
+from pipelines.workdir.plan import full_steps, plan
 from pipelines.workdir.stage import VERSIONS
 
 
@@ -203,6 +203,17 @@ def test_a_bad_file_is_named(tmp_path, text, message):
     path.write_text(text)
     with pytest.raises(UserError, match=message):
         load_config(str(path))
+
+
+@pytest.mark.parametrize(
+    "file,name",
+    [("_mine.yaml", "mine"), ("über.yaml", "ber"), ("a b.yaml", "a-b"), ("é.yaml", "run"), ("x" * 70, "x" * 64)],
+)
+def test_a_run_has_the_name_of_its_file_as_far_as_names_allow(tmp_path, file, name):
+    path = tmp_path / file
+    path.write_text("preset: smoke")
+    values = load_config(str(path))
+    assert values.name == name
 
 
 def test_a_misspelt_preset_gets_a_suggestion():
@@ -443,10 +454,31 @@ class TestPlan:
     def test_the_baselines_own_learning_rate_is_only_its_own(self):
         assert self.changed("baseline.learning_rate=0.01") == {"baseline", "long-baseline", "report"}
         config = load_config("smoke", ["baseline.learning_rate=0.01"])
-        baseline, teacher = baseline_training(config), config.teacher.training
+        baseline, teacher = config.baseline_training, config.teacher.training
         assert (baseline.learning_rate, teacher.learning_rate) == (0.01, 0.005)
         assert baseline.model_copy(update={"learning_rate": teacher.learning_rate}) == teacher
-        assert baseline_training(load_config("smoke")) == teacher
+        assert load_config("smoke").baseline_training == teacher
+
+    @pytest.mark.parametrize(
+        "overrides",
+        [["baseline.steps=2"], ["distill.training.steps=2", "distill.training.warmup_steps=1"]],
+    )
+    def test_a_baseline_does_not_end_within_its_warmup(self, overrides):
+        with pytest.raises(
+            UserError, match="the baseline takes 2 steps .*warmup_steps is 2; set baseline.steps to more"
+        ):
+            load_config("smoke", overrides)
+
+    def test_the_order_of_the_rows_belongs_to_the_report(self):
+        def reports(*overrides):
+            return plan(load_config("smoke", overrides), "data")[-1].fingerprint
+
+        variants = [
+            "variants={a: {}, b: {distill: {hard_fraction: 1.0}}}",
+            "variants={b: {distill: {hard_fraction: 1.0}}, a: {}}",
+        ]
+        assert reports(variants[0]) != reports(variants[1])
+        assert reports("seeds=[0, 1]") != reports("seeds=[1, 0]")
 
     def test_a_checkpoint_on_disk_counts_by_its_files(self, tmp_path):
         (tmp_path / "config.json").write_text("{}")

@@ -7,7 +7,7 @@ from distill.config import LabelsConfig
 from distill.data.cached_labels import labels_bytes
 from pipelines.config.run_config import load_config
 from pipelines.workdir.inspection import inspect_model
-from pipelines.workdir.stage_needs import bytes_per_label, operations, stage_needs
+from pipelines.workdir.stage_needs import bytes_per_label, example_lengths, operations, stage_needs
 from teachers.load import open_teacher
 from teachers.memory import needs
 from teachers.needs import BatchShape
@@ -38,6 +38,11 @@ def test_a_teacher_that_does_not_fit_runs_layer_by_layer(teacher):
     assert label(least - 1) == ("not here", known.whole)
     training = stage_needs(model, CONFIG, "float32", known.whole)
     assert training["distill"]["runs"] == "not here" and training["distill"]["memory"] > known.non_experts
+
+
+def test_examples_have_the_lengths_of_the_corruption_or_of_the_task():
+    assert example_lengths(CONFIG) == (512, 114)
+    assert example_lengths(load_config("dates")) == (24, 32)
 
 
 def test_the_work_directory_holds_models_checkpoints_and_labels(teacher):

@@ -11,6 +11,7 @@ from students.calibration import Activations, record
 from students.ffn_init import FFN, METHODS, SwitchExperts
 from students.weight_map import renumbered
 from teachers.build import switch_layers
+from teachers.switch_layer import SwitchLayer
 
 
 @torch.no_grad()
@@ -55,21 +56,29 @@ def build_ffns(
     else:
         each = iter(record(teacher, calibration, in_place=in_place, states=states))
     for name, activations in each:
-        if name not in layers:
-            continue
-        layer, own = layers[name].mlp, name if kept is None else renumbered(name, kept)
-        rows = layer.wi if layer.wi_gate is None else torch.cat([layer.wi, layer.wi_gate], -1)
-        experts = FFN(rows.detach().float(), layer.wo.detach().mT.float())
-        wi, wo = METHODS[ffn_init](SwitchExperts(experts, layer.activation, activations, student.config.d_ff), seed)
-        inner, *gate = wi.split(wo.shape[-1], -1)
-        weights = {"wi_1": inner, "wi_0": gate[0]} if gate else {"wi": inner}
-        for weight, value in {**weights, "wo": wo.mT}.items():
-            whole = student.get_parameter(f"{own}.DenseReluDense.{weight}.weight")
-            first_neurons(whole, value.shape).copy_(value)
-            counts["tensors"] += 1
-            counts["parameters"] += value.numel()
-            counts["added"] += whole.numel() - value.numel()
+        if name in layers:
+            built = _dense_ffn(layers[name].mlp, activations, student.config.d_ff, ffn_init, seed)
+            own = name if kept is None else renumbered(name, kept)
+            for weight, value in built.items():
+                whole = student.get_parameter(f"{own}.DenseReluDense.{weight}.weight")
+                first_neurons(whole, value.shape).copy_(value)
+                counts["tensors"] += 1
+                counts["parameters"] += value.numel()
+                counts["added"] += whole.numel() - value.numel()
+        del activations  # before those of the next layer are recorded
     return counts
+
+
+def _dense_ffn(
+    layer: SwitchLayer, activations: Activations | None, d_ff: int, ffn_init: str, seed: int
+) -> dict[str, torch.Tensor]:
+    """The weights of the FFN in place of a Switch layer, with the names and shapes of T5; at most ``d_ff`` neurons."""
+    rows = layer.wi if layer.wi_gate is None else torch.cat([layer.wi, layer.wi_gate], -1)
+    experts = FFN(rows.detach().float(), layer.wo.detach().mT.float())
+    wi, wo = METHODS[ffn_init](SwitchExperts(experts, layer.activation, activations, d_ff), seed)
+    inner, *gate = wi.split(wo.shape[-1], -1)
+    weights = {"wi_1": inner, "wi_0": gate[0]} if gate else {"wi": inner}
+    return {**weights, "wo": wo.mT}
 
 
 @torch.no_grad()

@@ -16,14 +16,20 @@ from distill.models.layerwise import InPlace, States, in_memory, run_by_block
 from students.weight_map import renumbered
 from teachers.build import SwitchFeedForward, short_name, switch_layers
 
+_TOKENS = 8192  # that pass through a dense FFN at a time
+
 
 class Activations(NamedTuple):
     """The activations of one Switch layer on all tokens of the text but padding, in float32."""
 
     inputs: torch.Tensor  # [N, D], the input of the router and the experts, after the layer norm
     expert: torch.Tensor  # [N] int64, the expert that the router chooses, for dropped tokens too
-    gate: torch.Tensor  # [N], the router's probability of that expert; 0 for a dropped token
+    gate: torch.Tensor  # [N], the router's probability of that expert; 0 if the output is 0, as of a dropped token
     outputs: torch.Tensor  # [N, D], the gate times the expert's output; 0 for a dropped token
+
+    def in_parts(self) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
+        """Inputs and outputs of some tokens at a time, because a wide FFN has many hidden activations per token."""
+        return zip(self.inputs.split(_TOKENS), self.outputs.split(_TOKENS), strict=True)
 
 
 def record(
@@ -85,8 +91,8 @@ def _collect(block: SwitchFeedForward, seen: list[Activations]) -> Callable[...,
             (tensor.flatten(0, -2) if mask is None else tensor[mask]).float() for tensor in (hidden, output[0])
         )
         gate, expert = F.linear(inputs, block.mlp.router.weight.float()).softmax(-1).max(-1)
-        dropped = ~outputs.any(-1)  # a dropped token's output is exactly zero
-        seen.append(Activations(inputs, expert, gate.masked_fill(dropped, 0), outputs))
+        # The output is exactly zero if the token is dropped, or if all hidden activations of its expert are zero.
+        seen.append(Activations(inputs, expert, gate.masked_fill(~outputs.any(-1), 0), outputs))
 
     return hook
 
@@ -109,13 +115,17 @@ def ffn_errors(
         as ``encoder.1``. 0 is a perfect FFN; an FFN whose output is zero has error 1.
     """
     errors = {}
-    for name, (inputs, _, _, outputs) in recorded:
+    for name, activations in recorded:
         own = name if kept is None else renumbered(name, kept)
-        if own is None:
-            continue
-        ffn = student.get_submodule(f"{own}.DenseReluDense")
-        was_training = ffn.training
-        error = ffn.eval()(inputs.to(student.device)) - outputs.to(student.device)
-        ffn.train(was_training)
-        errors[short_name(name)] = float(error.square().sum() / outputs.square().sum())
+        if own is not None:
+            errors[short_name(name)] = _error(student.get_submodule(f"{own}.DenseReluDense"), activations)
+        del activations  # before those of the next layer are recorded
     return errors
+
+
+def _error(ffn: nn.Module, activations: Activations) -> float:
+    was_training, device = ffn.training, next(ffn.parameters()).device
+    ffn.eval()
+    squares = [(ffn(x.to(device)) - y.to(device)).square().sum() for x, y in activations.in_parts()]
+    ffn.train(was_training)
+    return float(torch.stack(squares).sum() / activations.outputs.square().sum())

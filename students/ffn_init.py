@@ -123,7 +123,8 @@ def select(layer: SwitchExperts, seed: int) -> FFN:
     wi, wo = (weight.flatten(0, 1) for weight in layer.experts)
     chosen, same = _distinct(wi, contribution, layer.neurons)
     wo = wo * overlap[:, None]
-    power = layer.hidden(wi[chosen], layer.measured.inputs).square().sum(0)
+    powers = [layer.hidden(wi[chosen], inputs).square().sum(0) for inputs, _ in layer.measured.in_parts()]
+    power = torch.stack(powers).sum(0)
     merged = torch.zeros_like(wo[chosen]).index_add(0, same[same >= 0], wo[same >= 0])
     return FFN(wi[chosen], merged / power.clamp(min=torch.finfo(power.dtype).tiny)[:, None])
 
@@ -241,7 +242,7 @@ def _normal_equations(layer: SwitchExperts, wi: torch.Tensor) -> tuple[torch.Ten
         torch.zeros(len(wi), len(wi)).double(),
         torch.zeros(len(wi), layer.measured.outputs.shape[1]).double(),
     )
-    for inputs, outputs in zip(layer.measured.inputs.split(8192), layer.measured.outputs.split(8192), strict=True):
+    for inputs, outputs in layer.measured.in_parts():
         hidden = layer.hidden(wi, inputs)
         gram += (hidden.mT @ hidden).cpu()
         cross += (hidden.mT @ outputs).cpu()

@@ -96,7 +96,7 @@ def operations(model: Inspected, config: RunConfig) -> dict[str, float]:
 
 
 def example_lengths(config: RunConfig) -> tuple[int, int]:
-    """The largest numbers of input and target tokens of an example: after span corruption, or those that the task allows."""
+    """The largest numbers of input and target tokens of an example, after span corruption or of the task."""
     if config.task:
         return config.task.max_input, config.task.max_target
     shape = {"noise_density": config.data.noise_density, "mean_span_length": config.data.mean_span_length}

@@ -109,3 +109,36 @@ def test_a_pass_that_is_not_finished_restores_the_teacher(streamed, batches):
     passing.close()
     assert model.training and all(block.mlp.wi.is_meta for _, block in switch_layers(model))
     assert not any(block.mlp._forward_hooks for _, block in switch_layers(model))
+
+
+def watched(freed: list[bool]):
+    """``record``, and whether nothing holds the activations of a layer any more when those of the next are made."""
+
+    def recorded(*args, **arguments):
+        last = None
+        for name, activations in record(*args, **arguments):
+            if last is not None:
+                freed.append(last() is None)
+            last = weakref.ref(activations.inputs)
+            yield name, activations
+            del activations
+
+    return recorded
+
+
+def test_the_activations_of_a_layer_are_freed_before_the_next_one(directory, batches, monkeypatch):
+    teacher, freed = read_teacher(open_teacher(str(directory)), SwitchConfig()), []
+    monkeypatch.setattr("students.build_ffns.record", watched(freed))
+    student, _ = built(teacher, "usage", batches)
+    ffn_errors(student, watched(freed)(teacher, batches))
+    assert freed == [True] * 6  # of four layers, in both passes
+
+
+def test_parts_of_the_tokens_give_the_same_ffns_and_errors(directory, batches, monkeypatch):
+    teacher, found = read_teacher(open_teacher(str(directory)), SwitchConfig()), []
+    for tokens in (8192, 7):
+        monkeypatch.setattr("students.calibration._TOKENS", tokens)
+        student, _ = built(teacher, "select", batches)
+        weights = torch.cat([weight.detach().flatten() for weight in student.parameters()])
+        found.append({**ffn_errors(student, record(teacher, batches)), "norm": float(weights.norm())})
+    assert found[1] == pytest.approx(found[0], rel=1e-4)

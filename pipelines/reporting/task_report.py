@@ -147,7 +147,7 @@ def group_values(
 
     Args:
         quality: the figure of the losses.
-        figures: of ``metric_figures``.
+        figures: of ``TaskResults.figures``.
         examples: the evaluated examples, with groups.
         resamples: number of bootstrap samples of the report; groups have at most 2,000.
     """

@@ -5,7 +5,7 @@ sums         losses and metrics as sums over documents, from which intervals are
 resampling   resamples of documents and seeds
 comparison   a figure of all models, and the values of report.json that compare them
 task_report  the values of report.json that only a task has: metrics, groups, answers
-verdict      sentences: why a fraction is undefined, which models are worse than a baseline
+verdict      names and sentences: why a fraction is undefined, which models are worse than a baseline
 table        the table of a report: in Markdown, for a terminal, and as CSV
 task_table   the sections of report.md that only a task has, and groups.csv
 cells        cells of these tables

@@ -9,7 +9,7 @@ import numpy as np
 from pipelines.reporting.cells import csv_text, flat_row
 from pipelines.reporting.comparison import Figure, compared, mean_quality
 from pipelines.reporting.plot import STYLES, new_figure, save_figure
-from pipelines.reporting.verdict import AGAINST
+from pipelines.reporting.verdict import AGAINST, title
 from pipelines.tracking.tracked_run import COLOURS
 
 _SHOWN = ("student_quality", "fraction_kept", "fraction_interval", "fraction_kept_long", "fraction_long_interval")
@@ -60,7 +60,7 @@ def plot_steps(report: dict[str, Any], path: Path) -> None:
     quality, kept = figure.subplots(1, 2)
     rows = rows_with_points(report)
     for number, row in enumerate(rows):
-        colour, label = COLOURS[number % len(COLOURS)], " ".join(filter(None, (row["ratio"], row["variant"])))
+        colour, label = COLOURS[number % len(COLOURS)], title(row)
         points = row["lengths"]
         quality.plot(_steps(points), [p["student_quality"] for p in points], "o-", color=colour, label=label)
         for suffix in AGAINST:

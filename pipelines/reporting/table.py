@@ -12,7 +12,7 @@ from pipelines.reporting.cells import csv_text, flat_row, kept, markdown_table, 
 from pipelines.reporting.levelling import levelling_sentence
 from pipelines.reporting.paper import KEPT_IN_TABLE_8, kept_in_paper
 from pipelines.reporting.task_table import task_sections
-from pipelines.reporting.verdict import verdicts, why_none
+from pipelines.reporting.verdict import title, verdicts, why_none
 
 _WIDTH = 80  # columns of a terminal
 
@@ -185,11 +185,10 @@ def _training(report: dict[str, Any]) -> str:
         ("long baseline", *(report["long_baseline"][key] for key in ("steps", "tokens", "flops"))),
     ]
     for row in report["ratios"]:
-        name = " ".join(filter(None, (row["ratio"], row["variant"])))
         teacher = (f"teacher {row['ratio']}", row["teacher_steps"], row["teacher_tokens"], row["teacher_flops"])
         if teacher not in rows:
             rows.append(teacher)
-        rows.append((f"student {name}", row["student_steps"], row["student_tokens"], row["student_flops"]))
+        rows.append((f"student {title(row)}", row["student_steps"], row["student_tokens"], row["student_flops"]))
     lines = ["| model | steps | tokens | floating-point operations |", "| :--- | ---: | ---: | ---: |"]
     for name, steps, tokens, flops in rows:
         known = ("unknown",) * 3 if tokens is None else (f"{steps:,}", f"{tokens:,}", f"{flops:.2e}")

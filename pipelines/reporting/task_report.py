@@ -20,7 +20,6 @@ _SHOWN_EXAMPLES = 10
 # Hundreds of groups would take minutes with the resamples of the whole report. The ends of an interval vary by about
 # 3 % of its length with this number.
 _GROUP_RESAMPLES = 2000
-_NAMES = {"": "baseline", "_long": "long_baseline"}
 
 # The answers of a model, [S][E]. A loaded teacher has those of one seed.
 Answers = list[list[str]]
@@ -70,7 +69,7 @@ class TaskResults(NamedTuple):
         ratio = list(self.answers.teachers)[-1]
         variant = next(variant for _, variant in self.answers.students)
         student = " ".join(filter(None, ("student", ratio, variant)))
-        models = {_NAMES[suffix].replace("_", " "): one for suffix, one in self.answers.baselines.items()}
+        models = {AGAINST[suffix]: one for suffix, one in self.answers.baselines.items()}
         models |= {f"teacher {ratio}": self.answers.teachers[ratio], student: self.answers.students[ratio, variant]}
         return table | {name: of_model[0] for name, of_model in models.items()}
 
@@ -125,7 +124,7 @@ def metric_values(
     """
     found = {}
     for name, of_models in sums.items():
-        models = {_NAMES[suffix]: of_models.baselines[suffix] for suffix in against}
+        models = {AGAINST[suffix].replace(" ", "_"): of_models.baselines[suffix] for suffix in against}
         models |= {"teacher": of_models.teachers[ratio], "student": of_models.students[ratio, variant]}
         found[name] = {
             "better": METRICS[name].better,

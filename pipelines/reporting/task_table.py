@@ -5,6 +5,7 @@ from typing import Any
 from distill.metrics import METRICS
 from pipelines.reporting.cells import csv_text, escaped, flat_row, kept, markdown_table, metric_gain, metric_value
 from pipelines.reporting.task_report import KEPT_AT_LEAST, MIN_GROUP_DOCUMENTS
+from pipelines.reporting.verdict import title
 
 _LISTED = 10  # groups at each end of the order
 
@@ -38,7 +39,7 @@ def _metrics(report: dict[str, Any]) -> str:
         for row in rows:
             of = row["metrics"][name]
             values = [metric_value(name, of[model]) for model in ("baseline", "long_baseline", "teacher", "student")]
-            cells.append([f"`{name}`", _title(row), *values, metric_gain(name, of), kept(of, ""), kept(of, "_long")])
+            cells.append([f"`{name}`", title(row), *values, metric_gain(name, of), kept(of, ""), kept(of, "_long")])
     facts = []
     for name in names:
         signature = METRICS[name].signature()
@@ -62,7 +63,7 @@ def _groups(report: dict[str, Any]) -> str:
     row = next(row for row in report["ratios"] if row["ratio"] == report["ratios"][-1]["ratio"])
     shares = [
         [
-            _title(one),
+            title(one),
             f"{one['group_shares']['groups']:,}",
             f"{one['group_shares']['gain']:.0%}",
             f"{one['group_shares']['keep_30_percent']:.0%}",
@@ -77,7 +78,7 @@ def _groups(report: dict[str, Any]) -> str:
         f"## Groups\n\n{markdown_table(header, shares)}\n\nThe shares are of the groups in which the teacher is better "
         f"than the baseline, and of those in which the student keeps {KEPT_AT_LEAST:.0%} or more of this gain. They "
         f"compare values and not intervals.{_small_groups(data)}\n\n"
-        f"{which}, for {_title(row)}, by the teacher's gain:\n\n{_group_table(listed)}\n\n"
+        f"{which}, for {title(row)}, by the teacher's gain:\n\n{_group_table(listed)}\n\n"
         "All groups are in `groups.csv`, and the plot `groups.png` shows them.\n\n"
     )
 
@@ -124,7 +125,3 @@ def _examples(report: dict[str, Any]) -> str:
         "A hash of the inputs chooses the examples. The answers are those of the first seed; the report's run has the "
         "answers to all examples as a table.\n\n"
     )
-
-
-def _title(row: dict[str, Any]) -> str:
-    return " ".join(filter(None, (row["ratio"], row["variant"])))

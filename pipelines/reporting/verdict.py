@@ -1,11 +1,16 @@
-"""The sentences of a report: why a fraction is undefined, and which models are worse than a baseline.
+"""The words of a report: names of rows, why a fraction is undefined, which models are worse than a baseline.
 
 Rows and reports are those of report.json. The suffix of a key says which baseline its figure is compared with.
 """
 
 from typing import Any
 
-AGAINST = {"": "baseline", "_long": "long baseline"}
+AGAINST = {"": "baseline", "_long": "long baseline"}  # a key of a report has "_" for the space
+
+
+def title(row: dict[str, Any]) -> str:
+    """Name of a row in sentences, tables and plots: its ratio, and its variant if there is one."""
+    return " ".join(filter(None, (row["ratio"], row["variant"])))
 
 
 def why_undefined(
@@ -64,22 +69,18 @@ def _teachers(rows: list[dict[str, Any]], name: str, suffix: str) -> str:
         elif low <= 0:
             unsure.setdefault(f"the gain over the {name} has an interval that reaches 0", {})[row["ratio"]] = None
         else:  # this case depends on the student too, so the sentence names the variant
-            unsure.setdefault(f"the gain over the {name} is too close to 0", {})[_title(row)] = None
+            unsure.setdefault(f"the gain over the {name} is too close to 0", {})[title(row)] = None
     text = f" Worse than the {name} and excluded from means: the teacher of {', '.join(worse)}." if worse else ""
     return text + "".join(f" Undefined and excluded from means: {', '.join(of)} ({why})." for why, of in unsure.items())
 
 
 def _students(rows: list[dict[str, Any]], name: str, quality: float) -> str:
-    below = {_title(row): quality - row["student_quality"] for row in rows if row["student_quality"] < quality}
+    below = {title(row): quality - row["student_quality"] for row in rows if row["student_quality"] < quality}
     if not below:
         return ""
     if len(below) == len(rows) > 1:
         return f" Every student is below the {name}, by {min(below.values()):.4f} to {max(below.values()):.4f} nats."
     return f" Below the {name}: the student of {', '.join(f'{one} by {by:.4f}' for one, by in below.items())} nats."
-
-
-def _title(row: dict[str, Any]) -> str:
-    return " ".join(filter(None, (row["ratio"], row["variant"])))
 
 
 def _is_negative(row: dict[str, Any], suffix: str) -> bool:

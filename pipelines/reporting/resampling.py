@@ -25,7 +25,8 @@ def resampled(influence: np.ndarray, resamples: int, seed: int) -> np.ndarray:
     return np.concatenate(means)
 
 
-@lru_cache(maxsize=1)
+# Two, because each row of a report alternates between draws of all its seeds and of a single seed.
+@lru_cache(maxsize=2)
 def _draws(documents: int, seeds: int, resamples: int, seed: int) -> tuple[np.ndarray, np.ndarray]:
     """Number of times that each document [resamples, D] and each seed [resamples, S] is drawn in each resample."""
     rng = np.random.default_rng(seed)

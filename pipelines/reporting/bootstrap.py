@@ -129,7 +129,8 @@ def average_kept(
     if not known:
         return None, None
     influence = np.mean([one.influence for one in known], axis=0)
-    factor = _stretch(influence, effective_documents(baseline.sizes), resamples, 0, 0.95)
+    deviations = resampled(influence, resamples, 0)
+    factor = _stretch(influence, deviations, effective_documents(baseline.sizes), 0.95)
     with np.errstate(invalid="ignore"):  # sums of infinities of both signs
         sampled = np.mean([one.resampled(factor) for one in known], axis=0)
     interval = quantile_interval(sampled, 0.95)
@@ -175,7 +176,7 @@ class _Gains(NamedTuple):
 def _gains(baseline: DocumentSums, teacher: DocumentSums, resamples: int, seed: int, confidence: float) -> _Gains:
     value, influence = _difference(teacher, baseline)
     deviations = resampled(influence, resamples, seed)
-    factor = _stretch(influence, effective_documents(baseline.sizes), resamples, seed, confidence)
+    factor = _stretch(influence, deviations, effective_documents(baseline.sizes), confidence)
     interval = quantile_interval(value + factor * deviations, confidence)
     return _Gains(value, influence, deviations, interval, resamples, seed, confidence)
 
@@ -216,7 +217,8 @@ def _fraction(gains: _Gains, baseline: DocumentSums, student: DocumentSums) -> _
     own, own_influence = _difference(student, baseline)
     own_deviations = resampled(own_influence, *settings)
     influence = (own_influence - own / gains.value * gains.influence) / gains.value  # of a ratio, by the delta method
-    factor = _stretch(influence, effective_documents(baseline.sizes), *settings, gains.confidence)
+    deviations = resampled(influence, *settings)
+    factor = _stretch(influence, deviations, effective_documents(baseline.sizes), gains.confidence)
     sampled = _ratios(own + factor * own_deviations, gains.value + factor * gains.deviations)
     interval = quantile_interval(sampled, gains.confidence)
     if not np.isfinite(interval).all():
@@ -241,9 +243,12 @@ def _difference(model: DocumentSums, other: DocumentSums) -> tuple[float, np.nda
     return value, influence
 
 
-def _stretch(influence: np.ndarray, documents: float, resamples: int, seed: int, confidence: float) -> float:
-    """The factor for the deviations of the resamples (see the module). ``documents`` is as for ``half_length``."""
-    low, high = quantile_interval(resampled(influence, resamples, seed), confidence)
+def _stretch(influence: np.ndarray, deviations: np.ndarray, documents: float, confidence: float) -> float:
+    """The factor for ``deviations`` (see the module), which are ``resampled(influence, ...)``.
+
+    ``documents`` is as for ``half_length``.
+    """
+    low, high = quantile_interval(deviations, confidence)
     return 2 * half_length(influence, confidence, documents=documents) / (high - low) if high > low else 1.0
 
 

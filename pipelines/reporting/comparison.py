@@ -11,7 +11,7 @@ import numpy as np
 from distill.metrics import Metric
 from pipelines.reporting.bootstrap import compare
 from pipelines.reporting.sums import DocumentSums, loss_sums, metric_sums
-from pipelines.reporting.verdict import AGAINST, why_undefined
+from pipelines.reporting.verdict import AGAINST, why_no_interval, why_undefined
 
 T = TypeVar("T")
 U = TypeVar("U")
@@ -88,7 +88,9 @@ def compared(
         bounds = found.fraction_interval
         row |= {f"fraction_kept{suffix}": found.fraction}
         row |= {f"fraction{suffix}_interval": list(bounds) if bounds else None}
-        if found.fraction is None:
+        if teacher.sums.size == 1:
+            row[f"fraction{suffix}_undefined"] = why_no_interval(AGAINST[suffix])
+        elif found.fraction is None:
             row[f"fraction{suffix}_undefined"] = why_undefined(found.gain, found.gain_interval, AGAINST[suffix], unit)
     return row
 

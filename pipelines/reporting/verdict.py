@@ -16,7 +16,7 @@ def title(row: dict[str, Any]) -> str:
 def why_undefined(
     value: float, interval: tuple[float, float], against: str, unit: str = "nats per target token"
 ) -> str:
-    """The reason why a gain has no fraction.
+    """The reason why a gain has no fraction, if the sample has several documents or seeds.
 
     Args:
         value: the teacher's gain.
@@ -27,13 +27,16 @@ def why_undefined(
     low, high = interval
     if low == high == 0:  # a metric of which no model has anything, for example
         return f"the teacher's gain over the {against} is 0 in every document"
-    if low == high:
-        return f"one document and one seed give no interval of the teacher's gain over the {against}"
     gain, bounds = f"{value:.4f} {unit}", f"95 % interval [{low:.4f}, {high:.4f}]"
     if high < 0:
         return f"the teacher is worse than the {against}: its gain is {gain}, and its whole {bounds} is below 0"
     reaches = "reaches 0" if low <= 0 else "is too close to 0"
     return f"the teacher's gain over the {against} is {gain}, and its {bounds} {reaches}"
+
+
+def why_no_interval(against: str) -> str:
+    """The reason why a gain has no fraction, if the sample has one document and one seed."""
+    return f"one document and one seed give no interval of the teacher's gain over the {against}"
 
 
 def why_none(rows: list[dict[str, Any]], suffix: str) -> str:
@@ -63,7 +66,7 @@ def _teachers(rows: list[dict[str, Any]], name: str, suffix: str) -> str:
         low, high = row[f"gain{suffix}_interval"]
         if _is_negative(row, suffix):
             worse[f"{row['ratio']} (gain {row[f'gain{suffix}']:.3f} [{low:.3f}, {high:.3f}])"] = None
-        elif low == high:
+        elif _has_no_interval(row, suffix):
             reason = f"one document and one seed give no interval of the gain over the {name}"
             unsure.setdefault(reason, {})[row["ratio"]] = None
         elif low <= 0:
@@ -85,5 +88,13 @@ def _students(rows: list[dict[str, Any]], name: str, quality: float) -> str:
 
 def _is_negative(row: dict[str, Any], suffix: str) -> bool:
     """Whether the whole interval of the teacher's gain is below 0."""
-    low, high = row.get(f"gain{suffix}_interval", (0.0, 0.0))
-    return low < high < 0
+    _, high = row.get(f"gain{suffix}_interval", (0.0, 0.0))
+    return high < 0 and not _has_no_interval(row, suffix)
+
+
+def _has_no_interval(row: dict[str, Any], suffix: str) -> bool:
+    """Whether the sample of a row without a fraction has one document and one seed.
+
+    The ends of its interval do not tell: they are also equal if the gain is the same in every document.
+    """
+    return row.get(f"fraction{suffix}_undefined") == why_no_interval(AGAINST[suffix])

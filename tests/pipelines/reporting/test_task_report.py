@@ -15,6 +15,7 @@ from pipelines.reporting.comparison import Figure, Models, compared, kept_by_see
 from pipelines.reporting.group_plot import plot_groups
 from pipelines.reporting.task_report import group_shares, task_facts, task_results
 from pipelines.reporting.task_table import flat_row, groups_csv, task_sections
+from pipelines.reporting.verdict import why_none
 
 EXAMPLES, SEEDS = 240, 2
 WORDS = ["red", "blue", "green", "grey"]
@@ -271,6 +272,20 @@ def test_a_comparison_is_that_of_the_public_function():
     assert list(compared(sums, "e8", "mine", 400, against=("",))) == [
         *("gain", "gain_interval", "fraction_kept", "fraction_interval")
     ]
+
+
+@pytest.mark.parametrize("documents,seeds,reason", [(40, 2, "worse"), (1, 2, "worse"), (1, 1, "one document and")])
+def test_only_one_document_and_one_seed_give_no_interval(documents, seeds, reason):
+    """Also if the baseline answers everything right and the teacher nothing, so that the ends of the interval meet."""
+    texts = ["red"] * documents
+    right, wrong = [texts] * seeds, [["?"] * documents] * seeds
+    examples = TaskExamples(texts, texts, None, np.arange(documents), np.ones(documents), [{}] * documents)
+    models = Models({"": right, "_long": right}, {"e4": wrong}, {("e4", None): wrong})
+    sums = task_results(["exact_match"], models, examples, seeds).figures["exact_match"].sums()
+    row = compared(sums, "e4", None, 100)
+    assert row["gain_interval"] == row["gain_long_interval"] == [-1.0, -1.0]
+    assert reason in row["fraction_undefined"] and reason in row["fraction_long_undefined"]
+    assert why_none([row], "_long") == ("negative" if reason == "worse" else "undefined")
 
 
 def test_a_quality_weights_target_tokens():

@@ -2,7 +2,7 @@
 
 import pytest
 
-from pipelines.reporting.verdict import verdicts, why_none, why_undefined
+from pipelines.reporting.verdict import verdicts, why_no_interval, why_none, why_undefined
 
 
 def row(ratio="e4", gain=0.1, interval=(0.05, 0.15), student=-1.0, kept=None, variant=None) -> dict:
@@ -43,7 +43,12 @@ def said(*rows: dict, baseline: float = -2.0, long: float = -2.0) -> str:
             "the teacher's gain over the baseline is 0.0100 nats per target token, and its 95 % interval "
             "[0.0010, 0.0300] is too close to 0",
         ),
-        (-0.2, (-0.2, -0.2), "one document and one seed give no interval of the teacher's gain over the baseline"),
+        (
+            -1.0,
+            (-1.0, -1.0),
+            "the teacher is worse than the baseline: its gain is -1.0000 nats per target token, and its whole 95 % "
+            "interval [-1.0000, -1.0000] is below 0",
+        ),
         (0.0, (0.0, 0.0), "the teacher's gain over the baseline is 0 in every document"),
     ],
 )
@@ -77,10 +82,28 @@ def test_other_reasons_have_their_own_sentences():
     assert said(row(interval=(0.001, 0.15), variant="mine"), row(kept=0.5, variant="paper")) == (
         " Undefined and excluded from means: e4 mine (the gain over the baseline is too close to 0)."
     )
-    assert said(row(gain=-0.1, interval=(-0.1, -0.1))) == (
+
+
+@pytest.mark.parametrize("gain", [-0.1, 0.1])
+def test_one_document_and_one_seed_make_no_gain_negative(gain):
+    alone = row(gain=gain, interval=(gain, gain)) | {"fraction_undefined": why_no_interval("baseline")}
+    assert said(alone) == (
         " Undefined and excluded from means: e4 (one document and one seed give no interval of the gain over the "
         "baseline)."
     )
+    assert why_none([alone], "") == "undefined"
+
+
+@pytest.mark.parametrize(
+    "value,sentence,word",
+    [
+        (-1.0, " Worse than the baseline and excluded from means: the teacher of e4 (gain", "negative"),
+        (0.0, " Undefined and excluded from means: e4 (the gain over the baseline has an interval that", "undefined"),
+    ],
+)
+def test_a_gain_that_is_the_same_in_every_document_has_an_interval(value, sentence, word):
+    same = row(gain=value, interval=(value, value))
+    assert said(same).startswith(sentence) and why_none([same], "") == word
 
 
 def test_each_teacher_is_named_once_under_its_own_reason():

@@ -12,7 +12,7 @@ from pipelines.reporting.cells import csv_text, flat_row, kept, markdown_table, 
 from pipelines.reporting.levelling import levelling_sentence
 from pipelines.reporting.paper import KEPT_IN_TABLE_8, kept_in_paper
 from pipelines.reporting.task_table import task_sections
-from pipelines.reporting.verdict import title, verdicts, why_none
+from pipelines.reporting.verdict import AGAINST, title, verdicts, why_none, without_fraction
 
 _WIDTH = 80  # columns of a terminal
 
@@ -274,8 +274,13 @@ def _sample(report: dict[str, Any]) -> str:
 
 def _undefined_rows(report: dict[str, Any]) -> str:
     """A list of the reasons why rows have no fraction."""
-    reasons = {(row["ratio"], row[key]): None for row in report["ratios"] for key in row if key.endswith("_undefined")}
-    return "".join(f"- {ratio}: {reason}.\n" for ratio, reason in reasons) + ("\n" if reasons else "")
+    reasons = {
+        (without_fraction(row, suffix), row[key]): None
+        for row in report["ratios"]
+        for suffix in AGAINST
+        if (key := f"fraction{suffix}_undefined") in row
+    }
+    return "".join(f"- {name}: {reason}.\n" for name, reason in reasons) + ("\n" if reasons else "")
 
 
 def _millions(parameters: int) -> str:

@@ -47,6 +47,12 @@ def why_none(rows: list[dict[str, Any]], suffix: str) -> str:
     return "negative" if all(_is_negative(row, suffix) for row in rows) else "undefined"
 
 
+def without_fraction(row: dict[str, Any], suffix: str) -> str:
+    """Name of what the reason for an absent fraction depends on: the teacher, or the teacher and its student."""
+    too_close_to_0 = row[f"gain{suffix}_interval"][0] > 0 and not _has_no_interval(row, suffix)
+    return title(row) if too_close_to_0 else row["ratio"]
+
+
 def verdicts(report: dict[str, Any]) -> str:
     """Sentences below the table: teachers and students worse than a baseline, and teachers with an uncertain gain."""
     rows = report["ratios"]
@@ -66,13 +72,14 @@ def _teachers(rows: list[dict[str, Any]], name: str, suffix: str) -> str:
         low, high = row[f"gain{suffix}_interval"]
         if _is_negative(row, suffix):
             worse[f"{row['ratio']} (gain {row[f'gain{suffix}']:.3f} [{low:.3f}, {high:.3f}])"] = None
-        elif _has_no_interval(row, suffix):
-            reason = f"one document and one seed give no interval of the gain over the {name}"
-            unsure.setdefault(reason, {})[row["ratio"]] = None
+            continue
+        if _has_no_interval(row, suffix):
+            why = f"one document and one seed give no interval of the gain over the {name}"
         elif low <= 0:
-            unsure.setdefault(f"the gain over the {name} has an interval that reaches 0", {})[row["ratio"]] = None
-        else:  # this case depends on the student too, so the sentence names the variant
-            unsure.setdefault(f"the gain over the {name} is too close to 0", {})[title(row)] = None
+            why = f"the gain over the {name} has an interval that reaches 0"
+        else:
+            why = f"the gain over the {name} is too close to 0"
+        unsure.setdefault(why, {})[without_fraction(row, suffix)] = None
     text = f" Worse than the {name} and excluded from means: the teacher of {', '.join(worse)}." if worse else ""
     return text + "".join(f" Undefined and excluded from means: {', '.join(of)} ({why})." for why, of in unsure.items())
 

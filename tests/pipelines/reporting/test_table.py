@@ -88,6 +88,14 @@ def test_a_negative_gain_is_named():
     assert sentence in " ".join(console.file.getvalue().split())
 
 
+def test_a_reason_that_depends_on_the_student_names_it():
+    """Both variants have the same teacher. Its gain may be too close to 0 for one of them and not for the other."""
+    close = {"fraction_kept": None, "fraction_interval": None, "fraction_undefined": "too close to 0"}
+    reaching = {"fraction_long_undefined": "reaches 0"}
+    text = report_markdown(report(row(variant="a", **reaching), row(variant="b", **close, **reaching)))
+    assert "\n- e4: reaches 0.\n- e4 b: too close to 0.\n\n" in text
+
+
 def test_a_student_below_the_baseline_is_named():
     text = report_markdown(report(row(student_quality=-1.25, fraction_kept=-0.5, fraction_interval=[-0.6, -0.4])))
     assert "-50% [-60, -40]" in text and "Below the baseline: the student of e4 by 0.0500 nats." in text

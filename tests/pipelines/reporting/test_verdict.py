@@ -86,7 +86,7 @@ def test_other_reasons_have_their_own_sentences():
 
 @pytest.mark.parametrize("gain", [-0.1, 0.1])
 def test_one_document_and_one_seed_make_no_gain_negative(gain):
-    alone = row(gain=gain, interval=(gain, gain)) | {"fraction_undefined": why_no_interval("baseline")}
+    alone = row(gain=gain, interval=(gain, gain), variant="mine") | {"fraction_undefined": why_no_interval("baseline")}
     assert said(alone) == (
         " Undefined and excluded from means: e4 (one document and one seed give no interval of the gain over the "
         "baseline)."

@@ -32,8 +32,7 @@ def report_markdown(report: dict[str, Any]) -> str:
         f"{task_sections(report) if is_task(report) else ''}"
         f"## Training of each model\n\n{_training(report)}\n\nThe figures of a student count its own steps, and its "
         "operations include the forward passes of its teacher. They do not count the training behind the student's "
-        "initial weights, nor the fit of its FFNs to the teacher's experts (`student.ffn_init`). The long baseline "
-        "takes as many steps as teacher and student together.\n\n"
+        "initial weights, nor the fit of its FFNs to the teacher's experts (`student.ffn_init`).\n\n"
         f"Data: {data['name']}, {data['train_tokens']:,} training tokens, digest `{data['digest']}`. "
         f"Report: `{report['fingerprint']}`.\n"
     )
@@ -221,9 +220,6 @@ def _caption(report: dict[str, Any]) -> str:
     """The caption: quality of both baselines, models that are worse, ratios without a fraction, and the sample."""
     short, long = report["baseline"], report["long_baseline"]
     as_students = ", as many as the student" * all(r["student_steps"] == short["steps"] for r in report["ratios"])
-    together = {r["variant"]: (r["teacher_steps"] or 0) + r["student_steps"] for r in report["ratios"]}
-    more = [variant for variant, steps in together.items() if steps > long["steps"]]
-    longer = f" (except {', '.join(more)}, which takes more)" if more else ""
     baseline = _millions(short["parameters"])
     of_students = (
         f"the baseline has {baseline}, the shape of the teacher without experts, and students of every size are "
@@ -234,9 +230,22 @@ def _caption(report: dict[str, Any]) -> str:
     text = (
         f"Size is the teacher's; {of_students}. The baseline has quality "
         f"{short['quality']:.3f} after {short['steps']:,} steps{as_students}; the long baseline has "
-        f"{long['quality']:.3f} after {long['steps']:,}, as many as teacher and student together{longer}. "
+        f"{long['quality']:.3f} after {long['steps']:,}{_as_many_together(report)}. "
     )
     return f"{text}{levelling_sentence(report)}{_of_paper(report)}{verdicts(report)} {_sample(report)}"
+
+
+def _as_many_together(report: dict[str, Any]) -> str:
+    """Whether teacher and student together take the steps of the long baseline, with the rows in which they do not.
+
+    A variant may have more steps than the long baseline, and after early stopping any model may have fewer.
+    """
+    together = {title(row): (row["teacher_steps"] or 0) + row["student_steps"] for row in report["ratios"]}
+    others = {name: steps for name, steps in together.items() if steps != report["long_baseline"]["steps"]}
+    listed = ", ".join(f"{steps:,} for {name}" for name, steps in others.items())
+    if len(others) == len(together):
+        return f" (teacher and student together: {listed})"
+    return ", as many as teacher and student together" + (f" (except {listed})" if others else "")
 
 
 def _of_paper(report: dict[str, Any]) -> str:

@@ -156,9 +156,29 @@ def test_seeds_are_compared_one_by_one():
     assert "| mine - paper | +50 [+21, +79] | +40, +50, +60 |" in report_markdown(several)
 
 
-def test_a_student_that_takes_more_than_the_long_baseline_is_named():
-    text = report_markdown(report(row(variant="paper"), row(variant="from-scratch", student_steps=20)))
-    assert "as many as teacher and student together (except from-scratch, which takes more)." in text
+LONGER, SHORTER = {"student_steps": 20}, {"teacher_steps": 15}
+
+
+@pytest.mark.parametrize(
+    "rows,sentence",
+    [
+        ([row(), row(ratio="e8")], "after 30, as many as teacher and student together. "),
+        ([row(), row(ratio="e8", **LONGER)], "after 30, as many as teacher and student together (except 40 for e8). "),
+        ([row(**LONGER)], "after 30 (teacher and student together: 40 for e4). "),
+        (
+            [row(**SHORTER), row(ratio="e8", **LONGER)],
+            "after 30 (teacher and student together: 25 for e4, 40 for e8). ",
+        ),
+        (
+            [row(variant="a"), row(variant="b", **LONGER), row(ratio="e8", variant="a", **SHORTER)]
+            + [row(ratio="e8", variant="b")],
+            "after 30, as many as teacher and student together (except 40 for e4 b, 25 for e8 a). ",
+        ),
+    ],
+)
+def test_rows_with_other_steps_than_the_long_baseline_are_named(rows, sentence):
+    text = report_markdown(report(*rows))
+    assert sentence in text and text.count("together") == 1
 
 
 def test_the_table_has_a_column_for_the_papers_figures():

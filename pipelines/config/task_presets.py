@@ -159,7 +159,7 @@ def names() -> dict[str, Any]:
 
 
 def names_small() -> dict[str, Any]:
-    """The data of names with the models of dates: dense models that change little after 24,000 steps."""
+    """The data of names with the models of dates: dense models that have levelled off after 24,000 steps."""
     base = dates()
     teacher, training = base["teacher"], base["distill"]["training"]
     return {
@@ -167,7 +167,7 @@ def names_small() -> dict[str, Any]:
         "name": "names-small",
         "data": names()["data"],
         "task": names()["task"],
-        "teacher": {**teacher, "experts": [32, 64], "training": {**teacher["training"], "steps": 24_000}},
+        "teacher": {**teacher, "experts": [64], "training": {**teacher["training"], "steps": 24_000}},
         "baseline": {"steps": 24_000},
         "distill": {**base["distill"], "training": {**training, "steps": 12_000}},
     }

@@ -14,6 +14,7 @@ module_command   the command that runs a module of this project in a new process
 errors           errors that the command line reports without a traceback, each with its exit code
 
 data      from a corpus to tokens on disk, examples, and cached soft labels
+tasks     pairs of an input text and a target text, in place of span corruption
 models    T5 and Switch models: checks before loading, loading, saving, the forward pass
 training  the training loop, and the modules that it trains
 optim     optimizers

@@ -2,7 +2,9 @@
 
 config        the settings of teachers
 check         checks of a teacher's directory before loading
+layout        the layout of a Switch model, from the names and shapes of its tensors
 switch_layer  the Switch feed-forward layer and its routing statistics
+experts       the experts of a Switch layer, on tokens that are sorted by expert
 divided       experts of a frozen teacher that several processes hold, one share each
 build         a transformers Switch model whose sparse layers are SwitchLayers
 load          a teacher from a directory or the hub

@@ -1,6 +1,7 @@
-"""Decisions that fail the build: the direction of imports, the size of files, the modules that may import mlflow."""
+"""Decisions that fail the build: directions of imports, sizes of files, lists of modules, users of mlflow."""
 
 import ast
+import re
 import subprocess
 import sys
 from graphlib import TopologicalSorter
@@ -77,6 +78,14 @@ def test_imports_go_one_way_and_files_stay_short(path):
     ours = {name.split(".")[0] for name in imported(path)} & set(PACKAGES)
     assert ours <= PACKAGES[package]
     assert len(path.read_text().splitlines()) <= 300
+
+
+@pytest.mark.parametrize("path", [path for path in SOURCES if path.name == "__init__.py"], ids=module_of)
+def test_the_docstring_of_a_folder_lists_its_modules(path):
+    docstring = ast.get_docstring(ast.parse(path.read_text())) or ""
+    listed = re.findall(r"^([a-z][\w.]*) {2,}\S", docstring, re.MULTILINE)
+    there = [other.name.removesuffix(".py") for other in path.parent.iterdir() if not other.name.startswith(("_", "."))]
+    assert sorted(listed) == sorted(there)
 
 
 def test_students_read_teachers_only_to_load_one():

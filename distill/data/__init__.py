@@ -7,7 +7,9 @@ tokenizer      a trained or loaded tokenizer, with the checks that T5's objectiv
 vocabulary     the tokens of a tokenizer and their ids, and the comparison of two tokenizers
 round_trip     the text that a tokenizer loses
 prepare        writes a corpus to disk as tokens, with digests
+key            the key of prepared data: a hash of everything that it depends on
 prepared_data  the prepared corpus on disk
+read_prepared  the facts of prepared data, of a corpus or of a task, without torch
 held_out       the choice of evaluated examples, and the document of each
 overlap        the share of a held-out text that the training text contains
 examples       fixed-length examples and batches

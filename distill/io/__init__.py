@@ -7,5 +7,6 @@ lock         a lock between processes
 units        numbered units of work that processes and machines share
 hub          names on the Hugging Face hub, optionally pinned, and their commits
 hub_files    files of models and data sets on the hub, from the local cache if it has them
+hub_ranges   parts of files on the hub, by range requests, each byte once
 hub_answers  requests to the hub with a time limit, and messages about its answers
 """

@@ -7,9 +7,10 @@ from safetensors.torch import load_file, save_model
 from torch import nn
 
 from distill.io.files import check_digests, file_digests, new_directory, read_record, write_record
-from distill.training.checkpoint import checkpoints
+from distill.training.checkpoint import MAX_CHECKPOINTS, checkpoints
 from distill.training.sharding import copy_into
 
+MAX_WEIGHTS = MAX_CHECKPOINTS + 1  # the best up to each checkpoint, and up to the last evaluation
 _HINT = "delete its directory and run the same command again"
 
 
@@ -54,7 +55,7 @@ class BestWeights:
         write_record(self._record, {"qualities": {str(one): value for one, value in self.qualities.items()}})
         resumable = [int(path.name.removeprefix("step-")) for path in checkpoints(self._directory)]
         kept = {self._weights(self.best_step(one)) for one in (step, *resumable) if one >= min(self.qualities)}
-        for path in set(self._weights(step).parent.glob("step-*")) - kept:
+        for path in set(stored_weights(self._directory)) - kept:
             shutil.rmtree(path)
 
     def restore(self, step: int, model: nn.Module) -> None:
@@ -70,4 +71,14 @@ class BestWeights:
             copy_into(parameters[name], values)
 
     def _weights(self, step: int) -> Path:
-        return self._directory / "best" / f"step-{step:08d}"
+        return weights_directory(self._directory) / f"step-{step:08d}"
+
+
+def weights_directory(directory: Path) -> Path:
+    """The directory of the best weights of a run whose checkpoints are in ``directory``."""
+    return directory / "best"
+
+
+def stored_weights(directory: Path) -> list[Path]:
+    """The best weights of this run that are on disk, oldest first."""
+    return sorted(weights_directory(directory).glob("step-*"))

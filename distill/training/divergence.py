@@ -40,7 +40,7 @@ def check_losses(losses: list[float], title: str) -> None:
     """
     if wrong := sum(not math.isfinite(loss) for loss in losses):
         raise TrainingDiverged(
-            f"{title} cannot be measured: {wrong} of {len(losses)} test examples have a loss that is not finite; "
+            f"{title} cannot be measured: {wrong} of {len(losses)} evaluated examples have a loss that is not finite; "
             "train it with a lower learning_rate, or load another checkpoint"
         )
 

@@ -26,10 +26,11 @@ from distill.io.files import remove_temporary
 from distill.models.build import count_parameters
 from distill.optim.build import make_optimizer
 from distill.processes import num_processes
-from distill.training.best_weights import BestWeights
+from distill.training.best_weights import MAX_WEIGHTS, BestWeights, stored_weights, weights_directory
 from distill.training.checkpoint import (
     MAX_CHECKPOINTS,
     Progress,
+    checkpoints,
     load_checkpoint,
     mark_restart,
     newest_checkpoint,
@@ -144,7 +145,8 @@ def train(
     if begins_at := found or start:
         progress = load_checkpoint(begins_at, objective.model, loop.optimizer)
     if accelerator.is_main_process:
-        remove_temporary(directory)
+        for place in (directory, weights_directory(directory)):
+            remove_temporary(place)
         if progress.step < stop:
             _check_space(directory, objective, config)
     if not found and (config.on_divergence == "restart" or progress.step == stop):
@@ -286,8 +288,11 @@ class TrainingLoop:
 
 
 def _check_space(directory: Path, objective: nn.Module, config: TrainingConfig) -> None:
-    """Require space for one more checkpoint than are kept: old ones are removed after the new one is written."""
+    """Require space for one more than are kept: old checkpoints and weights are removed after new ones are written."""
     parameters = sum(parameter.numel() for parameter in objective.parameters())
-    there = sum(file.stat().st_size for file in directory.rglob("*") if file.is_file())
-    needed = (MAX_CHECKPOINTS + 1) * config.checkpoint_bytes(parameters) - there
+    needed, there = (MAX_CHECKPOINTS + 1) * config.checkpoint_bytes(parameters), checkpoints(directory)
+    if config.patience:
+        needed += (MAX_WEIGHTS + 1) * 4 * parameters
+        there += stored_weights(directory)
+    needed -= sum(file.stat().st_size for path in there for file in path.iterdir())
     require_space(directory, needed, f"training (checkpoints of {parameters:,} parameters)")

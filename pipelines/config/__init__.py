@@ -3,5 +3,8 @@
 run_config      sections and overrides
 error_sentence  error messages of one sentence
 presets         named configs, the smallest first
+public_presets  presets of the public checkpoints, with pinned revisions
+task_presets    presets of tasks
+recipes         recipes of students, which presets and configs merge
 safe_yaml       YAML with plain values only and without duplicate keys
 """

@@ -2,7 +2,7 @@
 
 from typing import Any
 
-# Initialisation and training of students, with learning rates for the tiny models of the presets below.
+# Initialisation and training of students, with learning rates for the tiny models of the presets.
 RECIPES: dict[str, dict[str, Any]] = {
     "paper": {
         "student": {"ffn_init": "random"},

@@ -3,13 +3,14 @@
 Each has its own process, because the number of threads and the memory belong to a process. Imports no torch.
 """
 
+import contextlib
 import http.client
 import json
 import multiprocessing
 import re
 import subprocess
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -18,6 +19,7 @@ from urllib.parse import urlsplit
 
 import psutil
 
+from distill.errors import UserError
 from distill.module_command import module_command
 
 Answer = Callable[[list[str], int], int]  # prompts, tokens of each answer -> number of tokens of all answers
@@ -48,14 +50,17 @@ class Process:
         """Start the process with ``threads`` threads, and wait until it has answered the prompt ``warm_up``.
 
         Raises:
-            RuntimeError: the model cannot be loaded or run.
+            UserError: the model cannot be loaded or run.
         """
         context = multiprocessing.get_context("spawn")
+        self._name = candidate.name
         self._pipe, theirs = context.Pipe()
         began = time.perf_counter()
         self._process = context.Process(target=_answer_batches, args=(theirs, candidate, threads), daemon=True)
         self._process.start()
-        self._ask([warm_up], 4)
+        theirs.close()  # so that the pipe ends with the process
+        with _stopped_on_failure(self):
+            self._ask([warm_up], 4)
         self.start_seconds = time.perf_counter() - began
 
     @property
@@ -64,7 +69,11 @@ class Process:
         return psutil.Process(self._process.pid).memory_info().rss
 
     def measure(self, prompts: list[str], max_tokens: int, calls: int) -> WaveTiming:
-        """Answer the batch ``prompts`` ``calls`` times, with ``max_tokens`` tokens per answer."""
+        """Answer the batch ``prompts`` ``calls`` times, with ``max_tokens`` tokens per answer.
+
+        Raises:
+            UserError: the model cannot be run.
+        """
         latencies, tokens = [], 0
         for _ in range(calls):
             seconds, made = self._ask(prompts, max_tokens)
@@ -73,13 +82,21 @@ class Process:
         return WaveTiming(sum(latencies) / len(prompts), latencies, tokens)
 
     def stop(self) -> None:
-        """End the process."""
-        self._pipe.send(None)
+        """End the process, which may have died."""
+        self._process.terminate()
         self._process.join()
+        self._pipe.close()
 
     def _ask(self, prompts: list[str], max_tokens: int) -> tuple[float, int]:
-        self._pipe.send((prompts, max_tokens))
-        reply = self._pipe.recv()
+        try:
+            self._pipe.send((prompts, max_tokens))
+            reply = self._pipe.recv()
+        except (EOFError, ConnectionError) as error:
+            self._process.join()
+            raise UserError(
+                f"{self._name} cannot be measured: its process has ended with exit code {self._process.exitcode}; "
+                "read its messages above, or free memory if the system has killed it"
+            ) from error
         if isinstance(reply, Exception):
             raise reply
         return reply
@@ -92,22 +109,19 @@ class Server:
         """Start the server with ``threads`` threads, and wait until it has answered the prompt ``warm_up``.
 
         Raises:
-            RuntimeError: the server does not start, or answers with an error.
+            UserError: the server does not start, does not answer, or answers with an error.
         """
+        self._name = candidate.name
         options = [f"--{name}={value}" for name, value in candidate.settings.items()]
         command = ["serve", str(candidate.directory), "--port=0", f"--threads={threads}", *options]
         began = time.perf_counter()
         self._process = subprocess.Popen(module_command("pipelines.cli", *command), stderr=subprocess.PIPE, text=True)
         assert self._process.stderr is not None  # it is a pipe
-        self._stderr, output = self._process.stderr, ""
-        while not (found := re.search(r" on (http://\S+);", output)):
-            line = self._stderr.readline()
-            if not line:
-                raise RuntimeError(f"the server did not start: {output}")
-            output += line
-        self.start_seconds = time.perf_counter() - began
-        self._address = urlsplit(found[1]).netloc
-        self.measure([warm_up], 4, 1)
+        self._stderr = self._process.stderr
+        with _stopped_on_failure(self):
+            self._address = self._wait_for_address()
+            self.start_seconds = time.perf_counter() - began
+            self.measure([warm_up], 4, 1)
 
     @property
     def memory(self) -> int:
@@ -115,7 +129,11 @@ class Server:
         return psutil.Process(self._process.pid).memory_info().rss
 
     def measure(self, prompts: list[str], max_tokens: int, calls: int) -> WaveTiming:
-        """Send ``calls`` requests per prompt, one client per prompt, with ``max_tokens`` tokens per answer."""
+        """Send ``calls`` requests per prompt, one client per prompt, with ``max_tokens`` tokens per answer.
+
+        Raises:
+            UserError: the server does not answer, or answers with an error.
+        """
         with ThreadPoolExecutor(len(prompts)) as clients:
             began = time.perf_counter()
             each = list(clients.map(lambda prompt: self._client(prompt, max_tokens, calls), prompts))
@@ -123,23 +141,35 @@ class Server:
         return WaveTiming(seconds, [one for found, _ in each for one in found], sum(tokens for _, tokens in each))
 
     def stop(self) -> None:
-        """End the process."""
+        """End the process, which may have died."""
         self._process.terminate()
         self._process.wait()
         self._stderr.close()
 
+    def _wait_for_address(self) -> str:
+        output = ""
+        while not (found := re.search(r" on (http://\S+);", output)):
+            line = self._stderr.readline()
+            if not line:
+                raise UserError(f"{self._name} cannot be measured: the server did not start: {output.strip()}")
+            output += line
+        return urlsplit(found[1]).netloc
+
     def _client(self, prompt: str, max_tokens: int, calls: int) -> tuple[list[float], int]:
-        connection, latencies, tokens = http.client.HTTPConnection(self._address), [], 0
+        latencies, tokens = [], 0
         body = json.dumps({"prompt": prompt, "max_tokens": max_tokens, "min_tokens": max_tokens})
-        for _ in range(calls):
-            began = time.perf_counter()
-            connection.request("POST", "/v1/completions", body, {"Content-Type": "application/json"})
-            answer = json.loads(connection.getresponse().read())
-            latencies.append(time.perf_counter() - began)
-            if "error" in answer:
-                raise RuntimeError(answer["error"]["message"])
-            tokens += answer["usage"]["completion_tokens"]
-        connection.close()
+        with contextlib.closing(http.client.HTTPConnection(self._address)) as connection:
+            for _ in range(calls):
+                began = time.perf_counter()
+                try:
+                    connection.request("POST", "/v1/completions", body, {"Content-Type": "application/json"})
+                    answer = json.loads(connection.getresponse().read())
+                except (OSError, http.client.HTTPException) as error:
+                    raise UserError(f"{self._name} cannot be measured: the server does not answer: {error}") from error
+                latencies.append(time.perf_counter() - began)
+                if "error" in answer:
+                    raise UserError(f"{self._name} cannot be measured: {answer['error']['message']}")
+                tokens += answer["usage"]["completion_tokens"]
         return latencies, tokens
 
 
@@ -147,20 +177,31 @@ def start(candidate: Candidate, threads: int, warm_up: str) -> Process | Server:
     """Start a candidate, and wait until it has answered the prompt ``warm_up``.
 
     Raises:
-        RuntimeError: the candidate does not start.
+        UserError: the candidate does not start. None of its processes is left.
     """
     return (Server if candidate.kind == "server" else Process)(candidate, threads, warm_up)
+
+
+@contextlib.contextmanager
+def _stopped_on_failure(candidate: Process | Server) -> Iterator[None]:
+    """Stop ``candidate`` if the block fails: the caller of a constructor that fails has no object to stop."""
+    try:
+        yield
+    except BaseException:
+        candidate.stop()
+        raise
 
 
 def _answer_batches(pipe: Any, candidate: Candidate, threads: int) -> None:
     try:
         answer = _ANSWERS[candidate.kind](candidate.directory, threads, **candidate.settings)
-        while request := pipe.recv():
+        while True:
+            request = pipe.recv()
             began = time.perf_counter()
             tokens = answer(*request)
             pipe.send((time.perf_counter() - began, tokens))
     except Exception as error:  # raised again in the parent process
-        pipe.send(RuntimeError(f"{candidate.name}: {error}"))
+        pipe.send(UserError(f"{candidate.name} cannot be measured: {error}"))
 
 
 def _runner(directory: Path, threads: int) -> Answer:

@@ -58,24 +58,22 @@ def bench_serving(
         rounds), requests_per_second (median) and latency in seconds (p50, p95, p99).
 
     Raises:
-        UserError: the server cannot start, or the model cannot be exported.
+        UserError: a candidate cannot be started or measured, or the model cannot be exported.
     """
     check_serving(model, teacher)
     prompts = make_prompts(max(CONCURRENCY))
     os.environ["OMP_NUM_THREADS"] = str(threads)  # for the processes of the candidates
     with _export_directory(exports) as directory:
         candidates = _candidates(model, teacher, text, directory, workdir, say)
-        running, fresh, loaded = {}, {}, {}
-        try:
+        running, fresh = {}, {}
+        with contextlib.ExitStack() as started:  # stops all of them, also if one cannot be stopped
             for candidate in candidates:
                 say(f"{candidate.name}: starting")
                 running[candidate] = start(candidate, threads, prompts[0])
+                started.callback(running[candidate].stop)
                 fresh[candidate] = running[candidate].memory
             found = _measure_rounds(running, prompts, rounds, max_tokens, say)
             loaded = {candidate: process.memory for candidate, process in running.items()}
-        finally:
-            for process in running.values():
-                process.stop()
         # before a temporary directory of exports is removed
         facts = [
             _facts(candidate, running[candidate].start_seconds, fresh[candidate], loaded[candidate], found[candidate])

@@ -12,7 +12,9 @@ from pipelines.workdir.stage import Stage
 from pipelines.workdir.workspace import Workspace
 
 BASELINE_LENGTHS = 2
-_KEPT = 2  # checkpoints of each part of a training; one more while the next one is written
+# Of each part of a training; one more while the next one is written.
+_KEPT = 2  # checkpoints
+_KEPT_WEIGHTS = 3  # best weights, with early stopping
 
 
 def check_space(workspace: Workspace, stages: list[Stage]) -> None:
@@ -59,9 +61,11 @@ def _checkpoint_bytes(workspace: Workspace, stage: Stage) -> int:
 
 
 def checkpoints_bytes(training: TrainingConfig, parameters: int, lengths: int = 1) -> int:
-    """Bytes of all checkpoints that a training to this number of lengths has at a time."""
-    parts = 2 * lengths - 1  # a branch for each length, and a part of the trunk before each but the last
-    return (parts * _KEPT + 1) * training.checkpoint_bytes(parameters)
+    """Bytes of all checkpoints and best weights that a training to this number of lengths has at a time."""
+    # A branch for each length, and a part of the trunk before each but the last. With early stopping there is no trunk.
+    parts = lengths if training.patience else 2 * lengths - 1
+    weights = (parts * _KEPT_WEIGHTS + 1) * 4 * parameters if training.patience else 0
+    return (parts * _KEPT + 1) * training.checkpoint_bytes(parameters) + weights
 
 
 def _output_bytes(workspace: Workspace, stage: Stage) -> int:

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 from distill.errors import lost_process_errors
 from distill.io.hub import known_commits, resolve_revision, take_commits
 from distill.io.hub_answers import Kind
-from pipelines.config.run_config import RunConfig
+from pipelines.config.run_config import RunConfig, load_config
 
 if TYPE_CHECKING:
     from accelerate import Accelerator
@@ -19,7 +19,7 @@ Names = list[tuple[str, Kind, str]]  # source, its kind, and its name in message
 
 
 def names_on_hub(config: RunConfig) -> Names:
-    """The sources that the config names and that are not local directories."""
+    """The sources that the config and its pre-training name and that are not local directories."""
     data = config.data
     named: Names = []
     if config.task is None:
@@ -37,7 +37,8 @@ def names_on_hub(config: RunConfig) -> Names:
     if config.baseline.checkpoint:
         named.append((config.baseline.checkpoint, "model", f"baseline.checkpoint {config.baseline.checkpoint!r}"))
     named += [(source, "model", f"teacher {source!r}") for source in config.teacher.checkpoints.values()]
-    return [one for one in named if not Path(one[0]).is_dir()]
+    before = names_on_hub(load_config(config.pretrained)) if config.pretrained else []
+    return [one for one in named if not Path(one[0]).is_dir()] + before
 
 
 @lost_process_errors()

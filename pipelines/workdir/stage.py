@@ -35,7 +35,7 @@ _READ_LATER = (
 class Stage:
     """One stage of one ratio and seed: a function of its settings, its inputs, the data and the version of its kind."""
 
-    kind: str  # baseline, long-baseline, teacher, init, label, distill or report
+    kind: str  # a key of VERSIONS
     settings: dict[str, Any]
     inputs: dict[str, "Stage"] = field(default_factory=dict)  # role -> the stage whose output is read
     data: str = ""  # fingerprint of the prepared data

@@ -1,6 +1,15 @@
 """Write a student in the format of a runtime, and compare the runtime's answers with the student's.
 
-Each format is a module with ``write(student, source, directory, precision)``. ``parity`` verifies all formats.
+Each format is a module with ``write(student, source, directory, precision)``.
+
+hf_directory       format hf: a directory for transformers and the tools that build on them
+onnx_graphs        format onnx: a graph of the encoder, and a graph of one decoder step
+ctranslate2_model  format ctranslate2: the weights in CTranslate2's binary format
+pyfunc             format mlflow: a pyfunc model from code
+student            the student to export, and the files that all formats have
+parity             the check of every export: its runtime against the student on held-out examples
+parity_examples    the examples of this check: corrupted pieces of a text, or pairs of a task
+plain_t5           a T5 in float64 without transformers, the second reader of an hf export
 """
 
 import importlib

@@ -2,6 +2,13 @@
 
 A server imports only this package, so that it starts in a second and needs little memory. Loading an ``hf`` or
 ``mlflow`` export imports torch.
+
+hf_runner           format hf, with transformers: the reference for every other runtime
+onnx_runner         format onnx, with onnxruntime
+ctranslate2_runner  format ctranslate2
+mlflow_runner       format mlflow, for the parity check
+pyfunc_model        the code of an mlflow export, which MLflow copies into it
+batches             padding of token ids, and the answers of a batch
 """
 
 import importlib

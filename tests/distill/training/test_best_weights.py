@@ -1,6 +1,8 @@
 """Early stopping: its record alone, and in the training loop, also of runs that are killed."""
 
 import json
+from contextlib import nullcontext
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -8,7 +10,7 @@ from torch import nn
 
 from distill.config import TrainingConfig
 from distill.data.examples import Examples
-from distill.errors import UserError
+from distill.errors import DiskFull, UserError
 from distill.models.build import build_dense
 from distill.training.best_weights import BestWeights
 from distill.training.checkpoint import checkpoints
@@ -169,6 +171,32 @@ def test_a_run_that_is_killed_ends_with_the_same_weights(fit, when, step):
         first = step - 2
     assert list(steps) == list(range(first, 9))
     assert all(torch.equal(at_step[one], steps[one]) for one in steps)
+
+
+def test_unfinished_weights_of_a_killed_process_are_removed(fit, tmp_path):
+    unfinished = tmp_path / "a" / "best" / ".step-00000002.999"
+    unfinished.mkdir(parents=True)
+    (unfinished / "model.safetensors").write_bytes(b"half")
+    fit("a")
+    assert not unfinished.exists() and not list((tmp_path / "a").rglob(".*"))
+
+
+@pytest.mark.parametrize("free,fits", [(7, False), (9, True)])
+def test_space_is_asked_for_the_best_weights_too(fit, tmp_path, monkeypatch, free, fits):
+    """In weights of a model, a checkpoint takes 3. Training needs 3 checkpoints and 4 best weights."""
+
+    def die(when, step):
+        if (when, step) == ("step", 5):
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        fit("a", die=die)
+    there = ["best/step-00000002", "best/step-00000004", "step-00000003"]  # so it needs 8 more
+    assert sorted(str(path.relative_to(tmp_path / "a")) for path in (tmp_path / "a").rglob("step-*")) == there
+    weights = (tmp_path / "a" / there[0] / "model.safetensors").stat().st_size
+    monkeypatch.setattr("shutil.disk_usage", lambda path: SimpleNamespace(free=free * weights))
+    with nullcontext() if fits else pytest.raises(DiskFull):
+        fit("a")
 
 
 def test_a_finished_run_is_not_continued(fit):

@@ -13,5 +13,5 @@ def test_figures_that_are_numbers_pass_and_others_are_named():
 
 def test_losses_that_are_no_numbers_are_counted():
     check_losses([1.0, 0.0], "teacher e8")
-    with pytest.raises(TrainingDiverged, match="teacher e8 cannot be measured: 2 of 3 test examples"):
+    with pytest.raises(TrainingDiverged, match="teacher e8 cannot be measured: 2 of 3 evaluated examples"):
         check_losses([1.0, math.inf, math.nan], "teacher e8")

@@ -7,8 +7,9 @@ import time
 import pytest
 from transformers import T5ForConditionalGeneration
 
+from distill.errors import UserError
 from pipelines.deploy import bench_serving
-from pipelines.deploy.bench_candidates import WaveTiming, _generate
+from pipelines.deploy.bench_candidates import Candidate, WaveTiming, _generate
 
 
 def test_prompts_are_reproducible_distinct_and_masked():
@@ -34,6 +35,32 @@ def test_every_answer_has_the_requested_length(distilled):
         )
         == made
     )
+
+
+def test_all_candidates_are_stopped_also_if_one_cannot_be(tmp_path, monkeypatch):
+    stopped = []
+
+    class Started:
+        memory = 1
+
+        def __init__(self, candidate, *_):
+            self.name = candidate.name
+            if self.name == "d":
+                raise UserError("d cannot be measured")
+
+        def stop(self):
+            stopped.append(self.name)
+            if self.name == "b":
+                raise BrokenPipeError
+
+    candidates = [Candidate(name, "runner", tmp_path) for name in "abcd"]
+    monkeypatch.setattr(bench_serving, "_candidates", lambda *_: candidates)
+    monkeypatch.setenv("OMP_NUM_THREADS", "1")  # the benchmark sets it
+    monkeypatch.setattr(bench_serving, "start", Started)
+    options = {"text": None, "exports": tmp_path, "workdir": tmp_path, "threads": 1, "rounds": 1, "max_tokens": 1}
+    with pytest.raises((UserError, BrokenPipeError)):
+        bench_serving.bench_serving("model", None, **options, say=lambda line: None)
+    assert sorted(stopped) == ["a", "b", "c"]
 
 
 @pytest.mark.slow

@@ -8,6 +8,8 @@ from pathlib import Path
 from threading import Thread
 from types import SimpleNamespace as Values
 
+import yaml
+
 from pipelines.config.run_config import load_config
 from pipelines.runner import side_by_side
 from pipelines.workdir.hub_names import names_on_hub
@@ -49,6 +51,25 @@ def test_the_names_of_a_config(tmp_path):
     ]
     assert names[2][2] == "baseline.checkpoint 'some/t5@v2'"
     assert names_on_hub(load_config("smoke", [])) == []
+
+
+def test_the_names_of_a_pretraining_are_those_of_the_config_too(tmp_path):
+    """Also of a pre-training that is fine-tuned itself."""
+    configs = {
+        "text": {"preset": "smoke", "data": {"corpus": "hf:some/texts:en"}},
+        "translation": {"preset": "smoke", "pretrained": "text", "task": {"examples": "hf:some/pairs"}},
+        "names": {"preset": "smoke", "pretrained": "translation", "task": {"examples": "hf:some/names@v1"}},
+    }
+    for name, values in configs.items():
+        if "task" in values:
+            values["pretrained"] = str(tmp_path / f"{values['pretrained']}.yaml")
+        (tmp_path / f"{name}.yaml").write_text(yaml.safe_dump(values))
+    found = names_on_hub(load_config(str(tmp_path / "names.yaml")))
+    assert [(source, kind) for source, kind, _ in found] == [
+        ("some/names@v1", "dataset"),
+        ("some/pairs", "dataset"),
+        ("some/texts", "dataset"),
+    ]
 
 
 def test_a_child_takes_the_commit_of_its_parent(hub):

@@ -7,6 +7,8 @@ from rich.filesize import decimal
 from distill.config import TrainingConfig
 from distill.io.disk import require_space
 from distill.model_size import num_parameters
+from distill.models.header import Shape, shape_of
+from pipelines.config.run_config import RunConfig
 from pipelines.workdir.plan import training_of
 from pipelines.workdir.stage import Stage
 from pipelines.workdir.workspace import Workspace
@@ -43,12 +45,23 @@ def _parameters(workspace: Workspace, stage: Stage) -> int:
         return 0
     if stage.command == "baseline" and config.teacher.checkpoints:
         return 0
+    return built_model(config, stage, workspace.data.vocab_size)[1]
+
+
+def built_model(config: RunConfig, stage: Stage, vocabulary_size: int) -> tuple[Shape, int]:
+    """The shape of the model that a stage makes from the section ``model``, and its number of parameters.
+
+    A student can have a size of its own. The shape of a teacher is that of its dense layers.
+    """
+    model, experts, decoder_layers = config.model, 0, config.model.num_layers
     if stage.kind in ("init", "distill"):
         student = config.of_variant(stage.variant).student
-        shape = config.model.model_copy(update={"d_ff": student.d_ff or config.model.d_ff})
-        return num_parameters(shape, workspace.data.vocab_size, num_decoder_layers=student.num_decoder_layers)
-    experts = config.teacher.ratios[stage.ratio] if stage.kind == "teacher" and stage.ratio else 0
-    return num_parameters(config.model, workspace.data.vocab_size, experts)
+        model = model.model_copy(update={"d_ff": student.d_ff or model.d_ff})
+        decoder_layers = student.num_decoder_layers or decoder_layers
+    elif stage.kind == "teacher" and stage.ratio:
+        experts = config.teacher.ratios[stage.ratio]
+    shape = {**shape_of(model, vocabulary_size), "num_decoder_layers": decoder_layers}
+    return shape, num_parameters(model, vocabulary_size, experts, num_decoder_layers=decoder_layers)
 
 
 def _checkpoint_bytes(workspace: Workspace, stage: Stage) -> int:

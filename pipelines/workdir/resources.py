@@ -12,9 +12,9 @@ from rich.filesize import decimal
 
 from distill.errors import UserError
 from distill.model_size import num_parameters
-from distill.models.header import shape_of
 from distill.training.memory import training_bytes
 from distill.training.precision import resolve_precision
+from pipelines.workdir.disk_budget import built_model
 from pipelines.workdir.inspection import inspect_model
 from pipelines.workdir.plan import training_of
 from pipelines.workdir.stage import Stage
@@ -104,11 +104,11 @@ def _training_bytes(workspace: Workspace, stage: Stage) -> int:
     config, training = workspace.config, training_of(workspace.config, stage)
     if training is None:
         return 0
-    experts = config.teacher.ratios[stage.ratio] if stage.kind == "teacher" and stage.ratio else 0
-    vocabulary, lengths = workspace.data.vocab_size, workspace.data.lengths(config.data)
+    shape, parameters = built_model(config, stage, workspace.data.vocab_size)
+    lengths = workspace.data.lengths(config.data)
     return training_bytes(
-        shape_of(config.model, vocabulary),
-        num_parameters(config.model, vocabulary, experts),
+        shape,
+        parameters,
         training,
         resolve_precision(config.precision),
         examples=training.examples_per_pass(1),

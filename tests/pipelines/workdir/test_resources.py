@@ -7,6 +7,7 @@ from distill.model_size import num_parameters
 from distill.training.precision import resolve_precision
 from pipelines.config.run_config import load_config
 from pipelines.workdir.inspection import inspect_model
+from pipelines.workdir.plan import plan
 from pipelines.workdir.resources import PYTHON, Slots, memory_bytes
 from pipelines.workdir.stage_needs import stage_needs
 from pipelines.workdir.workspace import Workspace
@@ -66,6 +67,17 @@ def test_a_stage_needs_more_memory_than_its_weights_gradients_and_optimizer(work
     }
     with pytest.raises(UserError, match="baseline needs about .* the largest node of the Ray cluster has 1.0 MB"):
         Slots.of([{"CPU": 1, "memory": 10**6}], 1).options(workspace, workspace.stages[0])
+
+
+def test_a_larger_student_needs_more_memory(workspace):
+    variants = {"same": {}, "wide": {"student": {"d_ff": 4096}}, "short": {"student": {"num_decoder_layers": 1}}}
+    workspace.config = workspace.config.model_copy(update={"variants": variants})
+    planned = plan(workspace.config, "data")
+    stages = {stage.variant: stage for stage in planned if (stage.kind, stage.ratio) == ("distill", "e4")}
+    needs = {name: memory_bytes(workspace, stage, GB) for name, stage in stages.items()}
+    model, vocabulary = workspace.config.model, workspace.data.vocab_size
+    wider = num_parameters(model.model_copy(update={"d_ff": 4096}), vocabulary) - num_parameters(model, vocabulary)
+    assert needs["short"] < needs["same"] and needs["wide"] > needs["same"] + 2 * 4 * wider
 
 
 def test_stages_of_a_loaded_teacher_need_what_inspect_says(workspace, tmp_path):

@@ -249,13 +249,15 @@ class DistillConfig(Section):
         """Whether the teacher runs during the student's training."""
         return self.hard_fraction < 1 and self.soft_labels == "online"
 
-    @property
-    def num_teacher_examples(self) -> int:
-        """Number of examples that the teacher processes: at the steps at which it runs, or to label them."""
+    def num_teacher_examples(self, steps: int) -> int:
+        """Number of examples that the teacher processes: at the steps at which it runs, or to label them.
+
+        Args:
+            steps: that the student takes, which may be fewer than in the settings after early stopping.
+        """
         if self.reads_cached_labels:
             return self.num_labelled_examples
-        steps = self.training.steps - self.soft_start if self.runs_teacher else 0
-        return steps * self.training.batch_size
+        return max(steps - self.soft_start, 0) * self.training.batch_size if self.runs_teacher else 0
 
     @property
     def reads_cached_labels(self) -> bool:

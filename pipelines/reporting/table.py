@@ -30,9 +30,10 @@ def report_markdown(report: dict[str, Any]) -> str:
         f"intervals over documents and seeds. {_sample(report)}\n\n"
         f"{_overlap(report)}{_lost(data)}\n\n{_undefined_rows(report)}{_differences(report)}"
         f"{task_sections(report) if is_task(report) else ''}"
-        f"## Training of each model\n\n{_training(report)}\n\nThe figures of a student count its own steps, and its "
-        "operations include the forward passes of its teacher. They do not count the training behind the student's "
-        "initial weights, nor the fit of its FFNs to the teacher's experts (`student.ffn_init`).\n\n"
+        f"## Training of each model\n\n{_training(report)}\n\nThe figures are means over seeds. Those of a student "
+        "count its own steps, and its operations include the forward passes of its teacher for soft labels. They do "
+        "not count the teacher's answers (`distill.targets: teacher`), the training behind the student's initial "
+        "weights, or the fit of its FFNs to the teacher's experts (`student.ffn_init`).\n\n"
         f"Data: {data['name']}, {data['train_tokens']:,} training tokens, digest `{data['digest']}`. "
         f"Report: `{report['fingerprint']}`.\n"
     )

@@ -72,17 +72,15 @@ def compute(run: StageRun) -> Outcome:
 def build_report(run: StageRun, results: Results) -> dict[str, Any]:
     """The values of report.json: both baselines, a row per ratio and variant, and the data."""
     config, quality = run.config, results.quality
-    baseline, training = _of_kind(run, "baseline")[0], config.baseline_training
-    facts = baseline.facts
+    baselines = _of_kind(run, "baseline")
     variants = config.variants or [None]
     sums = quality.sums()
     rows = [_row(run, quality, sums, ratio, variant) for ratio in config.teacher.ratios for variant in variants]
     report = {
         "baseline": {
             "quality": mean_quality(quality.values.baselines[""], quality.weights),
-            "parameters": facts["parameters"],
-            "steps": facts["steps"],
-            **_cost(run, baseline, training, facts["steps"]),
+            "parameters": baselines[0].facts["parameters"],
+            **_cost(run, baselines, config.baseline_training),
         },
         "long_baseline": {
             "quality": mean_quality(quality.values.baselines["_long"], quality.weights),
@@ -225,46 +223,44 @@ def _differences(rows: list[dict[str, Any]], variants: list[str]) -> list[dict[s
 def _training_cost(run: StageRun, ratio: str, variant: str | None) -> dict[str, Any]:
     """Steps, tokens and floating-point operations of the training of a teacher and its student.
 
-    A student's figures count its own steps. Its operations include the forward passes of its teacher.
+    A student's figures count its own steps. Its operations include the forward passes of its teacher for soft labels,
+    but not those for answers, because the stage answer is no input of the report.
     """
-    teacher, student = _of_kind(run, "teacher", ratio)[0], _of_kind(run, "distill", ratio, variant)[0]
+    teachers, students = _of_kind(run, "teacher", ratio), _of_kind(run, "distill", ratio, variant)
     settings = run.config.of_variant(variant).distill
-    teacher_training, student_training = run.config.teacher.training, settings.training
-    trained_here = run.config.trains_teacher(ratio)
-    # Fewer than in the settings after early stopping.
-    teacher_steps = teacher.facts.get("steps", teacher_training.steps)
-    steps = student.facts["steps"]
-    cost = _cost(run, teacher, teacher_training, teacher_steps) if trained_here else {"tokens": None, "flops": None}
-    own = _cost(run, student, student_training, steps)
-    teacher_passes = settings.num_teacher_examples * _forward_flops(run, teacher)
-    return {
-        "teacher_steps": teacher_steps if trained_here else None,
-        "teacher_tokens": cost["tokens"],
-        "teacher_flops": cost["flops"],
-        "student_steps": steps,
-        "student_tokens": own["tokens"],
-        "student_flops": own["flops"] + teacher_passes,
-    }
+    own = _cost(run, students, settings.training)
+    passes = np.mean([settings.num_teacher_examples(one.facts["steps"]) for one in students])
+    own["flops"] += float(passes) * _forward_flops(run, teachers[0])
+    teacher = _cost(run, teachers, run.config.teacher.training) if run.config.trains_teacher(ratio) else {}
+    cost = {f"teacher_{key}": teacher.get(key) for key in own}  # None: unknown
+    return cost | {f"student_{key}": value for key, value in own.items()}
 
 
 def _long_cost(run: StageRun) -> dict[str, float]:
     """Steps, tokens and operations of the long baseline: of both of its parts."""
-    baseline, training = _of_kind(run, "baseline")[0], run.config.baseline_training
-    cost = {"steps": baseline.facts["full_steps"]}
-    cost |= _cost(run, baseline, training, baseline.facts["full_steps"])
-    for long in _of_kind(run, "long-baseline")[:1]:
-        own = {"steps": long.facts["steps"], **_cost(run, long, run.config.distill.training, long.facts["steps"])}
+    cost = _cost(run, _of_kind(run, "baseline"), run.config.baseline_training, "full_steps")
+    if long := _of_kind(run, "long-baseline"):
+        own = _cost(run, long, run.config.distill.training)
         cost = {key: value + own[key] for key, value in cost.items()}
     return cost
 
 
-def _cost(run: StageRun, model: FinishedStage, training: TrainingConfig, steps: int) -> dict[str, float]:
-    """Tokens (inputs and targets) and floating-point operations of a model's training."""
+def _cost(
+    run: StageRun, models: list[FinishedStage], training: TrainingConfig, steps: str = "steps"
+) -> dict[str, float]:
+    """Steps, tokens (inputs and targets) and floating-point operations of a model's training.
+
+    They are means over ``models``, one per seed, because early stopping may give each seed its own steps. ``steps`` is
+    the name of the fact with their number.
+    """
     lengths = run.data.mean_lengths(run.config.data)
-    examples = steps * training.batch_size
+    # The records of teachers from before early stopping have no steps.
+    taken = float(np.mean([one.facts.get(steps, training.steps) for one in models]))
+    examples = taken * training.batch_size
     return {
+        "steps": round(taken),
         "tokens": round(examples * (lengths.inputs + lengths.targets)),
-        "flops": 3 * examples * _forward_flops(run, model),
+        "flops": 3 * examples * _forward_flops(run, models[0]),
     }
 
 

@@ -93,9 +93,10 @@ def test_the_teacher_runs_only_when_it_is_read(student, teacher, examples):
             ran.append(bool(calls))
             assert ("soft_loss" in metrics) == ran[-1]
         assert ran == expected
-        assert DistillConfig(**mix, **settings).num_teacher_examples == 4 * sum(ran)
-    assert DistillConfig(hard_fraction=1.0, **settings).num_teacher_examples == 0
-    assert DistillConfig(soft_labels="cached", **settings).num_teacher_examples == 12
+        for steps in range(1, 4):  # fewer than 3 after early stopping
+            assert DistillConfig(**mix, **settings).num_teacher_examples(steps) == 4 * sum(ran[:steps])
+    assert DistillConfig(hard_fraction=1.0, **settings).num_teacher_examples(3) == 0
+    assert DistillConfig(soft_labels="cached", **settings).num_teacher_examples(2) == 12  # before the training
 
 
 @pytest.mark.parametrize("stop", [3, 5])

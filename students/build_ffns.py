@@ -10,8 +10,7 @@ from distill.models.layerwise import InPlace, States, in_memory
 from students.calibration import Activations, record
 from students.ffn_init import FFN, METHODS, SwitchExperts
 from students.weight_map import renumbered
-from teachers.build import switch_layers
-from teachers.switch_layer import SwitchLayer
+from teachers.build import SwitchFeedForward, switch_layers
 
 
 @torch.no_grad()
@@ -57,7 +56,7 @@ def build_ffns(
         each = iter(record(teacher, calibration, in_place=in_place, states=states))
     for name, activations in each:
         if name in layers:
-            built = _dense_ffn(layers[name].mlp, activations, student.config.d_ff, ffn_init, seed)
+            built = _dense_ffn(layers[name], activations, student.config.d_ff, ffn_init, seed)
             own = name if kept is None else renumbered(name, kept)
             for weight, value in built.items():
                 whole = student.get_parameter(f"{own}.DenseReluDense.{weight}.weight")
@@ -70,9 +69,10 @@ def build_ffns(
 
 
 def _dense_ffn(
-    layer: SwitchLayer, activations: Activations | None, d_ff: int, ffn_init: str, seed: int
+    block: SwitchFeedForward, activations: Activations | None, d_ff: int, ffn_init: str, seed: int
 ) -> dict[str, torch.Tensor]:
     """The weights of the FFN in place of a Switch layer, with the names and shapes of T5; at most ``d_ff`` neurons."""
+    layer = block.mlp
     rows = layer.wi if layer.wi_gate is None else torch.cat([layer.wi, layer.wi_gate], -1)
     experts = FFN(rows.detach().float(), layer.wo.detach().mT.float())
     wi, wo = METHODS[ffn_init](SwitchExperts(experts, layer.activation, activations, d_ff), seed)

@@ -39,9 +39,7 @@ class BaselineConfig(Section):
     steps: Positive | None = Field(
         None, description="at most the steps of the teachers, if they are trained; null: the steps of the student"
     )
-    learning_rate: PositiveFloat | None = Field(
-        None, description="in place of that of its training settings, because the best can differ; null: theirs"
-    )
+    learning_rate: PositiveFloat | None = Field(None, description="replaces that of the training settings above")
     checkpoint: Source | None = Field(None, description="a T5 to start from, for example a public one; null: none")
 
 
@@ -150,22 +148,20 @@ class RunConfig(Section):
         return self
 
     def _check_baseline(self) -> None:
-        """Check the length of the baseline.
-
-        Raises:
-            ValueError: it is longer than its training, or ends within the warm-up, which would make a weak baseline.
-        """
+        """Raise ValueError if ``baseline.steps`` exceeds its training, or ends within the warm-up: a weak baseline."""
         training, section = self.baseline_training, "teacher" if self.trains_teachers else "distill"
-        if (self.baseline.steps or 0) > training.steps:
+        steps = self.baseline.steps
+        if steps is None:
+            return
+        if steps > training.steps:
             raise ValueError(
-                f"baseline.steps is {self.baseline.steps}, but {section}.training.steps is {training.steps}; set "
+                f"baseline.steps is {steps}, but {section}.training.steps is {training.steps}; set "
                 f"baseline.steps to at most {training.steps}"
             )
-        if 0 < self.baseline_steps <= training.warmup_steps:
-            own = "baseline.steps" if self.baseline.steps else "the student's steps, for lack of baseline.steps"
+        if steps <= training.warmup_steps:
             raise ValueError(
-                f"the baseline takes {self.baseline_steps} steps ({own}), but {section}.training.warmup_steps is "
-                f"{training.warmup_steps}; set baseline.steps to more than that"
+                f"baseline.steps is {steps}, but {section}.training.warmup_steps is {training.warmup_steps}; set "
+                "baseline.steps to more than that"
             )
 
 

@@ -33,7 +33,7 @@ from pipelines.workdir.workspace import Workspace
 
 _RETRIES = 5  # of a task whose worker or node is lost
 _PROBES = 5  # seconds without an answer of the head until the cluster counts as lost
-_STOP = 60.0  # seconds in which the stages may save a checkpoint after another one has failed
+_STOP = 60.0  # seconds in which the stages may end their MLflow runs after another one has failed
 _OBJECTS = 80 * 2**20  # bytes of the object store of a local cluster; Ray needs 75 MiB
 # Variables of the command that its tasks get. A directory of this machine may not exist on others.
 _PASSED, _NOT_PASSED = ("MLFLOW_", "HF_", "TRANSFORMERS_", "TOKENIZERS_", "OMP_"), ("HF_HOME",)

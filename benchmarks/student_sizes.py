@@ -115,9 +115,10 @@ def _measured(row: dict[str, Any], timing: Timing) -> dict[str, Any]:
 
 
 def _print(report: dict[str, Any], rows: list[dict[str, Any]], rounds: int) -> None:
-    table = Table("student", box=box.SIMPLE_HEAD, title=f"Greedy answers, medians of {rounds} rounds in turns")
-    for name in ("parameters", "quality", "kept", "tokens/s", "lowest", "highest"):
-        table.add_column(name, justify="right", no_wrap=True)
+    table = Table(box=box.SIMPLE_HEAD, title=f"Greedy answers, medians of {rounds} rounds in turns")
+    table.add_column("student", min_width=12, overflow="fold")
+    for name in ("size", "quality", "kept", "tokens/s", "lowest", "highest"):
+        table.add_column(name, justify="right", no_wrap=name != "kept")  # the interval may be on a second line
     for row, measured in zip(report["ratios"], rows, strict=True):
         rates = [measured[f"tokens_per_second{suffix}"] for suffix in ("", "_low", "_high")]
         figures = [f"{row['student_parameters']:,}", f"{row['student_quality']:.3f}", kept(row, "")]

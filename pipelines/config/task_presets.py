@@ -65,7 +65,7 @@ def dates() -> dict[str, Any]:
         "task": {"examples": "babel:dates", "metrics": ["exact_match"], "max_input": 24, "max_target": 32},
         "model": {"d_model": 32, "d_ff": 64, "d_kv": 16, "num_heads": 2, "num_layers": 1, "sparse_every": 1},
         "teacher": {
-            "experts": [64, 128, 256],
+            "experts": [64, 96, 128, 192, 256],
             "capacity_factor_train": 2.0,
             "evaluation_batch_size": 512,
             "training": {**training, "steps": 10_000},
@@ -174,18 +174,15 @@ def names_small() -> dict[str, Any]:
 
 
 def student_steps() -> dict[str, Any]:
-    """The fraction kept against the number of steps of the student, from 225 to 14,400, on the data of names."""
-    base = names()
-    lengths = [225 * 2**place for place in range(6)]
-    training = {**base["distill"]["training"], "steps": 14_400, "cooldown": 0.5, "evaluate_every": None}
-    variants = {name: base["variants"][name] for name in ("best", "paper")}
+    """The fraction kept against the number of steps of the student, from 250 to 16,000, for one teacher of dates."""
+    base = dates()
+    training = {**base["distill"]["training"], "steps": 16_000, "cooldown": 0.5, "evaluate_every": None}
     return {
         **base,
         "name": "student-steps",
         "seeds": [0],
         "teacher": {**base["teacher"], "experts": [64]},
-        "distill": {**base["distill"], "lengths": lengths, "training": training},
-        "variants": variants,
+        "distill": {**base["distill"], "lengths": [250 * 2**place for place in range(6)], "training": training},
     }
 
 

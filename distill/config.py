@@ -191,7 +191,6 @@ class DistillConfig(Section):
 
     hard_fraction: Fraction = Field(0.75, description="weight of the hard labels; the soft labels have the rest")
     temperature: PositiveFloat = 1.0
-    trial: str | None = None
     soft_start: Count = Field(0, description="first step with soft labels; earlier steps use hard labels only")
     targets: Literal["text", "teacher"] = Field(
         "text", description="hard labels: the targets of the data, or the teacher's answers to the inputs of a task"

@@ -11,7 +11,7 @@ from distill.errors import UserError
 class StudentConfig(Section):
     """How a student is initialised from its teacher."""
 
-    ffn_init: Literal["random", "mean", "usage", "best", "aligned", "select", "fit", "regress", "diverse"] = Field(
+    ffn_init: Literal["random", "mean", "usage", "best", "aligned", "select", "fit", "regress"] = Field(
         "random", description="initialisation of the FFNs that replace Switch layers; the paper uses random"
     )
     calibration_examples: Positive = Field(256, description="training examples for calibration; random uses none")

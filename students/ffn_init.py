@@ -169,29 +169,9 @@ def regress(layer: SwitchExperts, seed: int) -> FFN:
     return FFN(wi, _least_squares(layer, wi))
 
 
-def diverse(layer: SwitchExperts, seed: int) -> FFN:
-    """MMR of contribution and cosine, ridge wo, then as regress."""
-    contribution = _contributions(layer)[0]
-    wi = layer.experts.wi.flatten(0, 1)
-    most = contribution.argsort(descending=True)[: 16 * layer.neurons]
-    score = contribution[most].clamp(min=1e-20).log()
-    unit = torch.nn.functional.normalize(wi[most], dim=-1)
-    near = torch.zeros(len(most))
-    chosen: list[int] = []
-    score = (score - score.min()) / (score.max() - score.min())
-    taken = torch.zeros(len(most), dtype=torch.bool)
-    for _ in range(layer.neurons):
-        pick = int((score - near - 10.0 * taken).argmax())
-        taken[pick] = True
-        chosen.append(int(most[pick]))
-        near = torch.maximum(near, (unit @ unit[pick]).clamp(min=0))
-    rows = wi[torch.tensor(chosen)]
-    return FFN(rows, _least_squares(layer, rows))
-
-
 # All values of ffn_init but "random", which is T5's own initialisation.
 METHODS: dict[str, Callable[[SwitchExperts, int], FFN]] = {
-    method.__name__: method for method in (mean, usage, best, aligned, select, fit, regress, diverse)
+    method.__name__: method for method in (mean, usage, best, aligned, select, fit, regress)
 }
 WITHOUT_CALIBRATION = frozenset({"random", "mean"})
 

@@ -129,12 +129,7 @@ def init_student_with_counts(
     kept = kept_by(config, student.config)
     counts = _copy(weights, student, kept, config.d_ff) if copy else _with_fresh(student, Counter(), Counter(), set())
     if teacher is not None and ffn_init != "random":
-        calibration = list(calibration or [])
         built = build_ffns(teacher, student, ffn_init, seed, calibration, in_place=in_place, states=states, kept=kept)
-        import os
-        if os.environ.get("IN_ORDER"):
-            from students.in_order import fit_in_order
-            fit_in_order(teacher, student, calibration, seed)
         added = built.pop("added")
         counts["parameters"]["fresh"] -= added
         if added:

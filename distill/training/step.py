@@ -30,12 +30,6 @@ def micro_batch_indices(config: TrainingConfig, accelerator: Accelerator) -> Cal
     micro = config.examples_per_pass(processes)
 
     def indices(step: int) -> list[range]:
-        import os
-        if late := int(os.environ.get("LATE_BATCH", "0")):
-            from_step, factor = late, 2
-            size = config.batch_size * (factor if step >= late else 1)
-            first = step * config.batch_size + max(step - late, 0) * config.batch_size * (factor - 1)
-            return [range(first, first + size)]
         starts = range(step * config.batch_size + rank * micro, (step + 1) * config.batch_size, micro * processes)
         return [range(start, start + micro) for start in starts]
 

@@ -64,7 +64,4 @@ def _objective_and_examples(
             f"teacher {run.ratio} does not fit into memory, so it cannot run at each step; set distill.soft_labels to "
             "cached, or raise teacher.memory"
         )
-    if settings.trial and settings.trial != "late-batch":
-        from distill.training.trial import TrialLabels
-        return TrialLabels(student, running.model, trial=settings.trial, steps=settings.training.steps, **mix), examples(run.seed)
     return HardAndSoftLabels(student, running.model, **mix), examples(run.seed)

@@ -11,11 +11,7 @@ from pipelines.reporting.size_plot import plot_sizes
 from pipelines.reporting.step_curve import plot_steps, rows_with_points, steps_csv
 from pipelines.reporting.table import differ_in_size, report_csv, report_markdown
 from pipelines.reporting.task_table import groups_csv
-from pipelines.workdir.stage import FinishedStage
-
-FILES = ("report.json", "report.md", "report.csv", "fraction_kept.png")
-# Of a task with groups, of students that are measured at several lengths, and of students of several sizes.
-OPTIONAL_FILES = ("groups.csv", "groups.png", "steps.csv", "steps.png", "sizes.png")
+from pipelines.workdir.stage import OPTIONAL_REPORT_FILES, REPORT_FILES, FinishedStage
 
 
 def write_report(report: dict[str, Any], directory: Path) -> None:
@@ -47,9 +43,9 @@ def copy_report(finished: FinishedStage, workdir: Path) -> dict[str, Any]:
     Raises:
         UserError: a file of the report is missing or damaged.
     """
-    for name in OPTIONAL_FILES:
+    for name in OPTIONAL_REPORT_FILES:
         if name not in finished.digests:
             (workdir / name).unlink(missing_ok=True)
-    for name in (*FILES, *(name for name in OPTIONAL_FILES if name in finished.digests)):
+    for name in (*REPORT_FILES, *(name for name in OPTIONAL_REPORT_FILES if name in finished.digests)):
         write_bytes(workdir / name, finished.read(name).read_bytes())
     return json.loads((workdir / "report.json").read_text())

@@ -22,7 +22,7 @@ from pipelines.tracking.store_uri import StoreError, cause_of, label
 from pipelines.tracking.tracked_run import COLOURS, TrackedRun, describe_run
 from pipelines.tracking.view import publish_view
 from pipelines.workdir.plan import training_of
-from pipelines.workdir.stage import FinishedStage, Stage
+from pipelines.workdir.stage import OPTIONAL_REPORT_FILES, REPORT_FILES, FinishedStage, Stage
 from pipelines.workdir.teacher_files import Reference, reference_of
 from pipelines.workdir.workspace import Workspace
 
@@ -30,7 +30,7 @@ from pipelines.workdir.workspace import Workspace
 # through models, so soft labels are logged as a model too.
 _ARTIFACTS = (
     *("*losses.json", "*answers.json", "routing.png", "labels/labels.json"),
-    *("report.*", "documents.json", "fraction_kept.png", "sizes.png", "groups.*", "steps.*"),
+    *(*REPORT_FILES, *OPTIONAL_REPORT_FILES, "documents.json"),
 )
 _MODELS = ("model", "labels", "answers")
 _REVISIONS = ("revision", "tokenizer_revision")  # commits of data and tokenizer on the hub

@@ -24,10 +24,14 @@ VERSIONS = {
     "report": 9,
 }
 
+# The files of a report, which are artifacts of its run and are copied to the top of the work directory.
+REPORT_FILES = ("report.json", "report.md", "report.csv", "fraction_kept.png")
+# Of a task with groups, of students that are measured at several lengths, and of students of several sizes.
+OPTIONAL_REPORT_FILES = ("groups.csv", "groups.png", "steps.csv", "steps.png", "sizes.png")
 # The files of a stage's directory that later stages and commands read.
 _READ_LATER = (
     *("model/**/*", "*losses.json", "*answers.json", "answers/*", "labels/labels.json"),
-    *("report.*", "documents.json", "fraction_kept.png", "sizes.png", "groups.*", "steps.*", "examples.json"),
+    *(*REPORT_FILES, *OPTIONAL_REPORT_FILES, "documents.json", "examples.json"),
 )
 
 

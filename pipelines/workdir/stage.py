@@ -12,8 +12,9 @@ from distill.io.files import check_digests, file_digests, read_record, write_rec
 
 # Each fingerprint includes the version of the stage's kind. A new version recomputes the stages of that kind and all
 # stages that read them. Raise the version if a change gives different results for the same settings and data:
-#   corruption, loss, optimizers, training loop, evaluation   baseline, teacher, distill
-#   forward pass, Switch layer                                 baseline, teacher, label, distill
+#   corruption, loss, optimizers, training loop, evaluation   baseline, long-baseline, teacher, distill
+#   forward pass, Switch layer                                 baseline, long-baseline, teacher, answer, label, distill
+#   generation                                                 baseline, long-baseline, teacher, answer, distill
 #   soft labels                                                label, distill
 #   initialisation, calibration                                init
 #   intervals, tables                                          report

@@ -15,5 +15,6 @@ overlap        the share of a held-out text that the training text contains
 examples       fixed-length examples and batches
 soft_labels    the teacher's distribution as a few token ids per target token
 make_labels    soft labels that the teacher makes once, in units that processes and machines share
+label_arrays   the arrays of soft labels on disk: their types, shapes and sizes, without torch
 cached_labels  soft labels on disk, read by students
 """

@@ -18,8 +18,8 @@ from numpy.lib.format import open_memmap
 from transformers import PreTrainedModel
 
 from distill.config import LabelsConfig
-from distill.data.cached_labels import PADDING, labels_bytes, layout_of, open_arrays, path_of
 from distill.data.examples import IGNORE_INDEX, Batch, ExampleSet
+from distill.data.label_arrays import PADDING, labels_bytes, layout_of, open_arrays, path_of
 from distill.data.soft_labels import sparse_labels
 from distill.errors import UserError
 from distill.io.disk import disk_full_errors, require_space

@@ -4,7 +4,8 @@ from pathlib import Path
 
 from rich.filesize import decimal
 
-from distill.config import TrainingConfig
+from distill.config import DistillConfig, TrainingConfig
+from distill.data.label_arrays import labels_bytes
 from distill.io.disk import require_space
 from distill.model_size import num_parameters
 from distill.models.header import Shape, shape_of
@@ -83,7 +84,9 @@ def checkpoints_bytes(training: TrainingConfig, parameters: int, lengths: int = 
 
 def _output_bytes(workspace: Workspace, stage: Stage) -> int:
     if stage.kind == "label":
-        return _label_bytes(workspace, stage)
+        settings = workspace.config.of_variant(stage.variant)
+        targets = int(workspace.data.lengths(settings.data).targets)
+        return label_bytes(settings.distill, targets, workspace.data.vocab_size)
     return model_bytes(stage.kind, _parameters(workspace, stage))
 
 
@@ -93,13 +96,10 @@ def model_bytes(kind: str, parameters: int) -> int:
     return copies * 4 * parameters
 
 
-def _label_bytes(workspace: Workspace, stage: Stage) -> int:
-    from distill.data.cached_labels import labels_bytes
-
-    settings = workspace.config.of_variant(stage.variant)
-    targets = workspace.data.lengths(settings.data).targets
-    labels = settings.distill.labels.model_dump(by_alias=True) | {"examples": settings.distill.num_labelled_examples}
-    return labels_bytes({**labels, "targets": targets, "vocabulary": workspace.data.vocab_size})
+def label_bytes(distill: DistillConfig, targets: int, vocabulary_size: int) -> int:
+    """Bytes of a student's cached soft labels, for at most ``targets`` target tokens per example."""
+    facts = distill.labels.model_dump(by_alias=True) | {"examples": distill.num_labelled_examples}
+    return labels_bytes(facts | {"targets": targets, "vocabulary": vocabulary_size})
 
 
 def _written_bytes(workspace: Workspace, stage: Stage) -> int:

@@ -7,18 +7,14 @@ import shutil
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
-from distill.config import LabelsConfig
 from distill.io.memory import memory_limit
 from distill.model_size import forward_flops
 from distill.processes import num_processes
 from distill.span_corruption import raw_length_for, span_lengths
-from distill.special_tokens import token_type
 from distill.training.memory import training_bytes
 from distill.training.precision import Precision, may_have_gpu, resolve_precision
 from pipelines.config.run_config import RunConfig
-from pipelines.workdir.disk_budget import BASELINE_LENGTHS, checkpoints_bytes, model_bytes
+from pipelines.workdir.disk_budget import BASELINE_LENGTHS, checkpoints_bytes, label_bytes, model_bytes
 from pipelines.workdir.inspection import Inspected
 from teachers.layout import LAYERS
 from teachers.needs import BatchShape, Needs, needs_of
@@ -74,8 +70,7 @@ def stage_needs(model: Inspected, config: RunConfig, precision: Precision, memor
         kind: checkpoints_bytes(training, parameters, number) + model_bytes(kind, parameters)
         for kind, number in (("distill", 1), ("baseline", BASELINE_LENGTHS))
     }
-    labels = config.distill.num_labelled_examples * targets
-    label_disk = labels * bytes_per_label(config.distill.labels, model.header.vocab_size)
+    label_disk = label_bytes(config.distill, targets, model.header.vocab_size)
     return {
         "teacher": {**inference, "work_directory": 0, "fetch": model.bytes if model.remote else 0},
         "init": {**init, "work_directory": model_bytes("init", parameters), "fetch": 0},
@@ -102,12 +97,6 @@ def example_lengths(config: RunConfig) -> tuple[int, int]:
     shape = {"noise_density": config.data.noise_density, "mean_span_length": config.data.mean_span_length}
     spans = span_lengths(raw_length_for(config.data.input_length, **shape), **shape)
     return spans.inputs, spans.targets
-
-
-def bytes_per_label(labels: LabelsConfig, vocabulary: int) -> int:
-    """Bytes of the cached soft labels of a target token; see ``distill.data.cached_labels``."""
-    per_id = np.dtype(token_type(vocabulary)).itemsize + (2 if labels.form == "top_k" else 0)
-    return labels.num_tokens * per_id + 2
 
 
 def _device_and_memory() -> tuple[str, int]:

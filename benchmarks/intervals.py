@@ -14,6 +14,7 @@ from rich.table import Table
 
 from pipelines.config.run_config import load_config
 from pipelines.reporting.bootstrap import Interval, fraction_kept, gain
+from pipelines.reporting.verdict import title
 from pipelines.runner.runner import StageRunner
 from pipelines.workdir.stage import inputs_of_kind, read_values
 
@@ -43,9 +44,8 @@ def main(config: str, workdir: Annotated[Path, typer.Option(help="Work directory
         kept = [fraction_kept(baseline, teacher, student, documents=units) for units in (documents, None)]
         bounds = [_bounds(interval) for _, interval in (*gains, *kept)]
         fraction = "undefined" if kept[0][0] is None else f"{kept[0][0]:.3f}"
-        table.add_row(
-            " ".join(filter(None, (ratio, variant))), f"{gains[0][0]:.3f}", *bounds[:2], fraction, *bounds[2:]
-        )
+        name = title({"ratio": ratio, "variant": variant})
+        table.add_row(name, f"{gains[0][0]:.3f}", *bounds[:2], fraction, *bounds[2:])
     console.print(table)
 
 

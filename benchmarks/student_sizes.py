@@ -27,6 +27,7 @@ from pipelines.config.run_config import load_config
 from pipelines.reporting.cells import csv_text, kept
 from pipelines.reporting.plot import interval_errors, new_figure, save_figure
 from pipelines.reporting.table import describe_sample
+from pipelines.reporting.verdict import title
 from pipelines.runner.stage_data import evaluated_examples
 from pipelines.tracking.tracked_run import COLOURS
 from pipelines.workdir.stage import inputs_of_kind
@@ -57,9 +58,9 @@ def main(
         student = inputs_of_kind(stage, inputs, "distill", row["ratio"], row["variant"])[0]
         of_student = {**settings, "model": str(student.read("model"))}
         tokens = sum(min(len(answer) + 1, settings["max_length"]) for answer in answering(**of_student)())
-        candidates.append(Candidate(_name(row), answering, of_student, work=tokens))
+        candidates.append(Candidate(title(row), answering, of_student, work=tokens))
     timings = alternate(candidates, rounds)
-    rows = [_measured(row, timings[_name(row)]) for row in report["ratios"]]
+    rows = [_measured(row, timings[title(row)]) for row in report["ratios"]]
     write_text(output, csv_text(rows))
     _plot(report, rows, output.with_suffix(".png"))
     _print(report, rows, rounds)
@@ -91,10 +92,6 @@ def _settings(workspace: Workspace) -> dict[str, Any]:
     }
 
 
-def _name(row: dict[str, Any]) -> str:
-    return " ".join(filter(None, (row["ratio"], row["variant"])))
-
-
 def _measured(row: dict[str, Any], timing: Timing) -> dict[str, Any]:
     """A line of the CSV file; tokens per second are the median, the lowest and the highest of the rounds."""
     low, high = row["fraction_interval"] or (None, None)
@@ -122,7 +119,7 @@ def _print(report: dict[str, Any], rows: list[dict[str, Any]], rounds: int) -> N
     for row, measured in zip(report["ratios"], rows, strict=True):
         rates = [measured[f"tokens_per_second{suffix}"] for suffix in ("", "_low", "_high")]
         figures = [f"{row['student_parameters']:,}", f"{row['student_quality']:.3f}", kept(row, "")]
-        table.add_row(_name(row), *figures, *(f"{rate:,.0f}" for rate in rates))
+        table.add_row(title(row), *figures, *(f"{rate:,.0f}" for rate in rates))
     Console().print(table)
 
 
@@ -137,7 +134,7 @@ def _plot(report: dict[str, Any], rows: list[dict[str, Any]], path: Path) -> Non
         spread = [[rate - measured["tokens_per_second_low"]], [measured["tokens_per_second_high"] - rate]]
         place = (rate, 100 * row["fraction_kept"])
         axes.errorbar(*place, [[error] for error in interval_errors(row, "")], spread, fmt="o", color=colour, capsize=3)
-        name = f"{_name(row)}, {measured['parameters'] / 1e6:.3g}M"
+        name = f"{title(row)}, {measured['parameters'] / 1e6:.3g}M"
         axes.annotate(name, place, (6, 4), textcoords="offset points", fontsize=8, color=colour)
     axes.axhline(0, color="0.6", linewidth=0.8)
     left, right = axes.get_xlim()

@@ -12,7 +12,6 @@ from pipelines.runner.lengths import train_to_lengths
 from pipelines.runner.measure import answer, measure, save_results
 from pipelines.runner.stage_data import training_examples
 from pipelines.runner.stage_run import Outcome, StageRun
-from pipelines.workdir.plan import full_steps
 from students.initialise import student_config
 from students.load import load_dense
 from teachers.load import open_non_experts
@@ -27,7 +26,7 @@ def compute(run: StageRun) -> Outcome:
     """
     config, training = run.config, run.config.baseline_training
     examples = training_examples(run.data, config.data, seed=run.seed, batch_size=training.batch_size)
-    short, full = config.baseline_steps, full_steps(config)
+    short, full = config.baseline_steps, training.steps
     model = place(_model(run), run.accelerator.device)
     measured = {}
 

@@ -49,11 +49,6 @@ def plan(config: RunConfig, data: str, pretrained: Sequence[Stage] = ()) -> list
     return [*(stage for stage in stages if first[stage.fingerprint] is stage), report]
 
 
-def full_steps(config: RunConfig) -> int:
-    """Training steps of the saved baseline: as many as the teachers, or as the student if no teacher is trained."""
-    return config.baseline_training.steps
-
-
 def training_of(config: RunConfig, stage: Stage) -> TrainingConfig | None:
     """The training settings of a stage; None if it trains nothing, or uses a loaded teacher as it is."""
     if stage.kind == "distill":
@@ -81,9 +76,9 @@ def _baseline(config: RunConfig, data: str, seed: int, start: dict[str, Stage]) 
         made = {"shape_of": _source(next(iter(config.teacher.checkpoints.values())), "teacher")}
     else:
         made = {"model": _values(config.model)}
-    lengths = {"steps": config.baseline_steps, "full_steps": full_steps(config)}
-    training = _training_settings(config.baseline_training)
-    settings = {**_common(config), "seed": seed, **made, "training": training, **lengths}
+    training = config.baseline_training
+    lengths = {"steps": config.baseline_steps, "full_steps": training.steps}
+    settings = {**_common(config), "seed": seed, **made, "training": _training_settings(training), **lengths}
     return Stage("baseline", settings, start, data=data, seed=seed)
 
 

@@ -10,7 +10,7 @@ from distill.training import precision
 from pipelines.config.presets import PRESETS
 from pipelines.config.run_config import RunConfig, load_config
 from pipelines.workdir import plan as plan_module
-from pipelines.workdir.plan import full_steps, plan
+from pipelines.workdir.plan import plan
 from pipelines.workdir.stage import VERSIONS
 
 
@@ -432,8 +432,11 @@ class TestPlan:
         assert {"baseline", "teacher e4", "distill e4"} <= changed
 
     def test_the_saved_baseline_takes_the_steps_of_the_teachers(self):
-        assert full_steps(load_config("smoke")) == 16
-        assert full_steps(load_config("switch-base")) == 10_000  # the student's, because the teacher is loaded
+        def full_steps(preset):
+            return plan(load_config(preset), "data")[0].settings["full_steps"]
+
+        assert full_steps("smoke") == 16
+        assert full_steps("switch-base") == 10_000  # the student's, because the teacher is loaded
 
     def test_the_long_baseline_continues_with_the_training_of_the_student(self):
         stages = {stage.title: stage for stage in plan(load_config("smoke"), "data")}

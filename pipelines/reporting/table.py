@@ -12,7 +12,7 @@ from pipelines.reporting.cells import csv_text, flat_row, kept, markdown_table, 
 from pipelines.reporting.levelling import levelling_sentence
 from pipelines.reporting.paper import KEPT_IN_TABLE_8, kept_in_paper
 from pipelines.reporting.task_table import task_sections
-from pipelines.reporting.verdict import AGAINST, title, verdicts, why_none, without_fraction
+from pipelines.reporting.verdict import AGAINST, as_many_together, title, verdicts, why_none, without_fraction
 
 _WIDTH = 80  # columns of a terminal
 
@@ -231,22 +231,9 @@ def _caption(report: dict[str, Any]) -> str:
     text = (
         f"Size is the teacher's; {of_students}. The baseline has quality "
         f"{short['quality']:.3f} after {short['steps']:,} steps{as_students}; the long baseline has "
-        f"{long['quality']:.3f} after {long['steps']:,}{_as_many_together(report)}. "
+        f"{long['quality']:.3f} after {long['steps']:,}{as_many_together(report)}. "
     )
     return f"{text}{levelling_sentence(report)}{_of_paper(report)}{verdicts(report)} {_sample(report)}"
-
-
-def _as_many_together(report: dict[str, Any]) -> str:
-    """Whether teacher and student together take the steps of the long baseline, with the rows in which they do not.
-
-    A variant may have more steps than the long baseline, and after early stopping any model may have fewer.
-    """
-    together = {title(row): (row["teacher_steps"] or 0) + row["student_steps"] for row in report["ratios"]}
-    others = {name: steps for name, steps in together.items() if steps != report["long_baseline"]["steps"]}
-    listed = ", ".join(f"{steps:,} for {name}" for name, steps in others.items())
-    if len(others) == len(together):
-        return f" (teacher and student together: {listed})"
-    return ", as many as teacher and student together" + (f" (except {listed})" if others else "")
 
 
 def _of_paper(report: dict[str, Any]) -> str:

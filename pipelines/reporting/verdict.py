@@ -1,4 +1,4 @@
-"""The words of a report: names of rows, why a fraction is undefined, which models are worse than a baseline.
+"""The words of a report: names and steps of rows, why a fraction is undefined, which models are worse than a baseline.
 
 Rows and reports are those of report.json. The suffix of a key says which baseline its figure is compared with.
 """
@@ -11,6 +11,25 @@ AGAINST = {"": "baseline", "_long": "long baseline"}  # a key of a report has "_
 def title(row: dict[str, Any]) -> str:
     """Name of a row in sentences, tables and plots: its ratio, and its variant if there is one."""
     return " ".join(filter(None, (row["ratio"], row["variant"])))
+
+
+def as_many_together(report: dict[str, Any]) -> str:
+    """Whether teacher and student together take the steps of the long baseline, with the rows in which they do not.
+
+    A variant may have more steps than the long baseline, and after early stopping any model may have fewer. The steps
+    of a teacher that this run does not train are unknown.
+    """
+    together = {
+        title(row): None if row["teacher_steps"] is None else row["teacher_steps"] + row["student_steps"]
+        for row in report["ratios"]
+    }
+    if set(together.values()) == {None}:
+        return " (teacher and student together: unknown)"
+    others = {name: steps for name, steps in together.items() if steps != report["long_baseline"]["steps"]}
+    listed = ", ".join(f"{'unknown' if steps is None else f'{steps:,}'} for {name}" for name, steps in others.items())
+    if len(others) == len(together):
+        return f" (teacher and student together: {listed})"
+    return ", as many as teacher and student together" + (f" (except {listed})" if others else "")
 
 
 def why_undefined(

@@ -157,6 +157,8 @@ def test_seeds_are_compared_one_by_one():
 
 
 LONGER, SHORTER = {"student_steps": 20}, {"teacher_steps": 15}
+# A loaded teacher, with as many steps of the student as the long baseline has.
+LOADED = {"teacher_steps": None, "teacher_tokens": None, "teacher_flops": None, "student_steps": 30}
 
 
 @pytest.mark.parametrize(
@@ -173,6 +175,11 @@ LONGER, SHORTER = {"student_steps": 20}, {"teacher_steps": 15}
             [row(variant="a"), row(variant="b", **LONGER), row(ratio="e8", variant="a", **SHORTER)]
             + [row(ratio="e8", variant="b")],
             "after 30, as many as teacher and student together (except 40 for e4 b, 25 for e8 a). ",
+        ),
+        ([row(**LOADED), row(ratio="e8", **LOADED)], "after 30 (teacher and student together: unknown). "),
+        (
+            [row(), row(ratio="e8", **LOADED)],
+            "after 30, as many as teacher and student together (except unknown for e8). ",
         ),
     ],
 )

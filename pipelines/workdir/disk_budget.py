@@ -30,12 +30,15 @@ def check_space(workspace: Workspace, stages: list[Stage]) -> None:
         DiskFull: there is not enough free space.
     """
     todo = [stage for stage in stages if not workspace.find(stage)]
-    checkpoints = sorted(_checkpoint_bytes(workspace, stage) for stage in todo)[-workspace.config.jobs :]
-    outputs = sum(_output_bytes(workspace, stage) for stage in todo)
-    written = sum(_written_bytes(workspace, stage) for stage in todo)
-    sizes = f"{decimal(outputs)} of models and labels, {decimal(sum(checkpoints))} of checkpoints"
+    outputs = [_output_bytes(workspace, stage) for stage in todo]
+    checkpoints = [_checkpoint_bytes(workspace, stage) for stage in todo]
+    # At most what is counted of a stage, so that the files of one do not lower the need of the others.
+    counted = zip(todo, outputs, checkpoints, strict=True)
+    written = sum(min(_written_bytes(workspace, stage), sum(needs)) for stage, *needs in counted)
+    at_a_time = sum(sorted(checkpoints)[-workspace.config.jobs :])
+    sizes = f"{decimal(sum(outputs))} of models and labels, {decimal(at_a_time)} of checkpoints"
     if todo:
-        needed = outputs + sum(checkpoints) - written
+        needed = sum(outputs) + at_a_time - written
         require_space(workspace.directory, needed, f"the rest of this run ({sizes})")
 
 

@@ -1,3 +1,5 @@
+from types import SimpleNamespace
+
 import pytest
 
 from distill.config import ModelConfig, TrainingConfig
@@ -5,8 +7,10 @@ from distill.model_size import num_parameters
 from distill.models.build import build_dense, count_parameters
 from distill.training.best_weights import MAX_WEIGHTS
 from distill.training.checkpoint import MAX_CHECKPOINTS
+from pipelines.config.run_config import load_config
 from pipelines.workdir import disk_budget
-from pipelines.workdir.disk_budget import checkpoints_bytes
+from pipelines.workdir.disk_budget import check_space, checkpoints_bytes
+from pipelines.workdir.plan import plan
 from students import init_student
 from teachers.build import build_teacher
 from teachers.config import SwitchConfig
@@ -40,3 +44,29 @@ def test_with_early_stopping_each_length_has_best_weights_and_no_trunk(lengths, 
     assert disk_budget._KEPT_WEIGHTS == MAX_WEIGHTS
     training = TrainingConfig(patience=2, evaluate_every=10)
     assert checkpoints_bytes(training, 1000, lengths) == checkpoints * 12_000 + weights * 4000
+
+
+def test_the_files_of_a_stage_lower_no_more_than_its_own_need(tmp_path, monkeypatch):
+    """The student of a loaded teacher is not counted, and neither are its files. A teacher counts once."""
+    loaded = f"teacher={{experts: [4], checkpoints: {{e2: {tmp_path}}}, training: {{steps: 16, warmup_steps: 2}}}}"
+    config = load_config("smoke", [loaded, "data.tokenizer=t5"])
+    stages = {stage.title: stage for stage in plan(config, "data")}
+    workspace = SimpleNamespace(
+        config=config, data=SimpleNamespace(vocab_size=512), directory=tmp_path, find=lambda stage: None
+    )
+    needed: list[int] = []
+    monkeypatch.setattr(disk_budget, "require_space", lambda path, size, description: needed.append(size))
+
+    def need(*titles: str, written: int = 0) -> int:
+        for title in titles:
+            directory = stages[title].directory(tmp_path)
+            directory.mkdir(parents=True, exist_ok=True)
+            with open(directory / "file", "wb") as file:
+                file.truncate(written)
+        check_space(workspace, list(stages.values()))
+        return needed[-1]
+
+    whole = need()
+    assert whole > 1_000_000 and need("distill e2", "report", written=10**9) == whole
+    assert need("teacher e4", written=1000) == whole - 1000
+    assert need("teacher e4", written=10**9) == need("teacher e4", written=10**10) > 0

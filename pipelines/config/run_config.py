@@ -144,25 +144,7 @@ class RunConfig(Section):
         _check_task(self)
         if self.teacher.experts:  # the sizes of loaded teachers are known later (pipelines.workdir.loaded_models)
             self.student.check_sizes(self.model.d_ff, self.model.num_layers, "the teacher")
-        self._check_baseline()
         return self
-
-    def _check_baseline(self) -> None:
-        """Raise ValueError if ``baseline.steps`` exceeds its training, or ends within the warm-up: a weak baseline."""
-        training, section = self.baseline_training, "teacher" if self.trains_teachers else "distill"
-        steps = self.baseline.steps
-        if steps is None:
-            return
-        if steps > training.steps:
-            raise ValueError(
-                f"baseline.steps is {steps}, but {section}.training.steps is {training.steps}; set "
-                f"baseline.steps to at most {training.steps}"
-            )
-        if steps <= training.warmup_steps:
-            raise ValueError(
-                f"baseline.steps is {steps}, but {section}.training.warmup_steps is {training.warmup_steps}; set "
-                "baseline.steps to more than that"
-            )
 
 
 def _check_task(config: RunConfig) -> None:
@@ -213,7 +195,25 @@ def load_config(
     if config.task and config.task.unlabelled and all(one.distill.targets == "text" for one in config.students):
         cure = "set distill.targets: teacher"
         raise UserError(f"{source}: task.unlabelled needs the teacher's answers as targets; {cure}")
+    _check_baseline(config, source)
     return config
+
+
+def _check_baseline(config: RunConfig, source: str) -> None:
+    """Raise UserError if ``baseline.steps`` exceeds its training, or the baseline ends within the warm-up: a weak one.
+
+    Not checked in RunConfig, because variants, which are RunConfigs too, share the baseline and may have fewer steps.
+    """
+    training, section = config.baseline_training, "teacher.training" if config.trains_teachers else "distill.training"
+    steps = config.baseline.steps
+    if steps and steps > training.steps:
+        limit, cure = f"steps is {training.steps}", f"at most {training.steps}"
+    elif config.baseline_steps <= training.warmup_steps:
+        limit, cure = f"warmup_steps is {training.warmup_steps}", "more than that"
+    else:
+        return
+    given = steps or f"null, which means the student's {config.baseline_steps} steps"
+    raise UserError(f"{source}: baseline.steps is {given}, but {section}.{limit}; set baseline.steps to {cure}")
 
 
 def _inherit(values: dict[str, Any], chain: tuple[str, ...]) -> None:

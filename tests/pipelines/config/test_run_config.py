@@ -467,6 +467,19 @@ class TestPlan:
             UserError, match="baseline.steps is 2, but teacher.training.warmup_steps is 2; set .* to more"
         ):
             load_config("smoke", ["baseline.steps=2"])
+        short = ["distill.training.steps=2", "distill.training.warmup_steps=1"]
+        with pytest.raises(
+            UserError, match="baseline.steps is null, .* student's 2 steps, but teacher.training.warmup_steps is 2; set"
+        ):
+            load_config("smoke", short)
+        assert load_config("smoke", [*short, "baseline.steps=3"]).baseline_steps == 3
+
+    def test_a_variant_may_be_shorter_than_the_baseline(self):
+        """All variants share the baseline, which has the length of the section distill."""
+        short = "variants={whole: {}, short: {distill: {training: {steps: 2, warmup_steps: 1}}}}"
+        assert load_config("smoke", [short]).baseline_steps == 8
+        loaded = ["teacher={checkpoints: {e4: t}}", "data.tokenizer=t5", "baseline.steps=8"]
+        assert load_config("smoke", [*loaded, short]).baseline_steps == 8
 
     def test_the_order_of_the_rows_belongs_to_the_report(self):
         def reports(*overrides):

@@ -9,7 +9,8 @@ from typing import Any, NamedTuple
 import torch
 
 from distill.config import ModelConfig
-from distill.loss import SoftLabels, SparseSoftLabels, mixed_cross_entropy
+from distill.loss import SoftLabels, mixed_cross_entropy
+from distill.loss_gradient import SparseSoftLabels
 from distill.models.build import build_dense
 from distill.models.t5_forward import hidden_states
 from teachers.build import build_teacher

@@ -17,7 +17,7 @@ from transformers import (
 from distill.config import ModelConfig, TrainingConfig
 from distill.data.cached_labels import LabelledBatch
 from distill.data.examples import Batch
-from distill.loss import SparseSoftLabels
+from distill.loss_gradient import SparseSoftLabels
 from distill.model_size import forward_flops
 from distill.models.build import build_dense, freeze, place
 from distill.optim.build import make_optimizer

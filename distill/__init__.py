@@ -1,6 +1,7 @@
 """The method, shared by every stage. Imports nothing of teachers, students or pipelines.
 
-loss             0.75 hard + 0.25 soft labels
+loss             0.75 hard + 0.25 soft labels, and other weights
+loss_gradient    the loss of a tile of tokens and its gradient in closed form
 span_corruption  T5's objective on token ids, and its length algebra
 evaluation       negative log perplexity on held-out examples
 generation       answers: greedy decoding and beam search

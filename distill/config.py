@@ -190,6 +190,11 @@ class DistillConfig(Section):
     """
 
     hard_fraction: Fraction = Field(0.75, description="weight of the hard labels; the soft labels have the rest")
+    balance: Literal["fixed", "by-token"] = Field(
+        "fixed",
+        description="by-token: the weight of a soft label is the teacher's probability of the hard label, in place of "
+        "hard_fraction",
+    )
     temperature: PositiveFloat = 1.0
     soft_start: Count = Field(0, description="first step with soft labels; earlier steps use hard labels only")
     targets: Literal["text", "teacher"] = Field(

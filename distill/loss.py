@@ -1,11 +1,11 @@
 """The mixed loss of section 4.2: hard labels from the text, soft labels from the teacher.
 
 The loss is computed in chunks of tokens from hidden states and head. Only one chunk of the student's and the teacher's
-logits is in memory at a time. The same pass computes the gradient, which has a closed form.
+logits is in memory at a time. The same pass computes the gradient (``distill.loss_gradient``).
 
 ``F.linear_cross_entropy`` cannot mix two targets. For hard labels in bfloat16 it takes at least twice as long on a CPU.
 
-N tokens, D d_model, V vocabulary size, K token ids per target token of sparse soft labels; n tokens of a tile.
+N tokens, D d_model, V vocabulary size.
 """
 
 from typing import Any, NamedTuple
@@ -14,22 +14,12 @@ import torch
 import torch.nn.functional as F
 
 from distill.arguments import require, require_positive
+from distill.loss_gradient import SparseSoftLabels, loss_and_gradient
 
 _CHUNK = 2**25  # logits in memory at a time: large enough for full-speed products
 _CPU_TILE = 2**19  # logits per element-wise pass: small enough for the cache of a core
 
-
-class SparseSoftLabels(NamedTuple):
-    """A teacher's probabilities of K tokens for each target token. All other tokens share the remaining probability."""
-
-    token_ids: torch.Tensor  # [N, K] int64; ids may repeat if the K probabilities add up to 1
-    probs: torch.Tensor  # [N, K]
-    entropy: torch.Tensor  # [N], nats, of the distribution that the labels represent; only for reporting
-
-
 SoftLabels = torch.Tensor | tuple[torch.Tensor, torch.Tensor] | SparseSoftLabels
-# Cross-entropy [n], entropy [n], keep, ids [n, K], target. The gradient is keep * q_T - target (at the ids, if any).
-Target = tuple[torch.Tensor, torch.Tensor, torch.Tensor | float, torch.Tensor | None, torch.Tensor]
 
 
 class LossParts(NamedTuple):
@@ -55,6 +45,7 @@ def mixed_cross_entropy(
     soft_labels: SoftLabels | None,
     *,
     hard_fraction: float = 0.75,
+    by_token: bool = False,
     temperature: float = 1.0,
     ignore_index: int = -100,
     reduction: str = "mean",
@@ -75,6 +66,9 @@ def mixed_cross_entropy(
         soft_labels: the teacher's logits [N, V], or (hidden [N, D'], head [V, D']), or ``SparseSoftLabels`` made at
             the same temperature. May be None if ``hard_fraction`` is 1.
         hard_fraction: in [0, 1].
+        by_token: the weight of a token's soft label is the teacher's probability of its hard label (at the
+            temperature), and the hard label has the rest. So the student learns the teacher's distribution where the
+            teacher is right. ``hard_fraction`` is not used, unless it is 1.
         temperature: above 0; it divides the logits of student and teacher in the soft term.
         reduction: "mean" over the counted tokens, or "sum", which allows one denominator per optimizer step.
 
@@ -92,6 +86,7 @@ def mixed_cross_entropy(
         labels,
         soft_labels,
         hard_fraction=hard_fraction,
+        by_token=by_token,
         temperature=temperature,
         ignore_index=ignore_index,
     )
@@ -106,11 +101,13 @@ def sum_of_losses(
     soft_labels: SoftLabels | None,
     *,
     hard_fraction: float,
+    by_token: bool = False,
     temperature: float = 1.0,
     ignore_index: int = -100,
 ) -> LossSums:
     """``mixed_cross_entropy`` with reduction "sum" (the same errors too), and the soft labels' entropy."""
     require("hard_fraction", hard_fraction, "a number from 0 to 1", lambda fraction: 0 <= fraction <= 1)
+    require("by_token", by_token, "True or False", lambda given: isinstance(given, bool))
     require_positive(temperature=temperature)
     _check_shapes(student_hidden, student_head, labels)
     if soft_labels is not None:
@@ -118,7 +115,8 @@ def sum_of_losses(
     elif hard_fraction < 1:
         raise ValueError(f"hard_fraction is {hard_fraction}, so soft_labels are needed")
     with torch.autocast(student_hidden.device.type, enabled=False):
-        settings = (hard_fraction, temperature, ignore_index, torch.is_grad_enabled())
+        weight = None if by_token and hard_fraction < 1 else hard_fraction
+        settings = (weight, temperature, ignore_index, torch.is_grad_enabled())
         return LossSums(*_ChunkedLoss.apply(student_hidden, student_head, labels, soft_labels, *settings))
 
 
@@ -132,7 +130,7 @@ class _ChunkedLoss(torch.autograd.Function):
         head_VD: torch.Tensor,
         labels_N: torch.Tensor,
         soft: SoftLabels | None,
-        hard_fraction: float,
+        hard_weight: float | None,
         temperature: float,
         ignore_index: int,
         with_gradient: bool,
@@ -143,24 +141,23 @@ class _ChunkedLoss(torch.autograd.Function):
         head = head_VD.to(hidden_ND.dtype)
         d_hidden = torch.empty_like(hidden_ND) if want_hidden else None
         d_head = None
-        sums = hidden_ND.new_zeros(3, dtype=torch.float32)
+        sums = hidden_ND.new_zeros(4, dtype=torch.float32)
         for rows in _slices(len(labels_N), max(_CHUNK // len(head), 1)):
             logits = F.linear(hidden_ND[rows], head)
             teacher = _rows(soft, rows)
             per_tile = max(_CPU_TILE // len(head), 1) if logits.device.type == "cpu" else len(logits)
             for tile in _slices(len(logits), per_tile):
                 here = slice(rows.start + tile.start, rows.start + tile.stop)
-                sums += _tile(
-                    logits[tile], labels_N[here], counted_N[here], _rows(teacher, tile), hard_fraction, temperature
+                sums += loss_and_gradient(
+                    logits[tile], labels_N[here], counted_N[here], _rows(teacher, tile), hard_weight, temperature
                 )
             if d_hidden is not None:
-                d_hidden[rows] = logits @ head  # _tile has replaced the logits with their gradient
+                d_hidden[rows] = logits @ head  # loss_and_gradient has replaced the logits with their gradient
             if want_head:
                 product = (logits.mT @ hidden_ND[rows]).to(head_VD.dtype)  # adding mixed types takes far longer
                 d_head = product if d_head is None else d_head.add_(product)
         ctx.gradients = d_hidden, d_head
-        hard, soft_sum, entropy = sums.unbind()
-        loss = hard if hard_fraction == 1 else hard_fraction * hard + (1 - hard_fraction) * soft_sum
+        loss, hard, soft_sum, entropy = sums.unbind()
         ctx.mark_non_differentiable(hard, soft_sum, entropy)
         return loss.clone(), hard, soft_sum, entropy
 
@@ -171,87 +168,6 @@ class _ChunkedLoss(torch.autograd.Function):
         ctx.gradients = None
         scaled = (None if gradient is None else gradient.mul_(d_loss) for gradient in (d_hidden, d_head))
         return *scaled, None, None, None, None, None, None
-
-
-def _tile(
-    logits_nV: torch.Tensor,
-    labels_n: torch.Tensor,
-    counted_n: torch.Tensor,
-    soft: torch.Tensor | SparseSoftLabels | None,
-    hard_fraction: float,
-    temperature: float,
-) -> torch.Tensor:
-    """Sums of hard loss, soft loss and entropy [3] over a tile; replaces the logits with the gradient of the loss.
-
-    Let q be the student's probabilities, q_T those at the temperature, and p_T the teacher's. The gradient is
-    ``hard_fraction * (q - onehot) + (1 - hard_fraction) * T * (q_T - p_T)``.
-    """
-    scores, q, log_sum = _softmax(logits_nV)
-    picked = labels_n[:, None]
-    hard = ((log_sum - scores.gather(-1, picked)[:, 0]) * counted_n).sum()
-    soft_sum = entropy = torch.zeros_like(hard)
-    gradient = q
-    if soft is not None:
-        if temperature == 1:
-            q_T, log_sum_T = q, log_sum
-        else:
-            scores, q_T, log_sum_T = _softmax(logits_nV, temperature)
-        cross_n, entropy_n, keep_n, token_ids, target = (
-            _sparse_target(scores, q_T, log_sum_T, soft, temperature)
-            if isinstance(soft, SparseSoftLabels)
-            else _dense_target(scores, q_T, log_sum_T, soft, temperature)
-        )
-        soft_weight = (1 - hard_fraction) * temperature
-        if temperature != 1:
-            gradient = q.mul_(hard_fraction).add_(q_T.mul_(soft_weight * keep_n))
-        elif token_ids is not None:
-            gradient = q.mul_(hard_fraction + soft_weight * keep_n)
-        if token_ids is None:
-            gradient.sub_(target, alpha=soft_weight)
-        else:
-            gradient.scatter_add_(-1, token_ids, target * -soft_weight)
-        soft_sum = temperature**2 * (cross_n * counted_n).sum()
-        entropy = temperature**2 * (entropy_n * counted_n).sum()
-    one = gradient.new_full((1, 1), -hard_fraction if soft is not None else -1.0)
-    gradient.scatter_add_(-1, picked, one.expand_as(picked))
-    logits_nV.copy_(gradient.mul_(counted_n[:, None]))
-    return torch.stack([hard, soft_sum, entropy])
-
-
-def _softmax(logits: torch.Tensor, temperature: float = 1.0) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    """Scores minus their maximum, in float32; their softmax; log(sum(exp(scores))) without another exponential."""
-    scores = logits.to(torch.float32, copy=True)
-    if temperature != 1:
-        scores /= temperature
-    scores -= scores.amax(-1, keepdim=True)
-    probs = scores.softmax(-1)
-    return scores, probs, -probs.amax(-1).log()
-
-
-def _dense_target(
-    scores: torch.Tensor, q_T: torch.Tensor, log_sum_T: torch.Tensor, teacher_logits: torch.Tensor, temperature: float
-) -> Target:
-    """The target of a teacher's logits: the gradient is q_T minus the teacher's probabilities."""
-    teacher_scores, p, teacher_log_sum = _softmax(teacher_logits, temperature)
-    cross_n = log_sum_T - torch.linalg.vecdot(p, scores)
-    return cross_n, teacher_log_sum - torch.linalg.vecdot(p, teacher_scores), 1.0, None, p
-
-
-def _sparse_target(
-    scores: torch.Tensor, q_T: torch.Tensor, log_sum_T: torch.Tensor, soft: SparseSoftLabels, temperature: float
-) -> Target:
-    """The target of sparse labels.
-
-    All other tokens form one more class, of teacher probability r and student probability 1 - Q, where Q is the
-    student's probability of the K ids. The gradient spreads r over these tokens in proportion to the student's q.
-    """
-    log_q_nK = scores.gather(-1, soft.token_ids) - log_sum_T[:, None]
-    q_nK, p_nK = q_T.gather(-1, soft.token_ids), soft.probs.float()
-    rest = (1 - p_nK.sum(-1, keepdim=True)).clamp(min=0)
-    others = (1 - q_nK.sum(-1, keepdim=True)).clamp(min=1e-6)
-    share = rest / others
-    cross_n = -(p_nK * log_q_nK).sum(-1) - (rest * others.log())[:, 0]
-    return cross_n, soft.entropy.float(), 1 - share, soft.token_ids, p_nK - share * q_nK
 
 
 def _slices(total: int, size: int) -> list[slice]:

@@ -82,6 +82,7 @@ def test_corrupt_spans_needs_tokens(tokens):
     [
         *(({"temperature": value}, "temperature is ") for value in (0, -1, nan, inf, "1")),
         *(({"hard_fraction": value}, "hard_fraction is ") for value in (-0.1, 1.1, nan, "1")),
+        *(({"by_token": value}, "by_token is .*; it must be True or False") for value in (0.5, "no", None)),
         *(({"labels": torch.arange(count)}, "labels have shapes") for count in (3, 7)),
         ({"labels": torch.arange(6)[None]}, "labels have shapes"),
         ({"labels": torch.arange(6.0)}, "labels.dtype is torch.float32; it must be torch.int64"),

@@ -19,7 +19,7 @@ from distill.data.label_arrays import PADDING, open_arrays
 from distill.data.soft_labels import equal_shares
 from distill.errors import UserError
 from distill.io.files import check_digests, read_record
-from distill.loss import SparseSoftLabels
+from distill.loss_gradient import SparseSoftLabels
 
 
 class LabelledBatch(NamedTuple):

@@ -14,7 +14,7 @@ N tokens, D d_model, V vocabulary size, K token ids per target token.
 import torch
 import torch.nn.functional as F
 
-from distill.loss import SparseSoftLabels
+from distill.loss_gradient import SparseSoftLabels
 
 _CHUNK = 2**23  # logits in memory at a time: 32 MiB in float32
 

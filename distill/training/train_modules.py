@@ -5,6 +5,8 @@ log, all summed over target tokens; the loop divides them by the number of targe
 ``step`` (counted from 0) before each optimizer step, for losses with a schedule.
 """
 
+from typing import Any
+
 import torch
 from torch import nn
 from transformers import PreTrainedModel
@@ -36,12 +38,22 @@ class HardLabels(TrainModule):
 class _MixedLabels(TrainModule):
     """The mixed loss of section 4.2, independent of the source of the soft labels.
 
-    Before step ``soft_start`` the loss uses hard labels only, as in the reference code.
+    Before step ``soft_start`` the loss uses hard labels only, as in the reference code. ``balance`` is "fixed", or
+    "by-token" for the weights of ``by_token`` in ``distill.loss.mixed_cross_entropy``.
     """
 
-    def __init__(self, model: PreTrainedModel, *, hard_fraction: float, temperature: float, soft_start: int = 0):
+    def __init__(
+        self,
+        model: PreTrainedModel,
+        *,
+        hard_fraction: float,
+        temperature: float,
+        soft_start: int = 0,
+        balance: str = "fixed",
+    ):
         super().__init__(model)
         self.hard_fraction, self.temperature, self.soft_start = hard_fraction, temperature, soft_start
+        self.by_token = balance == "by-token"
 
     @property
     def reads_soft_labels(self) -> bool:
@@ -60,6 +72,7 @@ class _MixedLabels(TrainModule):
             labels.flatten(),
             soft_labels if mixed else None,
             hard_fraction=self.hard_fraction if mixed else 1.0,
+            by_token=self.by_token,
             temperature=self.temperature,
         )
         metrics = {"loss": sums.loss.detach(), "hard_loss": sums.hard}
@@ -81,16 +94,8 @@ class HardAndSoftLabels(_MixedLabels):
     At steps that do not read soft labels, the teacher does not run.
     """
 
-    def __init__(
-        self,
-        model: PreTrainedModel,
-        teacher: PreTrainedModel,
-        *,
-        hard_fraction: float,
-        temperature: float,
-        soft_start: int = 0,
-    ):
-        super().__init__(model, hard_fraction=hard_fraction, temperature=temperature, soft_start=soft_start)
+    def __init__(self, model: PreTrainedModel, teacher: PreTrainedModel, **mix: Any):
+        super().__init__(model, **mix)
         self._teacher = [teacher.eval().requires_grad_(False)]  # in a list, so that it is not a submodule
 
     def forward(self, input_ids: torch.Tensor, labels: torch.Tensor) -> LossAndMetrics:

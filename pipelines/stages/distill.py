@@ -51,7 +51,7 @@ def _objective_and_examples(
         size = settings.training.batch_size
         return training_examples(run.data, config.data, seed=seed, batch_size=size, answered=answered)
 
-    mix = settings.model_dump(include={"hard_fraction", "temperature", "soft_start"})
+    mix = settings.model_dump(include={"hard_fraction", "balance", "temperature", "soft_start"})
     if settings.reads_cached_labels:
         labels = CachedLabels(run.inputs["label"].read("labels/labels.json").parent)
         labelled = LabelledExamples(examples(settings.labels.seed), labels)

@@ -10,7 +10,7 @@ from distill.training.precision import resolve_precision
 from pipelines.config.run_config import RunConfig
 from pipelines.workdir.stage import Stage
 
-_OPTIONS = ("targets", "beams", "soft_start", "lengths")
+_OPTIONS = ("balance", "targets", "beams", "soft_start", "lengths")
 
 
 def plan(config: RunConfig, data: str, pretrained: Sequence[Stage] = ()) -> list[Stage]:

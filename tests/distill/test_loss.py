@@ -3,7 +3,8 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from distill.loss import SparseSoftLabels, mixed_cross_entropy, sum_of_losses
+from distill.loss import mixed_cross_entropy, sum_of_losses
+from distill.loss_gradient import SparseSoftLabels
 
 N, D, V = 7, 5, 11
 
@@ -25,18 +26,25 @@ def log_softmax(x: np.ndarray) -> np.ndarray:
 
 
 def reference(hidden, head, labels, teacher_logits, fraction, temperature):
-    """The formula in plain NumPy, token by token."""
+    """The formula in plain NumPy, token by token; ``fraction`` None is the weight by token."""
     logits = hidden.double().numpy() @ head.double().numpy().T
     teacher = np.exp(log_softmax(teacher_logits.double().numpy() / temperature))
-    hard = soft = 0.0
+    loss = hard = soft = 0.0
     for token, label in enumerate(labels.tolist()):
         if label != -100:
-            hard -= log_softmax(logits)[token, label]
-            soft -= temperature**2 * (teacher[token] * log_softmax(logits / temperature)[token]).sum()
-    return fraction * hard + (1 - fraction) * soft, hard, soft
+            of_hard = -log_softmax(logits)[token, label]
+            of_soft = -(temperature**2) * (teacher[token] * log_softmax(logits / temperature)[token]).sum()
+            weight = 1 - teacher[token, label] if fraction is None else fraction
+            loss += weight * of_hard + (1 - weight) * of_soft
+            hard, soft = hard + of_hard, soft + of_soft
+    return loss, hard, soft
 
 
-@pytest.mark.parametrize("fraction", [0.0, 0.75, 1.0])
+def arguments_of(fraction):
+    return {"by_token": True} if fraction is None else {"hard_fraction": fraction}
+
+
+@pytest.mark.parametrize("fraction", [0.0, 0.75, 1.0, None])
 @pytest.mark.parametrize("temperature", [1.0, 2.5])
 @pytest.mark.parametrize("as_hidden", [False, True])
 def test_equals_the_formula(case, fraction, temperature, as_hidden):
@@ -44,19 +52,22 @@ def test_equals_the_formula(case, fraction, temperature, as_hidden):
     teacher_logits = teacher_hidden @ teacher_head.T
     soft_labels = (teacher_hidden, teacher_head) if as_hidden else teacher_logits
     expected = reference(hidden, head, labels, teacher_logits, fraction, temperature)
-    arguments = {"hard_fraction": fraction, "temperature": temperature}
+    arguments = {**arguments_of(fraction), "temperature": temperature}
     loss, (hard, soft) = mixed_cross_entropy(hidden, head, labels, soft_labels, reduction="sum", **arguments)
     np.testing.assert_allclose([loss, hard, soft], expected, rtol=1e-5)
     mean, parts = mixed_cross_entropy(hidden, head, labels, soft_labels, **arguments)
     np.testing.assert_allclose([mean, parts.hard, parts.soft], np.array(expected) / 5, rtol=1e-5)
 
 
-def test_gradient_by_finite_differences(case):
+@pytest.mark.parametrize("fraction", [0.75, None])
+def test_gradient_by_finite_differences(case, fraction):
     hidden, head, labels, teacher_hidden, teacher_head = (t.double() if t.is_floating_point() else t for t in case)
 
     def loss(hidden, head):
         # mixed_cross_entropy computes in float32, so the finite differences use the float64 reference formula.
-        value, _ = mixed_cross_entropy(hidden, head, labels, (teacher_hidden, teacher_head), temperature=2.0)
+        value, _ = mixed_cross_entropy(
+            hidden, head, labels, (teacher_hidden, teacher_head), temperature=2.0, **arguments_of(fraction)
+        )
         return value
 
     hidden.requires_grad_(), head.requires_grad_()
@@ -69,7 +80,7 @@ def test_gradient_by_finite_differences(case):
                 moved = tensor.detach().clone()
                 moved[index] += sign * 1e-6
                 pair = (moved, head.detach()) if tensor is hidden else (hidden.detach(), moved)
-                values.append(reference(*pair, labels, teacher_logits, 0.75, 2.0)[0] / 5)
+                values.append(reference(*pair, labels, teacher_logits, fraction, 2.0)[0] / 5)
             numeric = (values[0] - values[1]) / 2e-6
             assert tensor.grad[index].item() == pytest.approx(numeric, rel=1e-4, abs=1e-6)
 
@@ -205,8 +216,9 @@ def test_a_tied_head_gets_both_gradients(case):
     torch.testing.assert_close(ours.grad, plain.grad)
 
 
+@pytest.mark.parametrize("fraction", [0.75, None])
 @pytest.mark.parametrize("temperature", [1.0, 2.0])
-def test_sparse_labels_of_the_whole_vocabulary_are_the_dense_ones(case, temperature):
+def test_sparse_labels_of_the_whole_vocabulary_are_the_dense_ones(case, temperature, fraction):
     hidden, head, labels, teacher_hidden, teacher_head = case
     logits = teacher_hidden @ teacher_head.T
     probs = (logits / temperature).softmax(-1)
@@ -214,7 +226,8 @@ def test_sparse_labels_of_the_whole_vocabulary_are_the_dense_ones(case, temperat
     results = []
     for soft_labels in (logits, sparse):
         student = hidden.clone().requires_grad_()
-        sums = sum_of_losses(student, head, labels, soft_labels, hard_fraction=0.75, temperature=temperature)
+        weights = {"hard_fraction": 0.75, **arguments_of(fraction)}
+        sums = sum_of_losses(student, head, labels, soft_labels, **weights, temperature=temperature)
         sums.loss.backward()
         results.append((*(part.detach() for part in sums), student.grad))
     for dense, same in zip(*results, strict=True):
@@ -237,8 +250,10 @@ def test_the_mass_of_other_tokens_is_one_class_more(case):
     torch.testing.assert_close(ours.grad, plain.grad)
 
 
-def test_repeated_token_ids_add_up(case):
+@pytest.mark.parametrize("fraction", [0.75, None])
+def test_repeated_token_ids_add_up(case, fraction):
     hidden, head, labels, _, _ = case
+    labels[0] = 4
     twice = SparseSoftLabels(torch.tensor([[4, 4, 7, 9]]).expand(N, 4), torch.full((N, 4), 0.25), torch.zeros(N))
     once = SparseSoftLabels(
         torch.tensor([[4, 7, 9]]).expand(N, 3), torch.tensor([[0.5, 0.25, 0.25]]).expand(N, 3), torch.zeros(N)
@@ -246,6 +261,6 @@ def test_repeated_token_ids_add_up(case):
     gradients = []
     for sparse in (twice, once):
         student = hidden.clone().requires_grad_()
-        mixed_cross_entropy(student, head, labels, sparse)[0].backward()
+        mixed_cross_entropy(student, head, labels, sparse, **arguments_of(fraction))[0].backward()
         gradients.append(student.grad)
     torch.testing.assert_close(*gradients)

@@ -5,7 +5,7 @@ from itertools import chain
 import torch
 
 from distill.data.cached_labels import LabelledBatch
-from distill.loss import SparseSoftLabels
+from distill.loss_gradient import SparseSoftLabels
 from distill.training.step import prefetch
 
 

@@ -58,6 +58,19 @@ def test_the_parts_add_up_and_are_logged(student, teacher, examples, tmp_path, a
         assert metrics["loss"] == pytest.approx(expected, rel=1e-5)
 
 
+def test_the_balance_by_token_weighs_labels_by_the_teachers_probability(student, teacher, examples):
+    batch = examples.batch(range(3))
+    with torch.no_grad():
+        logits = [model.eval()(input_ids=batch.input_ids, labels=batch.labels).logits for model in (student, teacher)]
+        loss, metrics = HardAndSoftLabels(student, teacher, **MIX, balance="by-token")(*batch)
+    counted = batch.labels != -100
+    q, p = (one[counted].log_softmax(-1) for one in logits)
+    right = p.exp().gather(-1, batch.labels[counted][:, None])[:, 0]
+    hard, soft = -q.gather(-1, batch.labels[counted][:, None])[:, 0], -(p.exp() * q).sum(-1)
+    torch.testing.assert_close(loss, ((1 - right) * hard + right * soft).sum(), rtol=1e-5, atol=0)
+    torch.testing.assert_close(metrics["hard_loss"], hard.sum(), rtol=1e-5, atol=0)
+
+
 def test_soft_labels_start_at_their_step(student, teacher, examples, tmp_path, accelerator):
     objective = HardAndSoftLabels(student, teacher, **MIX, soft_start=2)
     seen = fit(objective, examples, tmp_path, accelerator)

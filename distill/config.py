@@ -190,13 +190,13 @@ class DistillConfig(Section):
     """
 
     hard_fraction: Fraction = Field(0.75, description="weight of the hard labels; the soft labels have the rest")
+    temperature: PositiveFloat = 1.0
+    soft_start: Count = Field(0, description="first step with soft labels; earlier steps use hard labels only")
     balance: Literal["fixed", "by-token"] = Field(
         "fixed",
         description="by-token: the weight of a soft label is the teacher's probability of the hard label, in place of "
         "hard_fraction",
     )
-    temperature: PositiveFloat = 1.0
-    soft_start: Count = Field(0, description="first step with soft labels; earlier steps use hard labels only")
     targets: Literal["text", "teacher"] = Field(
         "text", description="hard labels: the targets of the data, or the teacher's answers to the inputs of a task"
     )

@@ -176,7 +176,8 @@ def names_small() -> dict[str, Any]:
 def student_steps() -> dict[str, Any]:
     """The fraction kept against the number of steps of the student, from 250 to 16,000, for one teacher of dates."""
     base = dates()
-    training = {**base["distill"]["training"], "steps": 16_000, "cooldown": 0.5, "evaluate_every": None}
+    branches = {"schedule": "constant", "cooldown": 0.5, "evaluate_every": None}
+    training = {**base["distill"]["training"], **branches, "steps": 16_000}
     return {
         **base,
         "name": "student-steps",

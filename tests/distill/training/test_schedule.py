@@ -23,6 +23,12 @@ def test_learning_rates():
     assert trunk_steps(straight, 100) == 10
     falling = [learning_rate(straight, s, 100) for s in range(9, 100)] + [0.0]
     assert np.diff(falling) == pytest.approx(-1 / 91)
+    constant = cooled.model_copy(update={"schedule": "constant"})
+    assert trunk_steps(constant, 100) == 80
+    assert [learning_rate(constant, s, 100) for s in range(10, 80)] == [1.0] * 70
+    falling = [1.0, *(learning_rate(constant, s, 100) for s in range(80, 100)), 0.0]
+    assert np.diff(falling) == pytest.approx(-1 / 21)
+    assert learning_rate(config.model_copy(update={"schedule": "constant"}), 99, 100) == 1.0
     cosine = config.model_copy(update={"schedule": "cosine"})
     assert learning_rate(cosine, 55, 100) == pytest.approx(0.5 * (1 + math.cos(math.pi * 0.5)))
     assert trunk_steps(cosine, 100) == 10

@@ -158,7 +158,7 @@ def test_best_and_table_7_share_teachers_baselines_and_the_papers_students():
             "variants={few: {distill: {labels: {words: 4}}}}",
             "in variants.few, distill.labels: words is now called num_tokens; rename it",
         ),
-        ("distill.training.schedule=linear", "input should be 'inverse_sqrt' or 'cosine'"),
+        ("distill.training.schedule=linear", "input should be 'inverse_sqrt', 'constant' or 'cosine'"),
         ("student.ffn_init=worst", "student.ffn_init is 'worst'; input should be 'random', 'mean'"),
         ("student.calibration_examples=0", "student.calibration_examples is 0"),
         ("student={ffn_init: fit, non_expert_init: random}", "ffn_init must be random too, not fit"),

@@ -116,7 +116,7 @@ class TrainingConfig(Section):
     warmup_steps: Count = 100
     cooldown: Fraction = Field(
         0.0,
-        description="last share of the steps, in which inverse_sqrt and constant fall to zero; 1: all after the warm-up",
+        description="last share of the steps, in which the rate falls to zero; not with cosine; 1: after the warm-up",
     )
     gradient_clip: PositiveFloat = 1.0
     dropout: Annotated[float, Field(ge=0, lt=1)] | None = Field(
@@ -142,7 +142,9 @@ class TrainingConfig(Section):
         if self.patience and not self.evaluate_every:
             raise ValueError("patience counts evaluations, but evaluate_every is null; set it")
         if self.schedule == "cosine" and self.cooldown:
-            raise ValueError("cooldown belongs to the schedules inverse_sqrt and constant; cosine already falls to zero")
+            raise ValueError(
+                "cooldown belongs to the schedules inverse_sqrt and constant; cosine already falls to zero"
+            )
         if self.micro_batch_size and self.batch_size % self.micro_batch_size:
             raise ValueError(
                 f"batch_size ({self.batch_size}) must be a multiple of micro_batch_size ({self.micro_batch_size})"

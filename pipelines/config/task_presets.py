@@ -159,7 +159,7 @@ def names() -> dict[str, Any]:
 
 
 def names_small() -> dict[str, Any]:
-    """The data of names with the models of dates: dense models that have levelled off after 24,000 steps."""
+    """The data of names with the models of dates and eight heads: dense models that level off in 16,000 steps."""
     base = dates()
     teacher, training = base["teacher"], base["distill"]["training"]
     return {
@@ -167,9 +167,10 @@ def names_small() -> dict[str, Any]:
         "name": "names-small",
         "data": names()["data"],
         "task": names()["task"],
-        "teacher": {**teacher, "experts": [64], "training": {**teacher["training"], "steps": 24_000}},
-        "baseline": {"steps": 24_000},
-        "distill": {**base["distill"], "training": {**training, "steps": 12_000}},
+        "model": {**base["model"], "num_heads": 8, "d_kv": 8},
+        "teacher": {**teacher, "experts": [64, 128, 256], "training": {**teacher["training"], "steps": 16_000}},
+        "baseline": {"steps": 16_000},
+        "distill": {**base["distill"], "training": {**training, "steps": 8000}},
     }
 
 

@@ -165,6 +165,7 @@ def names_small() -> dict[str, Any]:
     return {
         **base,
         "name": "names-small",
+        "precision": "float32",  # a step of these models takes 15 to 20 % less time than in bfloat16
         "data": names()["data"],
         "task": names()["task"],
         "model": {**base["model"], "num_heads": 8, "d_kv": 8},

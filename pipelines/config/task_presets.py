@@ -172,6 +172,10 @@ def names_small() -> dict[str, Any]:
         "teacher": {**teacher, "experts": [64, 128, 256], "training": {**teacher["training"], "steps": 16_000}},
         "baseline": {"steps": 16_000},
         "distill": {**base["distill"], "training": {**training, "steps": 8000}},
+        "variants": {
+            "best-wide-by-token": {"student": {"d_ff": 256}, "distill": {"balance": "by-token"}},
+            "paper": RECIPES["paper"],
+        },
     }
 
 

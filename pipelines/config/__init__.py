@@ -1,6 +1,7 @@
 """The config of a run.
 
-run_config      sections and overrides
+run_config      sections and their validation
+config_values   presets, YAML files, recipes and overrides, before validation
 error_sentence  error messages of one sentence
 presets         named configs, the smallest first
 public_presets  presets of the public checkpoints, with pinned revisions

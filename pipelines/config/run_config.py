@@ -1,9 +1,5 @@
-"""The config of a run: presets, YAML files and overrides. Every error is one sentence."""
+"""The config of a run and its validation. Every error is one sentence."""
 
-import difflib
-import os
-import re
-from pathlib import Path
 from typing import Annotated, Any, Literal
 
 from pydantic import Field, ValidationError, model_validator
@@ -15,15 +11,14 @@ from distill.config import (
     Positive,
     PositiveFloat,
     Section,
+    Size,
     Source,
     TrainingConfig,
 )
 from distill.errors import UserError
 from distill.tasks.config import TaskConfig
-from pipelines.config.error_sentence import error_sentence, shown
-from pipelines.config.presets import PRESETS
-from pipelines.config.recipes import RECIPES
-from pipelines.config.safe_yaml import parse_yaml, read_yaml
+from pipelines.config.config_values import merge, override_value, read_values
+from pipelines.config.error_sentence import error_sentence
 from students.config import StudentConfig
 from teachers.config import TeacherConfig
 
@@ -41,6 +36,10 @@ class BaselineConfig(Section):
     )
     learning_rate: PositiveFloat | None = Field(None, description="replaces that of the training settings above")
     checkpoint: Source | None = Field(None, description="a T5 to start from, for example a public one; null: none")
+    d_ff: Size | None = Field(
+        None,
+        description="neurons of each FFN of the baseline, for example those of a wider student; null: model.d_ff",
+    )
 
 
 class ReportConfig(Section):
@@ -90,7 +89,7 @@ class RunConfig(Section):
         if name is None:
             return self
         values = self.model_dump(exclude={"variants"})
-        return RunConfig.model_validate(_merge(values, self.variants[name]))
+        return RunConfig.model_validate(merge(values, self.variants[name]))
 
     def trains_teacher(self, ratio: str) -> bool:
         """Whether this run trains or fine-tunes the teacher of a ratio, or uses it as it is."""
@@ -141,6 +140,9 @@ class RunConfig(Section):
             )
         if self.teacher.experts and not self.teacher.training.steps and not self.pretrained:
             raise ValueError("teacher.training.steps is 0, but teacher.experts start from scratch; raise it")
+        if self.baseline.d_ff and (self.baseline.checkpoint or self.pretrained):
+            loaded = "baseline.checkpoint" if self.baseline.checkpoint else "pretrained"
+            raise ValueError(f"baseline.d_ff is for a new baseline, but {loaded} has a trained one; remove one of them")
         _check_task(self)
         if self.teacher.experts:  # the sizes of loaded teachers are known later (pipelines.workdir.loaded_models)
             self.student.check_sizes(self.model.d_ff, self.model.num_layers, "the teacher")
@@ -181,9 +183,9 @@ def load_config(
     Raises:
         UserError: one sentence that names the key, the value and what is allowed.
     """
-    values = _read(source)
+    values = read_values(source)
     for override in sorted(overrides, key=lambda override: not override.startswith("recipe=")):
-        _override(values, override)
+        override_value(values, override)
     if seed is not None:
         values["seeds"] = [seed]
     _inherit(values, (*by, source))
@@ -239,61 +241,3 @@ def _inherit(values: dict[str, Any], chain: tuple[str, ...]) -> None:
         known = ", ".join(map(str, base.teacher.experts)) or "none (it loads its teachers; use teacher.checkpoints)"
         raise UserError(f"teacher.experts has {unknown[0]}, but pretrained {source} has teachers of {known} experts")
     values["teacher"] = {**teacher, "experts": experts}
-
-
-def _read(source: str) -> dict[str, Any]:
-    if source in PRESETS:
-        return PRESETS[source]()
-    path = Path(source)
-    if not os.path.isfile(path):  # Path.is_file raises OSError if the name is too long
-        close = difflib.get_close_matches(source, PRESETS, n=1)
-        hint = f" (did you mean {close[0]}?)" if close else ""
-        raise UserError(f"CONFIG {source!r:.200} is neither a preset ({', '.join(PRESETS)}) nor a file{hint}")
-    try:
-        values = read_yaml(path)
-    except ValueError as error:
-        raise UserError(f"{source} is not readable YAML: {error}") from None
-    if not isinstance(values, dict):
-        raise UserError(f"{source} must hold keys and values at its top level, such as 'teacher:'")
-    preset, recipe = values.pop("preset", None), values.pop("recipe", None)
-    values = {"name": re.sub(r"[^A-Za-z0-9_-]", "-", path.stem).lstrip("_-")[:64] or "run", **values}
-    base: dict[str, Any] = {}
-    if preset is not None:
-        base = _named("preset", preset, PRESETS, source)()
-    if recipe is not None:
-        base = _merge(base, _named("recipe", recipe, RECIPES, source))
-    return _merge(base, values)
-
-
-def _named(kind: str, name: Any, known: dict[str, Any], source: str) -> Any:
-    if not isinstance(name, str) or name not in known:
-        raise UserError(f"{source}: {kind} is {shown(name)}; use one of {', '.join(known)}")
-    return known[name]
-
-
-def _merge(base: Any, changes: Any) -> Any:
-    """Merge sections key by key and replace values. ``checkpoints`` counts as one value."""
-    if not (isinstance(base, dict) and isinstance(changes, dict)):
-        return changes
-    merged = {key: value if key == "checkpoints" else _merge(base.get(key), value) for key, value in changes.items()}
-    return base | merged
-
-
-def _override(values: dict[str, Any], override: str) -> None:
-    key, equals, text = override.partition("=")
-    if not equals or not all(key.split(".")):
-        raise UserError(f"--set {override!r} must look like a.b=value")
-    try:
-        value = parse_yaml(text)
-    except ValueError as error:
-        raise UserError(f"--set {key}: {text!r:.80} is not a YAML value: {error}") from None
-    if key == "recipe":
-        values |= _merge(values, _named("recipe", value, RECIPES, "--set"))
-        return
-    *sections, last = key.split(".")
-    for section in sections:
-        inner = values.get(section, {})
-        if not isinstance(inner, dict):
-            raise UserError(f"--set {key}: {section} is a value, not a section")
-        values[section] = values = dict(inner)  # a copy, because a YAML alias may share the section
-    values[last] = value

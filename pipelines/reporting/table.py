@@ -22,7 +22,7 @@ def report_markdown(report: dict[str, Any]) -> str:
     data = report["data"]
     return (
         "# Fraction of the teacher's gain that the student keeps\n\n"
-        f"{markdown_table(*_cells(report))}\n\n{_caption(report)}\n\n"
+        f"{markdown_table(*_cells(report))}\n\nSize is the teacher's. {_caption(report)}\n\n"
         f"Quality Q is the negative log perplexity on {data['test_examples']:,} examples from "
         f"{data['test_documents']:,} documents of the {data['eval_split']} split (the largest has "
         f"{data['largest_document']:.1%} of the examples), in nats per target token; higher is better. Gain is "
@@ -114,7 +114,7 @@ def _terminal_table(report: dict[str, Any], metric: str | None) -> Table:
     shown = [place for place, name in enumerate(header) if name not in left_out]
     drawn = Table(
         title="Fraction of the teacher's gain that the student keeps",
-        caption=_caption(report),
+        caption="Size is the teacher's. " * ("size" not in left_out) + _caption(report),
         box=box.SIMPLE_HEAD,
         show_edge=False,
         padding=0,
@@ -223,13 +223,12 @@ def _caption(report: dict[str, Any]) -> str:
     as_students = ", as many as the student" * all(r["student_steps"] == short["steps"] for r in report["ratios"])
     baseline = _millions(short["parameters"])
     of_students = (
-        f"the baseline has {baseline}, the shape of the teacher without experts, and students of every size are "
-        "compared with it"
+        f"Students of every size are compared with a baseline of {baseline} parameters"
         if differ_in_size(report)
-        else f"student and baseline have {baseline}"
+        else f"Student and baseline have {baseline} parameters"
     )
     text = (
-        f"Size is the teacher's; {of_students}. The baseline has quality "
+        f"{of_students}. The baseline has quality "
         f"{short['quality']:.3f} after {short['steps']:,} steps{as_students}; the long baseline has "
         f"{long['quality']:.3f} after {long['steps']:,}{as_many_together(report)}. "
     )

@@ -48,12 +48,15 @@ def compute(run: StageRun) -> Outcome:
 
 
 def _model(run: StageRun) -> T5ForConditionalGeneration:
-    special_tokens, source = run.data.special_tokens, run.config.baseline.checkpoint
+    special_tokens, source, d_ff = run.data.special_tokens, run.config.baseline.checkpoint, run.config.baseline.d_ff
     if pretrained := run.inputs.get("pretrained"):
         return load_dense(str(pretrained.read("model")), pretrained.title)
     if source is None and (teachers := run.config.teacher.checkpoints):
-        return new_t5(student_config(open_non_experts(next(iter(teachers.values()))).config), seed=run.seed)
+        shape = student_config(open_non_experts(next(iter(teachers.values()))).config)
+        shape.d_ff = d_ff or shape.d_ff
+        return new_t5(shape, seed=run.seed)
     if source is None:
         ids = {"pad": special_tokens.pad, "eos": special_tokens.eos}
-        return build_dense(run.config.model, run.data.vocab_size, **ids, seed=run.seed)
+        model = run.config.model.model_copy(update={"d_ff": d_ff or run.config.model.d_ff})
+        return build_dense(model, run.data.vocab_size, **ids, seed=run.seed)
     return load_dense(source, f"baseline.checkpoint {source!r}")

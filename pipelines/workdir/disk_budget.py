@@ -55,13 +55,15 @@ def _parameters(workspace: Workspace, stage: Stage) -> int:
 def built_model(config: RunConfig, stage: Stage, vocabulary_size: int) -> tuple[Shape, int]:
     """The shape of the model that a stage makes from the section ``model``, and its number of parameters.
 
-    A student can have a size of its own. The shape of a teacher is that of its dense layers.
+    Students and baselines can have sizes of their own. The shape of a teacher is that of its dense layers.
     """
     model, experts, decoder_layers = config.model, 0, config.model.num_layers
     if stage.kind in ("init", "distill"):
         student = config.of_variant(stage.variant).student
         model = model.model_copy(update={"d_ff": student.d_ff or model.d_ff})
         decoder_layers = student.num_decoder_layers or decoder_layers
+    elif stage.command == "baseline":
+        model = model.model_copy(update={"d_ff": config.baseline.d_ff or model.d_ff})
     elif stage.kind == "teacher" and stage.ratio:
         experts = config.teacher.ratios[stage.ratio]
     shape = {**shape_of(model, vocabulary_size), "num_decoder_layers": decoder_layers}

@@ -76,6 +76,8 @@ def _baseline(config: RunConfig, data: str, seed: int, start: dict[str, Stage]) 
         made = {"shape_of": _source(next(iter(config.teacher.checkpoints.values())), "teacher")}
     else:
         made = {"model": _values(config.model)}
+    if config.baseline.d_ff:
+        made["d_ff"] = config.baseline.d_ff
     training = config.baseline_training
     lengths = {"steps": config.baseline_steps, "full_steps": training.steps}
     settings = {**_common(config), "seed": seed, **made, "training": _training_settings(training), **lengths}

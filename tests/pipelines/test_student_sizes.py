@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 from mlflow import MlflowClient
+from rich.console import Console
 from safetensors import safe_open
 from transformers import T5ForConditionalGeneration
 
@@ -73,7 +74,7 @@ def test_the_report_draws_the_sizes_and_keeps_the_plot(finished):
     workdir, report = finished
     assert (workdir / "sizes.png").read_bytes().startswith(b"\x89PNG")
     text = (workdir / "report.md").read_text()
-    assert "students of every size are compared with it" in text and "| e2 | shallow |" in text
+    assert "Students of every size are compared with a baseline of" in text and "| e2 | shallow |" in text
     client = MlflowClient(f"sqlite:///{workdir}/mlflow.db")
     experiment = client.get_experiment_by_name("smoke").experiment_id
     (run,) = client.search_runs([experiment], "tags.stage = 'report'")
@@ -82,9 +83,36 @@ def test_the_report_draws_the_sizes_and_keeps_the_plot(finished):
     assert "sizes.png" in json.loads(stage.read_text())["digests"]
 
 
-def test_the_disk_space_of_every_stage_is_that_of_its_student(finished):
-    from rich.console import Console
+def test_a_baseline_can_have_the_width_of_a_student(finished, cli, tmp_path):
+    """The comparison with a dense model of a wide student's size trains two baselines, and reuses all other stages."""
+    workdir = shutil.copytree(finished[0], tmp_path / "work")
+    options = [*OPTIONS[:2], "variants={x2: {student: {d_ff: 128}}}", "baseline.d_ff=128", "name=wide"]
+    done = cli("run", "smoke", "--workdir", str(workdir), "--json", *(f"--set={option}" for option in options))
+    assert done.returncode == 0, done.stderr
+    report, (earlier,) = json.loads(done.stdout), [r for r in finished[1]["ratios"] if r["variant"] == "x2"]
+    (row,) = report["ratios"]
+    assert report["baseline"]["parameters"] == row["student_parameters"] == earlier["student_parameters"]
+    assert report["baseline"]["quality"] != finished[1]["baseline"]["quality"]
+    assert row["student_quality"] == earlier["student_quality"]
+    new = {
+        path.name.rpartition("-")[0]
+        for path in workdir.glob("stages/*")
+        if not (finished[0] / "stages" / path.name).exists()
+    }
+    assert new == {"baseline", "long-baseline", "report"}
+    (model,) = (
+        path.parent / "model"
+        for path in workdir.glob("stages/baseline-*/stage.json")
+        if not (finished[0] / "stages" / path.parent.name).exists()
+    )
+    assert T5ForConditionalGeneration.from_pretrained(model).config.d_ff == 128
+    workspace = Workspace(load_config("smoke", options), "smoke", workdir, Console(quiet=True))
+    for stage in workspace.stages:
+        if stage.command == "baseline":
+            assert _parameters(workspace, stage) == stored_parameters(stage.directory(workdir) / "model")
 
+
+def test_the_disk_space_of_every_stage_is_that_of_its_student(finished):
     workspace = Workspace(load_config("smoke", OPTIONS), "smoke", finished[0], Console(quiet=True))
     stages = [stage for stage in workspace.stages if stage.kind in ("init", "distill")]
     assert len(stages) == 8
@@ -125,4 +153,4 @@ def test_the_plot_does_not_stay_when_all_students_have_one_size(finished, cli, t
     assert done.returncode == 0, done.stderr
     assert not (workdir / "sizes.png").exists()
     row = json.loads((workdir / "report.json").read_text())["ratios"][0]
-    assert "student_d_ff" not in row and "student and baseline have" in (workdir / "report.md").read_text()
+    assert "student_d_ff" not in row and "Student and baseline have" in (workdir / "report.md").read_text()

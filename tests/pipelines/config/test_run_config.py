@@ -462,6 +462,9 @@ class TestPlan:
         assert baseline.model_copy(update={"learning_rate": teacher.learning_rate}) == teacher
         assert load_config("smoke").baseline_training == teacher
 
+    def test_the_baselines_own_width_is_only_its_own(self):
+        assert self.changed("baseline.d_ff=128") == {"baseline", "long-baseline", "report"}
+
     def test_a_baseline_does_not_end_within_its_warmup(self):
         with pytest.raises(
             UserError, match="baseline.steps is 2, but teacher.training.warmup_steps is 2; set .* to more"

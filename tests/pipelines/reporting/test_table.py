@@ -209,19 +209,17 @@ def test_the_table_fits_into_80_columns():
 
 def test_students_of_another_size_have_a_column_and_the_baseline_stays_the_same():
     same = report_markdown(report(row(variant="a"), row(variant="b")))
-    assert "student and baseline have 1.00M." in same and "| student |" not in same
+    assert "Student and baseline have 1.00M parameters." in same and "| student |" not in same
     wide = {"student_parameters": 1_250_000, "compression": 0.375}
     rows = [row(ratio=ratio, **of) for ratio in ("e4", "e8") for of in ({"variant": "a"}, {"variant": "wide"} | wide)]
     text = report_markdown(report(*rows))
     assert "| ratio | variant | size | student | compression |" in text
     assert "| e4 | a | 2.00M | 1.00M | 50% |" in text and "| e8 | wide | 2.00M | 1.25M | 38% |" in text
     assert "| mean | wide |  |  |  |  |  |  | 25% [20, 30] |" in text
-    sentence = (
-        "the baseline has 1.00M, the shape of the teacher without experts, and students of every size are compared "
-        "with it."
-    )
-    assert sentence in text and "student and baseline have" not in text
+    sentence = "Students of every size are compared with a baseline of 1.00M parameters."
+    assert f"Size is the teacher's. {sentence}" in text and "Student and baseline have" not in text
     drawn = drawn_table(report(*rows, row(variant="x4-one-decoder-layer", **wide)))
+    assert "Size is the teacher's" not in drawn  # its column is left out
     assert drawn.count("1.25M") == 3 and max(map(len, drawn.splitlines())) <= 80 and "…" not in drawn
 
 

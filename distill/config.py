@@ -188,7 +188,7 @@ class LabelsConfig(Section):
 class DistillConfig(Section):
     """Hard and soft labels (section 4.2 and table 6 of the paper), and the student's training.
 
-    If ``hard_fraction`` is 1, the teacher is not read and its settings have no effect.
+    If ``hard_fraction`` is 1, there are no soft labels, and their settings have no effect.
     """
 
     hard_fraction: Fraction = Field(0.75, description="weight of the hard labels; the soft labels have the rest")
@@ -197,7 +197,7 @@ class DistillConfig(Section):
     balance: Literal["fixed", "by-token"] = Field(
         "fixed",
         description="by-token: the weight of a soft label is the teacher's probability of the hard label, in place of "
-        "hard_fraction",
+        "hard_fraction, unless that is 1",
     )
     targets: Literal["text", "teacher"] = Field(
         "text", description="hard labels: the targets of the data, or the teacher's answers to the inputs of a task"

@@ -14,7 +14,9 @@ class StudentConfig(Section):
     ffn_init: Literal["random", "mean", "usage", "best", "aligned", "select", "fit", "regress"] = Field(
         "random", description="initialisation of the FFNs that replace Switch layers; the paper uses random"
     )
-    calibration_examples: Positive = Field(256, description="training examples for calibration; random uses none")
+    calibration_examples: Positive = Field(
+        256, description="training examples that FFNs are built from; a quarter as many more measure them"
+    )
     measure_ffn_errors: bool = Field(
         False, description="measure how far the FFNs are from the experts, even if none is built from them"
     )

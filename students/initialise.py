@@ -121,6 +121,8 @@ def init_student_with_counts(
     if isinstance(given, str | Path):
         given = open_non_experts(str(given)) if ffn_init == "random" else load_teacher(given)
     if isinstance(given, StoredTeacher):
+        if ffn_init != "random":
+            raise ValueError(f"ffn_init {ffn_init!r} builds FFNs from experts; load the teacher with load_teacher")
         config, weights = given.config, _weights_in_files(given)
     else:
         require_teacher("teacher_or_directory", given)

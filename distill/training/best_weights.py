@@ -6,12 +6,12 @@ from pathlib import Path
 from safetensors.torch import load_file, save_model
 from torch import nn
 
+from distill.errors import UserError
 from distill.io.files import check_digests, file_digests, new_directory, read_record, write_record
 from distill.training.checkpoint import MAX_CHECKPOINTS, checkpoints
 from distill.training.sharding import copy_into
 
 MAX_WEIGHTS = MAX_CHECKPOINTS + 1  # the best up to each checkpoint, and up to the last evaluation
-_HINT = "delete its directory and run the same command again"
 
 
 class BestWeights:
@@ -24,10 +24,20 @@ class BestWeights:
     def __init__(self, directory: Path, patience: int):
         """``directory`` is that of the run's checkpoints; ``patience`` the evaluations without a better quality."""
         self._directory, self._record, self._patience = directory, directory / "evaluations.json", patience
+        self._hint = f"delete the directory {directory} and run the same command again"
         self.qualities: dict[int, float] = {}  # by step
         if self._record.exists():
-            stored = read_record(self._record, _HINT)["qualities"]
+            stored = read_record(self._record, self._hint)["qualities"]
             self.qualities = {int(step): quality for step, quality in stored.items()}
+
+    def require_evaluations(self) -> None:
+        """Check that there are evaluations, for a run that continues after its first one.
+
+        Raises:
+            UserError: their file is missing.
+        """
+        if not self.qualities:
+            raise UserError(f"{self._record} is missing; {self._hint}")
 
     def best_step(self, step: int) -> int:
         """The step with the best quality up to ``step``; the first of several."""
@@ -65,7 +75,7 @@ class BestWeights:
             UserError: the file is damaged.
         """
         weights = self._weights(self.best_step(step))
-        check_digests(weights, read_record(weights / "best.json", _HINT)["sha256"], _HINT)
+        check_digests(weights, read_record(weights / "best.json", self._hint)["sha256"], self._hint)
         parameters = dict(model.named_parameters(remove_duplicate=False))
         for name, values in load_file(weights / "model.safetensors").items():
             copy_into(parameters[name], values)

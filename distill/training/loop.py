@@ -131,7 +131,7 @@ def train(
         TrainingDiverged: training cannot continue from the loss or gradient, and ``config.on_divergence`` is "stop" or
             the run has used all its restarts. The last checkpoint is unchanged.
         DiskFull: there is no space for the checkpoints; the existing ones are complete.
-        UserError: the processes cannot share a batch equally.
+        UserError: the processes cannot share a batch equally, or files of early stopping are damaged or missing.
     """
     hooks = hooks or Hooks()
     if count_parameters(objective.model) > _LARGE_MODEL:
@@ -144,6 +144,8 @@ def train(
     loop, progress = TrainingLoop(objective, config, accelerator, directory, hooks), Progress()
     if begins_at := found or start:
         progress = load_checkpoint(begins_at, objective.model, loop.optimizer)
+        if loop.best and hooks.validate and progress.step >= (config.evaluate_every or stop):
+            loop.best.require_evaluations()
     if accelerator.is_main_process:
         for place in (directory, weights_directory(directory)):
             remove_temporary(place)

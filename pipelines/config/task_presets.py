@@ -169,7 +169,7 @@ def names_small() -> dict[str, Any]:
         "data": names()["data"],
         "task": names()["task"],
         "model": {**base["model"], "num_heads": 8, "d_kv": 8},
-        "teacher": {**teacher, "experts": [64, 128, 256], "training": {**teacher["training"], "steps": 16_000}},
+        "teacher": {**teacher, "experts": [64, 128], "training": {**teacher["training"], "steps": 16_000}},
         "baseline": {"steps": 16_000},
         "distill": {**base["distill"], "training": {**training, "steps": 8000}},
         "variants": {

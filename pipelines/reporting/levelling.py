@@ -12,7 +12,7 @@ class Levelling(TypedDict):
 
     change: float | None  # of the baseline's quality over 25 % more steps, in nats per target token
     smallest_gain: float  # of a teacher, over the long baseline
-    levelled_off: bool | None  # None: both baselines took the same number of steps
+    levelled_off: bool | None  # None: the long baseline took no more steps
 
 
 def levelling(report: dict[str, Any]) -> Levelling:
@@ -35,7 +35,7 @@ def levelling(report: dict[str, Any]) -> Levelling:
 
 
 def levelling_sentence(report: dict[str, Any]) -> str:
-    """The result of the rule as a sentence; empty if the baselines do not differ in steps."""
+    """The result of the rule as a sentence; empty if the long baseline took no more steps."""
     found: Levelling = report["levelling"]
     if found["change"] is None:
         return ""

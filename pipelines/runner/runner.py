@@ -3,6 +3,7 @@
 import gc
 import importlib
 import os
+import shutil
 import time
 from functools import cached_property, partial
 from pathlib import Path
@@ -125,6 +126,8 @@ class StageRunner:
         return machine_facts(self.accelerator)
 
     def _reused(self, found: FinishedStage) -> FinishedStage:
+        if is_main_process():  # of a process that was killed after it had finished the stage
+            shutil.rmtree(found.directory / "checkpoints", ignore_errors=True)
         self.workspace.say(
             f"{found.title:<16} reused" + (f"  (run {found.run_id[:8]})" if found.is_tracked else ""), style="dim"
         )

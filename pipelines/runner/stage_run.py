@@ -139,18 +139,17 @@ class StageRun:
         from distill.training.loop import Hooks
 
         def on_metrics(step: int, metrics: dict[str, float]) -> None:
-            self.log_curve(step, {f"{prefix}train/{name}": value for name, value in metrics.items()})
+            self.log_curve(step, {f"train/{name}": value for name, value in metrics.items()}, prefix)
 
         def on_evaluation(step: int) -> None:
-            values = check_figures(evaluate())
-            self.log_curve(step, {f"{prefix}{name}": value for name, value in values.items()})
+            self.log_curve(step, check_figures(evaluate()), prefix)
 
         def say(text: str) -> None:
             self.workspace.say(f"{self.stage.title:<16} {text}")
 
         def on_attempt(number: int) -> None:
             if self.curves:
-                self.curves.begin_attempt(number)
+                self.curves.begin_attempt(number, prefix)
 
         return Hooks(
             on_step=self.bar.update,
@@ -161,10 +160,10 @@ class StageRun:
             say=say,
         )
 
-    def log_curve(self, step: int, metrics: dict[str, float]) -> None:
+    def log_curve(self, step: int, metrics: dict[str, float], prefix: str = "") -> None:
         """Log a point of each curve in a local file. A thread sends it to MLflow later; see ``MetricLog.log``."""
         if self.curves:
-            self.curves.log(step, metrics)
+            self.curves.log(step, metrics, prefix)
 
     def save_losses(self, losses: "np.ndarray", name: str = "losses") -> None:
         """Write the loss of every evaluated example, which the report reads.

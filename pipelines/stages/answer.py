@@ -68,7 +68,7 @@ def answered_pairs(run: StageRun) -> Pairs | None:
     """
     if (found := run.inputs.get("answer")) is None:
         return None
-    return with_answers(_asked(run), read_answers(found.read("answers/answers.json").parent))
+    return with_answers(_asked(run), read_answers(found.read("answers")))
 
 
 def _asked(run: StageRun) -> list[Pairs]:

@@ -9,6 +9,7 @@ import torch
 from transformers import T5ForConditionalGeneration
 
 from distill.data.examples import Batch
+from distill.errors import UserError
 from distill.models.build import count_parameters
 from distill.models.layerwise import ByLayer, States, in_memory
 from pipelines.runner.stage_data import evaluated_examples, training_examples
@@ -31,7 +32,7 @@ def compute(run: StageRun) -> Outcome:
         The FFN errors, and the number of tensors and parameters by origin.
 
     Raises:
-        UserError: the teacher is damaged.
+        UserError: the teacher is damaged, or an epoch has too few examples for the calibration.
         RuntimeError: the saved student does not reproduce the outputs of the student in memory.
     """
     settings, stored = run.config.student, open_finished_teacher(run.inputs["teacher"])
@@ -70,6 +71,11 @@ def _calibration_text(run: StageRun) -> tuple[list[Batch], list[Batch]]:
     examples = training_examples(run.data, run.config.data, seed=run.seed, batch_size=size)
     wanted = settings.calibration_examples if settings.is_calibrated else 0
     measured = min(-(-settings.calibration_examples // 4), len(examples))
+    if wanted + measured > len(examples):
+        raise UserError(
+            f"student.calibration_examples is {wanted}, but an epoch has {len(examples)} training examples, and the "
+            f"FFN error is measured on a quarter as many more; set it to at most {len(examples) * 4 // 5}"
+        )
 
     def batches(first: int, last: int) -> list[Batch]:
         return [examples.batch(range(start, min(start + size, last))) for start in range(first, last, size)]

@@ -64,11 +64,11 @@ class MetricLog:
     """
 
     def __init__(self, path: Path, send: Send | None):
-        self.path, self._attempt = path, 0
-        self._last = dict[str, tuple[int, int]]()  # attempt and step
+        self.path = path
+        self._attempts = dict[str, int]()  # by the prefix of the keys
+        self._last = dict[str, tuple[int, int]]()  # attempt and step, by key
         end = 0
         for end, record in _records(path, 0):  # noqa: B007  the last value of end is used
-            self._attempt = max(self._attempt, record.get("course", 0))
             self._last |= dict.fromkeys(record["metrics"], (record.get("course", 0), record["step"]))
         if path.exists():
             os.truncate(path, end)  # removes an incomplete last line of a killed process
@@ -78,12 +78,20 @@ class MetricLog:
             self._thread = threading.Thread(target=self._run, args=(send,), name="mlflow", daemon=True)
             self._thread.start()
 
-    def begin_attempt(self, number: int) -> None:
-        """Count the next points as points of attempt ``number``, or of the latest attempt if that is greater."""
-        self._attempt = max(self._attempt, number)
+    def begin_attempt(self, number: int, prefix: str = "") -> None:
+        """Count the next points with ``prefix`` as points of attempt ``number``, or of their latest if it is greater.
 
-    def log(self, step: int, metrics: dict[str, float]) -> None:
+        Trainings to several lengths share the file. Each has a prefix of its own, and restarts by itself.
+        """
+        self._attempts[prefix] = number
+
+    def log(self, step: int, metrics: dict[str, float], prefix: str = "") -> None:
         """Write a point of each curve at ``step``. Values that are not finite are left out.
+
+        Args:
+            step: of all points.
+            metrics: by key without ``prefix``.
+            prefix: is put before each key.
 
         A key that already has a point at this step or a later one in this attempt is left out too, so that a continued
         run repeats no points.
@@ -91,12 +99,14 @@ class MetricLog:
         Raises:
             DiskFull: the point could not be written.
         """
-        here = (self._attempt, step)
-        new = {k: v for k, v in metrics.items() if math.isfinite(v) and here > self._last.get(k, (0, -1))}
+        named = {f"{prefix}{key}": value for key, value in metrics.items() if math.isfinite(value)}
+        attempt = max([self._attempts.get(prefix, 0), *(self._last[key][0] for key in named if key in self._last)])
+        here = (attempt, step)
+        new = {key: value for key, value in named.items() if here > self._last.get(key, (0, -1))}
         if new:
             self._last |= dict.fromkeys(new, here)
-            attempt = {"course": self._attempt} if self._attempt else {}
-            line = json.dumps({"time": int(time.time() * 1000), "step": step, **attempt, "metrics": new}) + "\n"
+            course = {"course": attempt} if attempt else {}
+            line = json.dumps({"time": int(time.time() * 1000), "step": step, **course, "metrics": new}) + "\n"
             with disk_full_errors(self.path, len(line)):
                 self._file.write(line)
 

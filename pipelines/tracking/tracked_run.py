@@ -184,7 +184,8 @@ class TrackedRun:
     def log_results(self, metrics: dict[str, float], *, run_id: str | None = None, model_id: str | None = None) -> None:
         """Log final metrics at step 0, so that the UI draws bars. Values are rounded to six decimals.
 
-        Metrics that the run already has with the same value are skipped.
+        Metrics that the run already has with the same value are skipped. A tag with the name of a metric is removed: an
+        earlier report said there that it is undefined.
 
         Args:
             run_id: another run to log to; None: this run.
@@ -198,6 +199,8 @@ class TrackedRun:
         rows = [Metric(k, value, now, 0, model_id=model_id) for k, value in known.items() if there.get(k) != value]
         if rows:
             self.client.log_batch(run_id or self.run_id, metrics=rows)
+        for key in known.keys() & (run.data.tags.keys() if run else ()):
+            self.client.delete_tag(run_id or self.run_id, key)
 
     def set_tags(self, tags: dict[str, Any], run_id: str | None = None) -> None:
         """Set tags on the run ``run_id``; None: this run."""

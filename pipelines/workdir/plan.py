@@ -139,10 +139,10 @@ def _switch_layer(config: RunConfig) -> dict[str, Any]:
 
 def _student_settings(config: RunConfig) -> dict[str, Any]:
     """Settings of the initial weights besides seed, data and teacher. The teacher's settings include the examples'."""
-    unread = set() if config.student.is_calibrated else {"calibration_examples"}
+    unread = set() if config.student.reads_text else {"calibration_examples"}
     if config.student.non_expert_init == "teacher":
         unread.add("non_expert_init")  # omitted at its default, as in _distill_settings
-    if not config.student.measure_ffn_errors:
+    if config.student.is_calibrated or not config.student.measure_ffn_errors:  # calibration measures them too
         unread.add("measure_ffn_errors")
     unread |= {name for name in ("d_ff", "num_decoder_layers") if getattr(config.student, name) is None}
     return _values(config.student, exclude=unread)

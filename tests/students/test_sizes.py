@@ -15,7 +15,7 @@ from students.initialise import init_student, init_student_with_counts
 from students.weight_map import kept_layers, renumbered
 from teachers.build import build_teacher, switch_layers
 from teachers.config import SwitchConfig
-from teachers.load import open_teacher, read_teacher
+from teachers.load import open_non_experts, open_teacher, read_teacher
 from teachers.save import plain_state_dict, save_teacher
 from teachers.streaming import StreamedExperts
 
@@ -160,12 +160,12 @@ def test_dense_ffns_are_widened_without_a_change_of_their_function(teacher):
     wide, counts = init_student_with_counts(teacher, ffn_init="random", seed=1, d_ff=60)
     narrow = init_student(teacher, seed=1)
     hidden = torch.randn(5, 16)
-    with torch.no_grad():
-        for one, other in zip([*wide.encoder.block], [*narrow.encoder.block], strict=True):
-            same = torch.allclose(
-                one.layer[-1].DenseReluDense.eval()(hidden), other.layer[-1].DenseReluDense.eval()(hidden), atol=1e-5
-            )
-            assert same == (one.layer[-1].DenseReluDense.wo.weight[:, 24:].eq(0).all())
+    for stack in ("encoder", "decoder"):
+        same = []
+        for one, other in zip(getattr(wide, stack).block, getattr(narrow, stack).block, strict=True):
+            outputs = [block.layer[-1].DenseReluDense.eval()(hidden) for block in (one, other)]
+            same.append(torch.allclose(*outputs, atol=1e-5))
+        assert same == [True, False, True, False]  # every second block has experts, and its random FFN is a new one
     check_counts(counts, teacher, wide)
     assert counts["tensors"]["widened"] and counts["parameters"]["fresh"]
 
@@ -276,3 +276,9 @@ def test_a_student_that_takes_nothing_from_its_teacher_has_the_wanted_size():
 def test_wrong_sizes_are_refused(sizes, message):
     with pytest.raises(ValueError, match=message):
         init_student(teacher_of(), **sizes)
+
+
+def test_ffns_of_a_teacher_that_was_only_opened_are_not_built(teacher, tmp_path, batches):
+    save_teacher(teacher, tmp_path)
+    with pytest.raises(ValueError, match="ffn_init 'fit' builds FFNs from experts; load the teacher with load_teacher"):
+        init_student_with_counts(open_non_experts(str(tmp_path)), ffn_init="fit", seed=0, calibration=batches)

@@ -1,6 +1,7 @@
 """Early stopping: its record alone, and in the training loop, also of runs that are killed."""
 
 import json
+import shutil
 from contextlib import nullcontext
 from types import SimpleNamespace
 
@@ -53,22 +54,6 @@ def test_a_process_that_does_not_write_leaves_no_files(tmp_path):
     best = BestWeights(tmp_path, 1)
     best.add(1, 0.0, nn.Linear(1, 1), write=False)
     assert best.best_step(1) == 1 and not list(tmp_path.iterdir())
-
-
-@pytest.mark.parametrize(
-    "name", ["best/step-00000001/model.safetensors", "best/step-00000001/best.json", "evaluations.json"]
-)
-@pytest.mark.parametrize("how", ["bits", "gone"])
-def test_damaged_files_are_refused(tmp_path, name, how):
-    BestWeights(tmp_path, 1).add(1, 0.0, nn.Linear(3, 3), write=True)
-    path = tmp_path / name
-    content = bytearray(path.read_bytes())
-    content[-4] ^= 1
-    path.write_bytes(content)
-    if how == "gone" and name != "evaluations.json":  # without the record, no step has been evaluated
-        path.unlink()
-    with pytest.raises(UserError, match=f"{path.name} is (damaged|missing).*; delete its directory and run the same"):
-        BestWeights(tmp_path, 1).restore(1, nn.Linear(3, 3))
 
 
 def test_a_restart_after_divergence_does_not_use_weights_of_the_attempt_before(tmp_path):
@@ -150,6 +135,32 @@ def test_the_last_step_is_evaluated_if_no_evaluation_falls_on_it(fit):
     config = CONFIG.model_copy(update={"steps": 5})
     end, at_step = fit("a", {2: -3.0, 4: -2.0, 5: -1.0}, config)
     assert len(at_step) == 5 and torch.equal(end, at_step[5])
+
+
+@pytest.mark.parametrize("killed", [False, True])
+@pytest.mark.parametrize("how", ["bits", "gone"])
+@pytest.mark.parametrize(
+    "name", ["best/step-00000004/model.safetensors", "best/step-00000004/best.json", "evaluations.json"]
+)
+def test_damaged_files_are_refused_and_the_advice_helps(fit, tmp_path, name, how, killed):
+    def die(when, step):
+        if killed and (when, step) == ("step", 8):
+            raise KeyboardInterrupt
+
+    straight, _ = fit("straight")
+    with pytest.raises(KeyboardInterrupt) if killed else nullcontext():
+        fit("a", die=die)
+    path = tmp_path / "a" / name
+    content = bytearray(path.read_bytes())
+    content[-4] ^= 1
+    path.write_bytes(content)
+    if how == "gone":
+        path.unlink()
+    advice = f"delete the directory {tmp_path / 'a'} and run the same command again"
+    with pytest.raises(UserError, match=f"{path.name} is {'missing' if how == 'gone' else 'damaged'}.*; {advice}"):
+        fit("a")
+    shutil.rmtree(tmp_path / "a")
+    assert torch.equal(fit("a")[0], straight)
 
 
 KILLED = [("step", step) for step in range(1, 9)] + [("validation", step) for step in (2, 4, 6, 8)]

@@ -462,6 +462,17 @@ class TestPlan:
         assert baseline.model_copy(update={"learning_rate": teacher.learning_rate}) == teacher
         assert load_config("smoke").baseline_training == teacher
 
+    def test_an_initialisation_depends_on_the_settings_that_it_reads(self):
+        measured, students = "student.measure_ffn_errors=true", {"init e4", "distill e4", "report"}
+        few, fitted = "student.calibration_examples=8", "student.ffn_init=fit"
+        assert not self.changed(few) and students <= self.changed(measured)
+
+        def inits(*overrides):
+            return {one.fingerprint for one in plan(load_config("smoke", overrides), "data") if one.kind == "init"}
+
+        assert inits(measured, few).isdisjoint(inits(measured))  # the errors are measured on a quarter as many
+        assert inits(fitted, measured) == inits(fitted) and inits(fitted, few).isdisjoint(inits(fitted))
+
     def test_the_baselines_own_width_is_only_its_own(self):
         assert self.changed("baseline.d_ff=128") == {"baseline", "long-baseline", "report"}
 

@@ -3,9 +3,14 @@
 import json
 import shutil
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 from mlflow import MlflowClient
+
+from distill.errors import UserError
+from pipelines.stages import init as stage
+from students.config import StudentConfig
 
 LAYERS = {"ffn_error/encoder.1", "ffn_error/decoder.1"}
 
@@ -54,3 +59,30 @@ def test_too_many_calibration_examples_are_refused(work, cli):
     done = cli("init", "smoke", "--ratio", "e4", *settings, "--workdir", str(work))
     assert done.returncode == 2 and len(done.stderr.splitlines()) == 1
     assert "student.calibration_examples is 100000" in done.stderr and "set it to at most" in done.stderr
+
+
+@pytest.mark.parametrize("wanted,fits", [(40, True), (41, False)])
+def test_the_error_is_not_measured_on_the_calibration_text(monkeypatch, wanted, fits):
+    """Of an epoch of 50 examples, 40 are calibrated and 10 are measured. A task's epoch differs from its pairs."""
+    given: list[int] = []
+
+    class Epoch:
+        def __len__(self):
+            return 50
+
+        def batch(self, indices):
+            given.extend(indices)
+
+    monkeypatch.setattr(stage, "training_examples", lambda *_, **__: Epoch())
+    config = SimpleNamespace(
+        student=StudentConfig(ffn_init="fit", calibration_examples=wanted),
+        teacher=SimpleNamespace(evaluation_batch_size=8),
+        data=None,
+    )
+    run = SimpleNamespace(config=config, data=None, seed=0)
+    if not fits:
+        with pytest.raises(UserError, match="an epoch has 50 training examples, .* set it to at most 40"):
+            stage._calibration_text(run)
+        return
+    stage._calibration_text(run)
+    assert given == list(range(50))

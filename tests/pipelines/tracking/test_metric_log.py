@@ -134,6 +134,30 @@ def test_each_restart_abandons_only_its_own_points(tmp_path):
     assert marked == [(30, 30.0), (40, 40.0), (20, 20.0), (30, 130.0)]
 
 
+@pytest.mark.parametrize("killed", [False, True])
+def test_each_length_counts_its_own_restarts(tmp_path, killed):
+    """The branch to 4 restarts once from step 2. Then the trunk restarts once too, from step 4, after steps 5 to 7."""
+    path, server = tmp_path / "metrics.jsonl", Server()
+    metrics = MetricLog(path, server.send)
+    for prefix, attempt, steps in (("", 0, (1, 2)), ("4/", 0, (3, 4)), ("4/", 1, (3, 4)), ("", 0, (3, 4, 5, 6, 7))):
+        metrics.begin_attempt(attempt, prefix)
+        for step in steps:
+            metrics.log(step, {"loss": 100.0 * attempt + step}, prefix)
+    if killed:
+        close(metrics, server)
+        metrics = MetricLog(path, server.send)
+    metrics.begin_attempt(1)
+    for step in (5, 6, 7, 8):
+        metrics.log(step, {"loss": 100.0 + step})
+    close(metrics, server)
+    trunk = {step: 1.0 * step for step in range(1, 5)} | {step: 100.0 + step for step in range(5, 9)}
+    branch = {("4/loss", step): 100.0 + step for step in (3, 4)}
+    assert points(path) == {("loss", step): value for step, value in trunk.items()} | branch
+    marked = [(key, step, value) for key, step, value in server.rows if key.startswith("abandoned/")]
+    expected = [("4/loss", 3, 3.0), ("4/loss", 4, 4.0), *(("loss", step, 1.0 * step) for step in (5, 6, 7))]
+    assert marked == [(f"abandoned/{key}", step, value) for key, step, value in expected]
+
+
 def test_points_written_without_a_server_are_sent_once_later(tmp_path):
     path, server = tmp_path / "metrics.jsonl", Server()
     metrics = MetricLog(path, None)

@@ -132,3 +132,17 @@ def test_a_table_that_is_logged_again_has_its_rows_once(tmp_path, monkeypatch):
         tracked.log_table("examples.json", columns)
     assert store.client.load_table(store.experiment, "examples.json").to_dict("list") == columns
     assert "examples.json" in store.client.get_run(tracked.run_id).data.tags["mlflow.loggedArtifacts"]
+
+
+def test_a_figure_replaces_the_tag_that_it_is_undefined(tmp_path, monkeypatch):
+    monkeypatch.setattr(store_uri, "ASKED_FOR", None)
+    store = Store(tmp_path, "x")
+    for name in ("report", "distill e2"):
+        (tmp_path / name).mkdir()
+        describe_run(tmp_path / name, {"stage": name})
+    report, student = (TrackedRun(store, tmp_path / name, name) for name in ("report", "distill e2"))
+    report.set_tags({"fraction_kept": "undefined", "gain": "undefined", "ratio": "e2"}, student.run_id)
+    report.log_results({"fraction_kept": 0.5}, run_id=student.run_id)
+    data = store.client.get_run(student.run_id).data
+    assert data.metrics == {"fraction_kept": 0.5} and "fraction_kept" not in data.tags
+    assert (data.tags["gain"], data.tags["ratio"]) == ("undefined", "e2")

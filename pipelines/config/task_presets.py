@@ -173,7 +173,7 @@ def names_small() -> dict[str, Any]:
         "baseline": {"steps": 16_000},
         "distill": {**base["distill"], "training": {**training, "steps": 8000}},
         "variants": {
-            "best-wide-by-token": {"student": {"d_ff": 256}, "distill": {"balance": "by-token"}},
+            "wide-by-token": {"student": {"d_ff": 256}, "distill": {"balance": "by-token"}},
             "paper": RECIPES["paper"],
         },
     }

@@ -145,7 +145,7 @@ def test_a_metric_whose_library_is_missing_is_refused_before_anything_is_written
 
 
 def load_baseline(source: str) -> object:
-    config = Values(baseline=Values(checkpoint=source), teacher=Values(checkpoints={}))
+    config = Values(baseline=Values(checkpoint=source, d_ff=None), teacher=Values(checkpoints={}))
     return baseline._model(Values(config=config, data=Values(special_tokens=Values(vocabulary_size=1)), inputs={}))
 
 

@@ -144,8 +144,8 @@ def train(
     loop, progress = TrainingLoop(objective, config, accelerator, directory, hooks), Progress()
     if begins_at := found or start:
         progress = load_checkpoint(begins_at, objective.model, loop.optimizer)
-        if loop.best and hooks.validate and progress.step >= (config.evaluate_every or stop):
-            loop.best.require_evaluations()
+        if loop.best and hooks.validate and progress.step >= min(config.evaluate_every or stop, stop):
+            loop.best.require_evaluations()  # the last step is evaluated too
     if accelerator.is_main_process:
         for place in (directory, weights_directory(directory)):
             remove_temporary(place)

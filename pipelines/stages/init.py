@@ -26,7 +26,8 @@ def compute(run: StageRun) -> Outcome:
 
     If FFNs are built from experts, or if ``student.measure_ffn_errors`` asks for it, the error of each FFN that
     replaces a Switch layer (``students.calibration.ffn_errors``) is measured on training text that the calibration has
-    not seen. Otherwise only the non-expert tensors of the teacher are read.
+    not seen, except for pairs of a source with a weight above 1. Otherwise only the non-expert tensors of the teacher
+    are read.
 
     Returns:
         The FFN errors, and the number of tensors and parameters by origin.

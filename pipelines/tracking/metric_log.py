@@ -88,13 +88,13 @@ class MetricLog:
     def log(self, step: int, metrics: dict[str, float], prefix: str = "") -> None:
         """Write a point of each curve at ``step``. Values that are not finite are left out.
 
+        A key that already has a point at this step or a later one in this attempt is left out too, so that a continued
+        run repeats no points.
+
         Args:
             step: of all points.
             metrics: by key without ``prefix``.
             prefix: is put before each key.
-
-        A key that already has a point at this step or a later one in this attempt is left out too, so that a continued
-        run repeats no points.
 
         Raises:
             DiskFull: the point could not be written.

@@ -6,6 +6,7 @@ import subprocess
 
 import pytest
 
+from tests.damage import damage
 from tests.forked import Forked
 
 
@@ -25,12 +26,6 @@ def stage(work, name):
     return next(work.glob(f"stages/{name}-*"))
 
 
-def flip(path):
-    content = bytearray(path.read_bytes())
-    content[len(content) // 2] ^= 1
-    path.write_bytes(content)
-
-
 @pytest.mark.parametrize(
     "command,again,file,hint",
     [
@@ -43,7 +38,7 @@ def flip(path):
 def test_a_damaged_input_is_named_with_a_hint(work, cli, command, again, file, hint):
     shutil.rmtree(stage(work, again))
     name, _, rest = file.partition("/")
-    flip(stage(work, name) / rest)
+    damage(stage(work, name) / rest, "bits")
     ratio = [] if command == "report" else ["--ratio", "e4"]
     done = cli(command, "smoke", *ratio, "--workdir", str(work))
     refused(done, f"{stage(work, name) / rest} is damaged", f"delete {stage(work, name)} and recompute it", hint)

@@ -11,6 +11,7 @@ from distill.models.build import build_dense
 from distill.tasks import answers
 from distill.tasks.answers import make_answers, read_answers, with_answers
 from distill.training.loop import make_accelerator
+from tests.damage import damage
 from tests.distill.tasks.test_examples import make_pairs, texts_of
 
 EOS, MAX_LENGTH = 1, 6
@@ -127,12 +128,7 @@ def test_units_of_another_teacher_or_of_other_settings_are_discarded(make, tmp_p
 @pytest.mark.parametrize("how", ["bits", "gone"])
 def test_damaged_answers_are_refused(make, tmp_path, name, how):
     make(make_inputs())
-    path = tmp_path / "answers" / name
-    content = bytearray(path.read_bytes())
-    content[-3] ^= 1
-    path.write_bytes(content)
-    if how == "gone":
-        path.unlink()
+    damage(tmp_path / "answers" / name, how)
     with pytest.raises(UserError, match=f"{name} is (damaged|missing).*switch-distill answer"):
         read_answers(tmp_path / "answers")
 

@@ -10,6 +10,7 @@ import pytest
 from distill.data.read_prepared import read_prepared
 from distill.errors import UserError
 from distill.tasks.prepared import PreparedPairs, length_order
+from tests.damage import damage
 from tests.distill.tasks.conftest import write_rows
 from tests.distill.tasks.test_prepare import expected_split, rendered, texts
 
@@ -90,12 +91,7 @@ def test_a_split_that_was_not_made_is_named(prepare, pairs_config):
 @pytest.mark.parametrize("how", ["bits", "cut", "gone"])
 def test_a_damaged_file_is_refused(prepared, pairs_config, tmp_path, name, how):
     directory = shutil.copytree(prepared.directory, tmp_path / "copy")
-    path = directory / name
-    content = bytearray(path.read_bytes())
-    content[len(content) // 2] ^= 1
-    path.write_bytes(content if how == "bits" else content[:-1])
-    if how == "gone":
-        path.unlink()
+    damage(directory / name, how)
     data = read_prepared(Path(directory))
     assert isinstance(data, PreparedPairs)
     with pytest.raises(UserError, match=f"{name} is (damaged|missing).*; delete .* and run the same command again"):

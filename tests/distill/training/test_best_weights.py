@@ -17,6 +17,7 @@ from distill.training.best_weights import BestWeights
 from distill.training.checkpoint import checkpoints
 from distill.training.loop import Hooks, make_accelerator, train
 from distill.training.train_modules import HardLabels
+from tests.damage import damage
 
 CONFIG = TrainingConfig(
     steps=12, batch_size=8, learning_rate=1e-2, warmup_steps=2, evaluate_every=2, checkpoint_every=3, patience=2
@@ -151,16 +152,20 @@ def test_damaged_files_are_refused_and_the_advice_helps(fit, tmp_path, name, how
     with pytest.raises(KeyboardInterrupt) if killed else nullcontext():
         fit("a", die=die)
     path = tmp_path / "a" / name
-    content = bytearray(path.read_bytes())
-    content[-4] ^= 1
-    path.write_bytes(content)
-    if how == "gone":
-        path.unlink()
+    damage(path, how)
     advice = f"delete the directory {tmp_path / 'a'} and run the same command again"
     with pytest.raises(UserError, match=f"{path.name} is {'missing' if how == 'gone' else 'damaged'}.*; {advice}"):
         fit("a")
     shutil.rmtree(tmp_path / "a")
     assert torch.equal(fit("a")[0], straight)
+
+
+def test_a_run_that_is_shorter_than_its_first_interval_misses_its_evaluation_too(fit, tmp_path):
+    short = CONFIG.model_copy(update={"steps": 5, "evaluate_every": 20})
+    fit("a", {5: -1.0}, short)
+    damage(tmp_path / "a" / "evaluations.json", "gone")
+    with pytest.raises(UserError, match="evaluations.json is missing; delete the directory"):
+        fit("a", {5: -1.0}, short)
 
 
 KILLED = [("step", step) for step in range(1, 9)] + [("validation", step) for step in (2, 4, 6, 8)]

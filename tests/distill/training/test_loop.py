@@ -14,6 +14,7 @@ from distill.training.divergence import TrainingDiverged
 from distill.training.loop import Hooks, make_accelerator, train
 from distill.training.schedule import learning_rate, trunk_steps
 from distill.training.train_modules import HardAndSoftLabels, HardLabels
+from tests.damage import damage
 
 CONFIG = TrainingConfig(steps=6, batch_size=8, learning_rate=1e-2, warmup_steps=2, log_every=1, checkpoint_every=2)
 
@@ -98,19 +99,13 @@ def test_an_interrupted_run_ends_with_the_same_bits(dense, examples, tmp_path, a
     assert torch.equal(straight, resumed)
 
 
-def damage(path, how):
-    """Break one file of a checkpoint."""
+def damage_checkpoint(path, how):
+    """Damage one file of a checkpoint."""
     file = path / {"bits": "model.safetensors", "cut": "optimizer.safetensors"}.get(how, "state.json")
-    content = bytearray(file.read_bytes())
-    if how == "bits":
-        content[len(content) // 2] ^= 1
-        file.write_bytes(content)
-    elif how == "cut":
-        file.write_bytes(content[:-1])
-    elif how == "value":
+    if how == "value":
         file.write_text(file.read_text().replace('"step": 4', '"step": 3'))
     else:
-        file.unlink()
+        damage(file, how)
 
 
 @pytest.mark.parametrize(
@@ -119,13 +114,13 @@ def damage(path, how):
         ("bits", "model.safetensors is damaged: it has SHA-256"),
         ("cut", "optimizer.safetensors is damaged"),
         ("value", "state.json is damaged: its values do not match"),
-        ("missing", "state.json is missing"),
+        ("gone", "state.json is missing"),
     ],
 )
 def test_a_damaged_checkpoint_falls_back_to_the_one_before(dense, examples, tmp_path, accelerator, how, says):
     straight = fit(dense(dropout=0.1), examples, tmp_path / "whole", accelerator)
     fit(dense(dropout=0.1), examples, tmp_path / "b", accelerator, stop=4)
-    damage(tmp_path / "b" / "step-00000004", how)
+    damage_checkpoint(tmp_path / "b" / "step-00000004", how)
     said, steps = [], []
     hooks = Hooks(on_step=lambda step, total, metrics: steps.append(step), say=said.append)
     resumed = fit(dense(dropout=0.1), examples, tmp_path / "b", accelerator, hooks=hooks)

@@ -9,6 +9,7 @@ from distill.config import DataConfig
 from distill.data.corpus import corpus_files
 from distill.io.hub import resolve_revision
 from distill.tasks.config import TaskConfig
+from distill.tasks.embedded import EMBEDDED
 from distill.tasks.sources import source_files
 
 # Versions of the files of prepared data; they are a part of the data's fingerprint. Raise them with every change to the
@@ -34,6 +35,7 @@ def data_key(config: DataConfig, task: TaskConfig | None = None) -> str:
         files = [path for source, key in sources.items() for path in source_files(source, key)]
         shaping = config.model_dump(include=_SPLITS)
         settings = [TASK_VERSION, shaping, task.model_dump(exclude={"metrics"}), task_revisions(config, task)]
+        settings += [EMBEDDED[one].version for one in sources if one in EMBEDDED and EMBEDDED[one].version > 1]
     if (local := Path(config.tokenizer)).is_dir():
         files = [*files, *sorted(path for path in local.iterdir() if path.is_file())]
     stamps = [(str(path), path.stat().st_size, path.stat().st_mtime_ns) for path in files]

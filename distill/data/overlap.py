@@ -1,4 +1,4 @@
-"""The share of a held-out text that the training text contains, by hashed windows of tokens, in bounded memory."""
+"""What a held-out text has in common with the training text: windows of tokens, and tokens, in bounded memory."""
 
 import numpy as np
 
@@ -26,6 +26,26 @@ def overlaps(train: np.ndarray, parts: list[np.ndarray]) -> list[float]:
     wanted = wanted[np.flatnonzero(np.diff(wanted, prepend=~wanted[:1]))]  # unique; np.unique is many times as slow
     found = _found_in(train, wanted) if len(wanted) else np.empty(0, bool)
     return [_share(*of_part, wanted, found) for of_part in zip(pieces, windows, strict=True)]
+
+
+def unseen_shares(train: np.ndarray, parts: list[np.ndarray]) -> list[float]:
+    """For each held-out part, the share of its tokens whose id never occurs in the training text.
+
+    A model knows nothing of such a token. Each may cost many nats, so that a few of them decide a comparison.
+
+    Args:
+        train: token ids, [tokens], of any length, may be memory-mapped; it is read once.
+        parts: token ids of each held-out part, [tokens].
+
+    Returns:
+        Shares in [0, 1]; 0 for an empty part.
+    """
+    size = 1 + max((int(part.max()) for part in parts if len(part)), default=0)
+    seen = np.zeros(size, bool)
+    for start in range(0, len(train), _BLOCK):
+        ids = train[start : start + _BLOCK]
+        seen[ids[ids < size]] = True
+    return [float(np.mean(~seen[part])) if len(part) else 0.0 for part in parts]
 
 
 def _share(pieces: list[np.ndarray], windows: list[np.ndarray], wanted: np.ndarray, found: np.ndarray) -> float:

@@ -16,7 +16,7 @@ import numpy as np
 from distill.config import DataConfig
 from distill.data.corpus import BadRows, Digest, Document, read_documents, split_of
 from distill.data.key import TEXT_VERSION, data_key, task_revisions, text_revisions
-from distill.data.overlap import overlaps
+from distill.data.overlap import overlaps, unseen_shares
 from distill.data.prepared_data import TEXT, Part, PreparedData, RoundTrip
 from distill.data.read_prepared import read_prepared
 from distill.errors import UserError
@@ -150,10 +150,11 @@ def _prepare(config: DataConfig, directory: Path, beside: Callable[[], AbstractC
 def _describe_parts(parts: dict[str, "_PartWriter"]) -> dict[str, Part]:
     """The facts of each split, after its files are closed."""
     held_out = [name for name in parts if name != "train"]
-    found = overlaps(parts["train"].read(), [parts[name].read() for name in held_out])
-    shared = dict(zip(held_out, found, strict=True))
+    train, texts = parts["train"].read(), [parts[name].read() for name in held_out]
+    shared = dict(zip(held_out, overlaps(train, texts), strict=True))
+    unseen = dict(zip(held_out, unseen_shares(train, texts), strict=True))
     return {
-        name: Part(part.digest.hexdigest(), part.documents, part.tokens, shared.get(name))
+        name: Part(part.digest.hexdigest(), part.documents, part.tokens, shared.get(name), unseen.get(name))
         for name, part in parts.items()
     }
 

@@ -36,6 +36,7 @@ class Part:
     documents: int
     tokens: int
     overlap: float | None = None  # share of a held-out split that the training split contains
+    unseen: float | None = None  # share of a held-out split's tokens whose id never occurs in the training split
 
 
 class RoundTrip(NamedTuple):

@@ -15,6 +15,7 @@ import numpy as np
 from distill.config import DataConfig
 from distill.data.corpus import split_of
 from distill.data.key import TASK_VERSION
+from distill.data.overlap import unseen_shares
 from distill.data.prepared_data import Part
 from distill.data.round_trip import RoundTripCounter
 from distill.data.tokenizer import (
@@ -113,7 +114,7 @@ def _write_unlabelled(config: DataConfig, directory: Path, inputs: Iterator[Pair
 
 def _facts(task: TaskConfig, parts: dict[str, "_SplitWriter"], writer: "_Writer", tokenizer: Any) -> dict[str, Any]:
     """The facts of the splits, the tokenizer and the task, and the fingerprint of all of them."""
-    special_tokens, trained_on = find_special_tokens(tokenizer), parts["train"].targets()
+    special_tokens = find_special_tokens(tokenizer)
     of_task = {
         "groups": list(writer.groups),
         "weights": [one.weight for one in task.sources],
@@ -128,7 +129,7 @@ def _facts(task: TaskConfig, parts: dict[str, "_SplitWriter"], writer: "_Writer"
         "name": " + ".join(dict.fromkeys(one.source for one in task.sources)),
         "digest": hashlib.sha256("".join(part.digest for part in parts.values()).encode()).hexdigest()[:32],
         "fingerprint": hashlib.sha256(identity.encode()).hexdigest()[:32],
-        "parts": {name: asdict(part.facts(trained_on)) for name, part in parts.items()},
+        "parts": {name: asdict(part.facts(parts["train"])) for name, part in parts.items()},
         "special_tokens": list(special_tokens),
         "round_trip": writer.round_trip.result()._asdict(),
         "task": of_task,
@@ -185,16 +186,22 @@ class _SplitWriter:
         """The facts of all pairs, [examples], after the files are closed."""
         return np.fromfile(self._paths[1], PAIR)
 
+    def read(self) -> np.ndarray:
+        """All tokens, after the files are closed."""
+        return np.fromfile(self._paths[0], self._type)
+
     def targets(self) -> np.ndarray:
         """A number for the tokens of each target, [examples], after the files are closed; valid in this process."""
-        tokens: np.ndarray = np.fromfile(self._paths[0], self._type)
-        index = self.index()
+        tokens, index = self.read(), self.index()
         return np.array([hash(tokens[a:b].tobytes()) for a, b in zip(index["input"], index["target"], strict=True)])
 
-    def facts(self, trained_on: np.ndarray) -> Part:
-        """The facts of the split. The overlap of a held-out split is the share of its targets in ``trained_on``."""
-        overlap = float(np.isin(self.targets(), trained_on).mean()) if self._held_out else None
-        return Part(self.digest, len(np.unique(self.index()["document"])), self.tokens, overlap)
+    def facts(self, train: "_SplitWriter") -> Part:
+        """The facts of the split. The overlap of a held-out split is the share of its targets in those of ``train``."""
+        documents = len(np.unique(self.index()["document"]))
+        if not self._held_out:
+            return Part(self.digest, documents, self.tokens)
+        overlap = float(np.isin(self.targets(), train.targets()).mean())
+        return Part(self.digest, documents, self.tokens, overlap, *unseen_shares(train.read(), [self.read()]))
 
     def lengths(self) -> dict[str, float]:
         """Number of examples, and the longest and mean numbers of tokens of inputs and targets."""

@@ -9,6 +9,7 @@ from rich.table import Table
 from distill.data.overlap import WINDOW
 from pipelines.reporting.bootstrap import MIN_DOCUMENTS
 from pipelines.reporting.cells import csv_text, flat_row, kept, markdown_table, metric_value
+from pipelines.reporting.concentration import hardest_sentence, hardest_warning
 from pipelines.reporting.levelling import levelling_sentence
 from pipelines.reporting.paper import KEPT_IN_TABLE_8, kept_in_paper
 from pipelines.reporting.task_table import task_sections
@@ -28,7 +29,7 @@ def report_markdown(report: dict[str, Any]) -> str:
         f"{data['largest_document']:.1%} of the examples), in nats per target token; higher is better. Gain is "
         "Q teacher - Q baseline; kept is (Q student - Q baseline) / gain. Intervals are 95 % paired bootstrap "
         f"intervals over documents and seeds. {_sample(report)}\n\n"
-        f"{_overlap(report)}{_lost(data)}\n\n{_undefined_rows(report)}{_differences(report)}"
+        f"{hardest_sentence(data)} {_overlap(report)}{_lost(data)}\n\n{_undefined_rows(report)}{_differences(report)}"
         f"{task_sections(report) if is_task(report) else ''}"
         f"## Training of each model\n\n{_training(report)}\n\nThe figures are means over seeds. Those of a student "
         "count its own steps, and its operations include the forward passes of its teacher for soft labels. They do "
@@ -232,7 +233,8 @@ def _caption(report: dict[str, Any]) -> str:
         f"{short['quality']:.3f} after {short['steps']:,} steps{as_students}; the long baseline has "
         f"{long['quality']:.3f} after {long['steps']:,}{as_many_together(report)}. "
     )
-    return f"{text}{levelling_sentence(report)}{_of_paper(report)}{verdicts(report)} {_sample(report)}"
+    sample = f"{_sample(report)}{hardest_warning(report['data'])}"
+    return f"{text}{levelling_sentence(report)}{_of_paper(report)}{verdicts(report)} {sample}"
 
 
 def _of_paper(report: dict[str, Any]) -> str:

@@ -12,6 +12,7 @@ from distill.model_size import forward_flops
 from distill.processes import is_main_process
 from pipelines.reporting.bootstrap import MIN_DOCUMENTS, average_kept, difference, effective_documents
 from pipelines.reporting.comparison import Figure, Models, compared, kept_by_seed, mean_quality
+from pipelines.reporting.concentration import hardest_documents
 from pipelines.reporting.levelling import levelling
 from pipelines.reporting.report_files import write_report
 from pipelines.reporting.step_curve import add_points, rows_with_points
@@ -65,7 +66,7 @@ def compute(run: StageRun) -> Outcome:
         name = "_".join(filter(None, ("fraction_kept_mean", average["variant"])))
         low, high = average["fraction_interval"] or (None, None)
         kept |= {name: average["fraction_kept"], f"{name}_low": low, f"{name}_high": high}
-    kept |= {key: report["data"][key] for key in ("test_documents", "overlap", *LOST)}
+    kept |= {key: report["data"][key] for key in ("test_documents", "overlap", "unseen", *LOST)}
     return Outcome({name: value for name, value in kept.items() if value is not None}, {})
 
 
@@ -135,6 +136,8 @@ def _data(run: StageRun, quality: Figure, task: TaskResults | None) -> dict[str,
     split, documents = run.config.data.eval_split, quality.documents
     _, number, counts = np.unique(documents, return_inverse=True, return_counts=True)
     effective = effective_documents(counts if quality.weights is None else np.bincount(number, quality.weights))
+    hardest = hardest_documents(quality.values.baselines[""], documents, quality.weights)
+    example = hardest.pop("example")
     return {
         "name": run.data.name,
         "revision": run.data.revision,
@@ -146,7 +149,9 @@ def _data(run: StageRun, quality: Figure, task: TaskResults | None) -> dict[str,
         "effective_documents": effective,
         "too_few_documents": effective < MIN_DOCUMENTS,
         "largest_document": float(counts.max() / counts.sum()),
+        "hardest": {**hardest, **({"input": task.examples.inputs[example]} if task else {})},
         "overlap": run.data.parts[split].overlap,
+        "unseen": run.data.parts[split].unseen,
         **run.data.lost,
         **(task_facts(task_data(run.data), split, task) if task else {}),
     }

@@ -126,6 +126,7 @@ def test_the_overlap_of_held_out_text_is_in_the_facts(tmp_path):
     assert parts["train"].overlap is None
     assert parts["test"].overlap == pytest.approx(0.5, abs=0.05)
     assert parts["validation"].overlap == pytest.approx(0.5, abs=0.05)
+    assert parts["train"].unseen is None and parts["test"].unseen == parts["validation"].unseen == 0
 
 
 def test_a_corpus_is_read_once(data_config, tmp_path, monkeypatch):

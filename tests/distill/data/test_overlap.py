@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from distill.data import overlap as module
-from distill.data.overlap import WINDOW, overlaps, window_hashes
+from distill.data.overlap import WINDOW, overlaps, unseen_shares, window_hashes
 
 
 def overlap(train, held_out) -> float:
@@ -60,3 +60,13 @@ def test_a_long_text_is_measured_on_spread_pieces(monkeypatch):
     rng = np.random.default_rng(2)
     train, other = rng.integers(0, 1000, 60_000), rng.integers(1000, 2000, 60_000)
     assert overlap(train, np.concatenate([train, other])) == pytest.approx(0.5, abs=0.02)
+
+
+def test_the_unseen_tokens_are_those_that_training_never_has(monkeypatch):
+    monkeypatch.setattr(module, "_BLOCK", 7)
+    rng = np.random.default_rng(4)
+    train, parts = rng.integers(0, 60, 50), [rng.integers(0, 90, 40), rng.integers(0, 20, 30)]
+    expected = [sum(token not in set(train.tolist()) for token in part.tolist()) / len(part) for part in parts]
+    assert unseen_shares(train.astype(np.uint16), [part.astype(np.uint16) for part in parts]) == pytest.approx(expected)
+    assert expected[0] > expected[1] > 0
+    assert unseen_shares(train, [train[:0], train]) == [0, 0]

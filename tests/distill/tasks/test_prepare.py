@@ -82,6 +82,17 @@ def test_overlap_is_the_share_of_targets_that_are_training_targets(prepare, tmp_
         assert prepare().parts[part].overlap == 0
 
 
+def test_unseen_tokens_are_those_that_no_training_pair_has(prepare):
+    data = prepare()
+    seen = set(data.pairs("train").tokens.tolist())
+    shares = []
+    for part in ("test", "validation"):
+        tokens = data.pairs(part).tokens.tolist()
+        shares.append(sum(token not in seen for token in tokens) / len(tokens))
+        assert data.parts[part].unseen == pytest.approx(shares[-1])
+    assert max(shares) > 0 and data.parts["train"].unseen is None
+
+
 def test_a_mixture_has_its_sources_and_weights(prepare, tmp_path, rows):
     half = write_rows(tmp_path / "half", rows[:40])
     mixture = [{"source": half, "weight": 2.0, "name": "half"}, {"source": write_rows(tmp_path / "b", rows[40:])}]
@@ -186,6 +197,15 @@ def test_the_fingerprint_changes_with_texts_and_groups_alone(prepare, prepared, 
         fingerprint("length", rows, max_input=20),
     ]
     assert len({prepared.fingerprint, *others}) == 1 + len(others)
+
+
+def test_the_key_depends_on_the_version_of_an_embedded_source(pairs_config, monkeypatch):
+    dates, embedded = TaskConfig(examples="babel:dates"), key.EMBEDDED["babel:dates"]
+    keys = [key.data_key(pairs_config, dates)]
+    for version in (1, embedded.version + 1):
+        monkeypatch.setitem(key.EMBEDDED, "babel:dates", embedded._replace(version=version))
+        keys.append(key.data_key(pairs_config, dates))
+    assert len(set(keys)) == 3
 
 
 def test_the_key_depends_on_files_and_on_all_settings_but_metrics(pairs_config, task, rows, tmp_path):

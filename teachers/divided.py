@@ -1,4 +1,4 @@
-"""Expert parallelism (section 5.3 of the paper): each process holds a share of the experts of every Switch layer.
+"""Expert parallelism (section 5.4 of the paper): each process holds a share of the experts of every Switch layer.
 
 Each process routes the tokens of its own batch and counts capacity in them, as if it had all experts. In every Switch
 layer, tokens are sent to the processes that hold their experts, and the outputs are sent back (all-to-all); gradients

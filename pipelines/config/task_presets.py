@@ -25,7 +25,7 @@ def task_smoke() -> dict[str, Any]:
 
 
 def demo() -> dict[str, Any]:
-    """Dates in 282 languages, in minutes on two cores: two teachers, and three students of each."""
+    """Dates in 282 locales, in minutes on two cores: two teachers, and three students of each."""
     base = dates()
     teacher, training = base["teacher"], base["distill"]["training"]
     return {
@@ -40,11 +40,7 @@ def demo() -> dict[str, Any]:
 
 
 def dates() -> dict[str, Any]:
-    """Dates in 282 languages: dense models that have levelled off, and teachers that gain 0.4 to 0.5 nats.
-
-    One layer cannot hold the months and formats of all languages. So a dense model stops learning, experts gain much,
-    and a student with wider FFNs (``best-wide``) holds most of what they know, if it takes as many steps as they do.
-    """
+    """Dates in 282 locales: teachers that gain much, and students with wider FFNs and as many steps as teachers."""
     training = {
         "batch_size": 64,
         "optimizer": "adafactor",
@@ -56,7 +52,15 @@ def dates() -> dict[str, Any]:
         "checkpoint_every": 500,
     }
     recipe = RECIPES["best"]
-    student = {**training, **recipe["distill"]["training"], "learning_rate": 0.005, "warmup_steps": 50}
+    student = {
+        **training,
+        **recipe["distill"]["training"],
+        "learning_rate": 0.005,
+        "schedule": "constant",
+        "warmup_steps": 50,
+        "cooldown": 0.5,
+    }
+    wide = {"student": {"d_ff": 256}, "distill": {"balance": "by-token"}}
     return {
         "name": "dates",
         "jobs": 2,
@@ -73,7 +77,7 @@ def dates() -> dict[str, Any]:
         "baseline": {"steps": 10_000},
         "student": recipe["student"],
         "distill": {**recipe["distill"], "training": {**student, "steps": 10_000}},
-        "variants": {"best-wide": {"student": {"d_ff": 256}}, "paper": RECIPES["paper"]},
+        "variants": {"wide-by-token": wide, "paper": RECIPES["paper"]},
     }
 
 
@@ -161,7 +165,8 @@ def names() -> dict[str, Any]:
 def names_small() -> dict[str, Any]:
     """The data of names with the models of dates and eight heads: dense models nearly level off in 16,000 steps."""
     base = dates()
-    teacher, training = base["teacher"], base["distill"]["training"]
+    teacher = base["teacher"]
+    student = {**base["distill"]["training"], "schedule": "inverse_sqrt", "cooldown": 1.0, "steps": 8000}
     return {
         **base,
         "name": "names-small",
@@ -171,23 +176,17 @@ def names_small() -> dict[str, Any]:
         "model": {**base["model"], "num_heads": 8, "d_kv": 8},
         "teacher": {**teacher, "experts": [64, 128], "training": {**teacher["training"], "steps": 16_000}},
         "baseline": {"steps": 16_000},
-        "distill": {**base["distill"], "training": {**training, "steps": 8000}},
-        "variants": {
-            "wide-by-token": {"student": {"d_ff": 256}, "distill": {"balance": "by-token"}},
-            "paper": RECIPES["paper"],
-        },
+        "distill": {**base["distill"], "training": student},
     }
 
 
 def student_steps() -> dict[str, Any]:
     """The fraction kept against the number of steps of the student, from 250 to 16,000, for one teacher of dates."""
     base = dates()
-    branches = {"schedule": "constant", "cooldown": 0.5, "evaluate_every": None}
-    training = {**base["distill"]["training"], **branches, "steps": 16_000}
+    training = {**base["distill"]["training"], "steps": 16_000, "evaluate_every": None}
     return {
         **base,
         "name": "student-steps",
-        "seeds": [0],
         "teacher": {**base["teacher"], "experts": [64]},
         "distill": {**base["distill"], "lengths": [250 * 2**place for place in range(6)], "training": training},
     }

@@ -47,9 +47,9 @@ def loss_and_gradient(
         else:
             scores, q_T, log_sum_T = _softmax(logits_nV, temperature)
         cross_n, entropy_n, keep_n, token_ids, target = (
-            _sparse_target(scores, q_T, log_sum_T, soft, temperature)
+            _sparse_target(scores, q_T, log_sum_T, soft)
             if isinstance(soft, SparseSoftLabels)
-            else _dense_target(scores, q_T, log_sum_T, soft, temperature)
+            else _dense_target(scores, log_sum_T, soft, temperature)
         )
         h = 1 - _probability_of(picked, soft, target) if hard_weight is None else hard_weight
         soft_weight = (1 - h) * temperature
@@ -87,7 +87,7 @@ def _softmax(logits: torch.Tensor, temperature: float = 1.0) -> tuple[torch.Tens
 
 
 def _dense_target(
-    scores: torch.Tensor, q_T: torch.Tensor, log_sum_T: torch.Tensor, teacher_logits: torch.Tensor, temperature: float
+    scores: torch.Tensor, log_sum_T: torch.Tensor, teacher_logits: torch.Tensor, temperature: float
 ) -> Target:
     """The target of a teacher's logits: the gradient is q_T minus the teacher's probabilities."""
     teacher_scores, p, teacher_log_sum = _softmax(teacher_logits, temperature)
@@ -95,9 +95,7 @@ def _dense_target(
     return cross_n, teacher_log_sum - torch.linalg.vecdot(p, teacher_scores), 1.0, None, p
 
 
-def _sparse_target(
-    scores: torch.Tensor, q_T: torch.Tensor, log_sum_T: torch.Tensor, soft: SparseSoftLabels, temperature: float
-) -> Target:
+def _sparse_target(scores: torch.Tensor, q_T: torch.Tensor, log_sum_T: torch.Tensor, soft: SparseSoftLabels) -> Target:
     """The target of sparse labels.
 
     All other tokens form one more class, of teacher probability r and student probability 1 - Q, where Q is the

@@ -53,11 +53,6 @@ class WeightFiles(NamedTuple):
     index_name: str | None = None
     parts: dict[str, str] | None = None  # tensor -> file, from the index
 
-    @property
-    def are_pickled(self) -> bool:
-        """Whether they are ``.bin`` files."""
-        return self.names[0].endswith(".bin")
-
 
 def find_weight_files(directory: Path, description: str) -> WeightFiles:
     """The weight files of a directory. Safetensors take precedence over ``.bin`` files.

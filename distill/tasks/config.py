@@ -67,6 +67,13 @@ class TaskConfig(Section):
             raise ValueError(f"metrics {self.metrics} has a metric twice")
         return self
 
+    @model_validator(mode="after")
+    def _unlabelled_inputs_are_split_like_all(self) -> "TaskConfig":
+        """Otherwise a held-out input of a source could be among them."""
+        if self.unlabelled and any((one.input, one.split_by) != (self.input, self.split_by) for one in self.sources):
+            raise ValueError("unlabelled needs sources with the task's own input and split_by; leave these out of them")
+        return self
+
     @property
     def sources(self) -> list[SourceConfig]:
         """The sources of the examples, each with its own templates and columns."""

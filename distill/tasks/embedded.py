@@ -43,7 +43,7 @@ def _docstring_rows(files: list[Path]) -> Iterator[Row]:
                 tree = ast.parse(text)
         except (SyntaxError, UnicodeDecodeError):  # lib2to3 has files of Python 2
             continue
-        lines = text.splitlines()
+        lines = text.split("\n")  # as ast counts lines; splitlines also splits at form feeds
         for node in ast.walk(tree):
             if not isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef) or len(node.body) < 2:
                 continue
@@ -131,7 +131,7 @@ def _package(name: str, source: str) -> Path:
 
 
 EMBEDDED: dict[str, Embedded] = {
-    "stdlib:docstrings": Embedded(_docstring_files, _docstring_rows),
+    "stdlib:docstrings": Embedded(_docstring_files, _docstring_rows, version=2),
     "babel:names": Embedded(partial(_locale_files, "babel:names"), _name_rows),
     "babel:dates": Embedded(partial(_locale_files, "babel:dates"), _date_rows, version=2),
     "django:messages": Embedded(_message_files, _message_rows),

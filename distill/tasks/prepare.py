@@ -6,7 +6,7 @@ import itertools
 import json
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -65,13 +65,15 @@ def prepare_pairs(
         tokenizer, pairs = (loaded, pairs) if loaded else train_on_split(pairs, config.vocabulary, enough)
         save_tokenizer(tokenizer, directory / "tokenizer")
         writer = _Writer(tokenizer, task, RoundTripCounter(tokenizer))
-        parts = _write_parts(config, task, directory, pairs, writer)
+        parts = _write_parts(config, directory, pairs, writer)
         bad_rows.check(sum(part.examples for part in parts.values()))
         if task.unlabelled:
             source = SourceConfig(source=task.unlabelled, input=task.input, split_by=task.split_by)
             inputs = read_pairs([source], [revisions["unlabelled"]], bad_rows, with_target=False)
-            parts["unlabelled"] = _write_unlabelled(config, directory, inputs, writer)
+            own = (replace(pair, source=len(task.sources)) for pair in inputs)  # not the weight of another source
+            parts["unlabelled"] = _write_unlabelled(config, directory, own, writer)
     _check_splits(parts)
+    _check_sources(task, parts["train"])
     _check_groups(task, writer.groups)
     facts = _facts(task, parts, writer, tokenizer)
     facts["task"]["unlabelled_revision"] = revisions["unlabelled"]
@@ -90,7 +92,7 @@ def _with_split(config: DataConfig, pairs: Iterator[Pair]) -> Iterator[tuple[str
 
 
 def _write_parts(
-    config: DataConfig, task: TaskConfig, directory: Path, pairs: Iterator[tuple[str, Pair]], writer: "_Writer"
+    config: DataConfig, directory: Path, pairs: Iterator[tuple[str, Pair]], writer: "_Writer"
 ) -> dict[str, "_SplitWriter"]:
     """Write the splits until ``data.train_tokens`` are read; returns them by name, with their files closed."""
     names = ["train", "test", *(["validation"] if config.validation_fraction else [])]
@@ -252,6 +254,15 @@ def _check_splits(parts: dict[str, _SplitWriter]) -> None:
     if train.truncated[1] * 2 > train.examples:
         raise UserError(
             f"{train.truncated[1]:,} of {train.examples:,} training targets are longer than task.max_target; raise it"
+        )
+
+
+def _check_sources(task: TaskConfig, train: _SplitWriter) -> None:
+    counts = np.bincount(train.index()["source"], minlength=len(task.sources))
+    if absent := [one.source for one, count in zip(task.sources, counts, strict=True) if not count]:
+        raise UserError(
+            f"no pair of {absent[0]} is in the training split; raise data.train_tokens, which ends the reading of the "
+            "sources in their order, or use more pairs"
         )
 
 

@@ -31,7 +31,8 @@ def training_examples(
 
     assert isinstance(data, PreparedPairs)
     pairs, pad = data.pairs("train") if answered is None else answered, data.special_tokens.pad
-    return TrainingPairs(pairs, pad=pad, seed=seed, batch_size=batch_size, weights=data.task["weights"])
+    weights = [*data.task["weights"], 1.0]  # the last one is that of unlabelled inputs
+    return TrainingPairs(pairs, pad=pad, seed=seed, batch_size=batch_size, weights=weights)
 
 
 def evaluated_examples(data: PreparedData, config: DataConfig) -> "ExampleSet":

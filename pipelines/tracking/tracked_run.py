@@ -82,10 +82,17 @@ class TrackedRun:
         return ""
 
     def log_params(self, params: dict[str, Any]) -> None:
-        """Log params. Nested keys are joined with dots. MLflow cuts values that are too long."""
+        """Log params. Nested keys are joined with dots. MLflow cuts values that are too long.
+
+        MLflow refuses another value of a param. So a param that an interrupted process has logged keeps its value: a
+        variant may have got another name since.
+        """
         from mlflow.entities import Param
 
-        self.client.log_batch(self.run_id, params=[Param(key, str(value)) for key, value in _flatten(params)])
+        known = self._earlier.data.params if self._earlier else {}
+        new = [Param(key, str(value)) for key, value in _flatten(params) if key not in known]
+        if new:
+            self.client.log_batch(self.run_id, params=new)
 
     def log_data(self, name: str, digest: str, context: str, source: tuple[str, str], profile: dict[str, Any]) -> None:
         """Log a data set as an input of the run.

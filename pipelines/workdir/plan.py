@@ -122,7 +122,9 @@ def _student(config: RunConfig, teacher: Stage, seed: int, variant: str | None) 
     answers: dict[str, Stage] = {}
     of_teacher = {**where, "seed": teacher.seed}
     if config.distill.targets == "teacher":
-        asked = {"precision": _common(config)["precision"], "beams": config.distill.beams}
+        common = _common(config)
+        asked = {"precision": common["precision"], "beams": config.distill.beams}
+        asked["max_target"] = common["examples"]["max_target"]
         made = [Stage("answer", asked, {"teacher": teacher}, **of_teacher)]
         answers = {"answer": made[0]}
     if config.distill.reads_cached_labels:
@@ -166,7 +168,7 @@ def _training_settings(training: TrainingConfig) -> dict[str, Any]:
 def _label_settings(config: RunConfig) -> dict[str, Any]:
     """Settings of cached labels besides teacher and data. The student's seed and training do not matter here."""
     common = _common(config)
-    held_out = ("test_examples", "eval_split")
+    held_out = ("test_examples", "eval_split", "max_target")
     shape = {name: value for name, value in common["examples"].items() if name not in held_out}
     if config.task:  # the order of pairs depends on it
         shape["batch_size"] = config.distill.training.batch_size
@@ -187,10 +189,12 @@ def _common(config: RunConfig) -> dict[str, Any]:
     examples = {"test_examples", "eval_split"}
     if config.task is None:
         examples |= {"input_length", "noise_density", "mean_span_length"}
+    # The prepared data depend on max_target only if a target is as long, but answers always do.
+    of_task = {"max_target": config.task.max_target} if config.task else {}
     return {
         "precision": resolve_precision(config.precision),
         "evaluation_batch_size": config.teacher.evaluation_batch_size,
-        "examples": _values(config.data, include=examples),
+        "examples": {**_values(config.data, include=examples), **of_task},
     }
 
 

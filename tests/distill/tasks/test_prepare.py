@@ -113,6 +113,7 @@ def test_unlabelled_inputs_of_held_out_values_are_left_out(prepare, tmp_path, ro
     assert texts(data, "unlabelled") == expected
     assert data.pairs("unlabelled").target_lengths.max() == 0
     assert data.parts["unlabelled"].overlap is None
+    assert set(data.pairs("unlabelled").sources.tolist()) == {1}  # not the first source, which may have a weight
     assert {pair[0] for pair in expected}.isdisjoint(pair[0] for pair in texts(data, "test"))
 
 
@@ -149,6 +150,12 @@ def test_what_cannot_be_a_task_is_refused(prepare, tmp_path, rows):
     bad = write_rows(tmp_path / "bad", [{"x": 1}] * 3)
     refused(prepare, root, "all 3 rows are bad; the first: line 1", {"bad_rows": "skip"}, examples=bad)
     held_out = [row for row in rows if expected_split(row["source"]) == "test"]
+    own = [{"source": german, "split_by": "source", "input": "{source}"}, {"source": german}]
+    with pytest.raises(ValueError, match="unlabelled needs sources with the task's own input and split_by; leave"):
+        TaskConfig(examples=own, unlabelled=german)
+    first = [{"source": write_rows(tmp_path / "all", rows * 9)}, {"source": german}]
+    reached = "no pair of jsonl:.*/german is in the training split; raise data.train_tokens, which ends"
+    refused(prepare, root, reached, {"train_tokens": 100}, examples=first)
     inputs = write_rows(tmp_path / "inputs", held_out)
     refused(prepare, root, "the unlabelled part of the task is empty", unlabelled=inputs)
 

@@ -97,6 +97,13 @@ def test_docstrings_are_those_of_the_functions():
     assert compared > 10 and len(rows) > 30
 
 
+def test_a_form_feed_does_not_shift_the_lines_of_a_docstring(tmp_path):
+    path = tmp_path / "module.py"
+    path.write_text('\f\nimport os\n\f\n\ndef sign(x):\n    """The sign."""\n    return x > 0\n')
+    [row] = embedded.EMBEDDED["stdlib:docstrings"].rows([path])
+    assert row.values["source"] == "def sign(x):\n    return x > 0"
+
+
 def test_names_are_those_of_cldr():
     rows = list(source_rows("babel:names", ["locale", "english", "name"]))
     assert len(rows) > 100_000

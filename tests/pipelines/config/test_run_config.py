@@ -246,6 +246,19 @@ class TestPlan:
         before, after = self.fingerprints(), self.fingerprints(*overrides, data=data)
         return {title for title in before if before[title] != after[title]}
 
+    def test_answers_and_what_is_trained_on_them_change_with_their_longest_length(self):
+        """Also if no target of the data is so long, and the data do not change."""
+        answers = ["distill.targets=teacher", "distill.soft_labels=cached", "teacher.experts=[4]"]
+
+        def stages(length):
+            config = load_config("task-smoke", [*answers, f"task.max_target={length}"])
+            return {stage.title: stage for stage in plan(config, "data")}
+
+        before, after = stages(32), stages(64)
+        assert all(before[title].fingerprint != after[title].fingerprint for title in before)
+        labels = [of["label e4"].settings for of in (before, after)]
+        assert labels[0] == labels[1] and "max_target" in before["answer e4"].settings
+
     def test_a_stage_changes_with_its_own_settings_and_its_inputs_alone(self):
         assert self.changed("distill.hard_fraction=0.5") == {"distill e2", "distill e4", "report"}
         assert self.changed("distill.training.learning_rate=0.1") == {

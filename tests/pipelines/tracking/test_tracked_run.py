@@ -121,6 +121,17 @@ def test_params_are_kept_whole_up_to_the_length_that_mlflow_takes(tmp_path, monk
     assert params == {"data.long": "x" * 6000, "data.longer": "y" * 6000, "data.list": "[1, 2]"}
 
 
+def test_a_param_that_an_interrupted_process_logged_keeps_its_value(tmp_path, monkeypatch):
+    """A variant may have got another name since. MLflow would refuse it for ever."""
+    monkeypatch.setattr(store_uri, "ASKED_FOR", None)
+    store = Store(tmp_path, "x")
+    describe_run(tmp_path, {"stage": "label"})
+    TrackedRun(store, tmp_path, "label e4 a").log_params({"variant": "a", "ratio": "e4"})
+    tracked = TrackedRun(store, tmp_path, "label e4 b")
+    tracked.log_params({"variant": "b", "ratio": "e4", "seed": 0})
+    assert store.client.get_run(tracked.run_id).data.params == {"variant": "a", "ratio": "e4", "seed": "0"}
+
+
 def test_a_table_that_is_logged_again_has_its_rows_once(tmp_path, monkeypatch):
     """MLflow appends to a table. A stage that was interrupted while it was published logs everything again."""
     monkeypatch.setattr(store_uri, "ASKED_FOR", None)

@@ -13,8 +13,11 @@ from typing import Any
 import numpy as np
 
 from distill.errors import UserError
+from distill.io.files import directory_digest, make_directory
 from pipelines.deploy.bench_candidates import Candidate, WaveTiming, start
-from pipelines.deploy.serve import check_same_tokenizer, check_serving, export_in_process
+from pipelines.deploy.export_source import find_source
+from pipelines.deploy.serve import check_same_tokenizer, check_serving, export_in_process, stored_student
+from pipelines.tracking.store_uri import ASKED_FOR
 from students.export import FORMATS
 from students.runtime import read_manifest
 
@@ -58,7 +61,8 @@ def bench_serving(
         rounds), requests_per_second (median) and latency in seconds (p50, p95, p99).
 
     Raises:
-        UserError: a candidate cannot be started or measured, or the model cannot be exported.
+        UserError: a candidate cannot be started or measured, the model cannot be exported, or ``exports`` is no
+            directory or has an export of something else.
     """
     check_serving(model, teacher)
     prompts = make_prompts(max(CONCURRENCY))
@@ -120,7 +124,9 @@ def markdown_table(result: dict[str, Any]) -> str:
 def _export_directory(exports: Path | None) -> Iterator[Path]:
     """``exports``, created if it does not exist, or a temporary directory."""
     if exports is not None:
-        exports.mkdir(parents=True, exist_ok=True)
+        if exports.is_file():
+            raise UserError(f"--exports {exports} is a file; name a directory")
+        make_directory(exports)
         yield exports
         return
     with tempfile.TemporaryDirectory(prefix="switch-distill-") as tmp_dir:
@@ -130,25 +136,7 @@ def _export_directory(exports: Path | None) -> Iterator[Path]:
 def _candidates(
     model: str, teacher: Path | None, text: str | None, directory: Path, workdir: Path, say: Callable[[str], None]
 ) -> list[Candidate]:
-    made = {}
-    for format in ("hf", "onnx", "ctranslate2"):  # mlflow exports run transformers, like the first candidate
-        for precision in FORMATS[format][2]:
-            target = directory / f"{format}-{precision}"
-            if (target / "manifest.json").is_file():
-                if read_manifest(target)["format"] != format:
-                    raise UserError(
-                        f"{target} in --exports is not an export of format {format}; delete it, or choose another "
-                        "--exports"
-                    )
-                say(f"{target}: reused")
-            elif export_in_process(model, format, precision, target, workdir, text):
-                if format == "hf":
-                    raise UserError(f"{model} cannot be exported, so it cannot be measured; see the error above")
-                say(f"{format} {precision} is left out: the export failed")
-                continue
-            made[format, precision] = target
-            if format == "hf":
-                check_same_tokenizer(model, target, teacher)
+    made = _exports(model, teacher, text, directory, workdir, say)
     plain = made.pop(("hf", "float32"))
     candidates = [
         Candidate(f"transformers {dtype}", "transformers", plain, {"dtype": dtype}) for dtype in ("float32", "bfloat16")
@@ -164,6 +152,59 @@ def _candidates(
     if teacher is not None:
         candidates.append(Candidate("Switch teacher, transformers float32", "teacher", teacher))
     return candidates
+
+
+def _exports(
+    model: str, teacher: Path | None, text: str | None, directory: Path, workdir: Path, say: Callable[[str], None]
+) -> dict[tuple[str, str], Path]:
+    """The export in each format and precision: the one in ``directory``, or a new one there unless that fails."""
+    wanted = {  # mlflow exports run transformers, like the first candidate
+        (format, precision): directory / f"{format}-{precision}"
+        for format in ("hf", "onnx", "ctranslate2")
+        for precision in FORMATS[format][2]
+    }
+    found = {kind: target for kind, target in wanted.items() if (target / "manifest.json").is_file()}
+    _check_reused(found, model, text, workdir)
+    made = {}
+    for (format, precision), target in wanted.items():
+        if (format, precision) in found:
+            say(f"{target}: reused")
+        elif export_in_process(model, format, precision, target, workdir, text):
+            if format == "hf":
+                raise UserError(f"{model} cannot be exported, so it cannot be measured; see the error above")
+            say(f"{format} {precision} is left out: the export failed")
+            continue
+        made[format, precision] = target
+        if format == "hf":
+            check_same_tokenizer(model, target, teacher)
+    return made
+
+
+def _check_reused(found: dict[tuple[str, str], Path], model: str, text: str | None, workdir: Path) -> None:
+    """Check, before any slow export, that the exports ``found`` are of ``model``, and in their format and precision."""
+    cure = "delete it, or choose another --exports"
+    digest = _student_digest(model, text, workdir) if found else ""
+    for (format, precision), target in found.items():
+        manifest = read_manifest(target)
+        own = (manifest["format"], manifest.get("precision"))
+        if own != (format, precision):
+            kinds = f"{own[0]} {own[1]}, not in {format} {precision}"
+            raise UserError(f"{target} in --exports is an export in {kinds}; {cure}")
+        student = stored_student(target)
+        if student is None or student.sha256 != digest:
+            other = f"{student.name} (weights {student.sha256[:12]})" if student else "an unknown student"
+            known = f"{model} (weights {digest[:12]})"
+            raise UserError(f"{target} in --exports is made from {other}, not from {known}; {cure}")
+
+
+def _student_digest(model: str, text: str | None, workdir: Path) -> str:
+    """The digest of the student that MODEL names, as the lineage.json of its exports has it."""
+    try:
+        source = find_source(model, workdir, text)
+    finally:
+        if not ASKED_FOR:  # mlflow sets it to the store that it opens, and the processes that export would read it
+            os.environ.pop("MLFLOW_TRACKING_URI", None)
+    return source.lineage["sha256"] if source.store else directory_digest(source.directory)
 
 
 def _measure_rounds(

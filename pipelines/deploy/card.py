@@ -9,6 +9,7 @@ from pipelines.reporting.cells import kept, markdown_table, metric_value
 from pipelines.reporting.table import describe_sample
 from pipelines.tracking.lineage import nodes
 from pipelines.tracking.store import Store
+from pipelines.workdir.stage import Stage
 
 if TYPE_CHECKING:
     from students.export.parity import Parity
@@ -46,6 +47,9 @@ print(model.predict(frame, params={"max_tokens": 64}))""",
 def report_row(store: Store, lineage: dict[str, Any]) -> dict[str, Any] | None:
     """The row of the exported student in the newest report.json that contains it, with both baselines and the data.
 
+    The row is the one that the report's run has read the student's model for. The ratio and variant of the student's
+    own run may be those of another student in the report, because a later config may name variants differently.
+
     Args:
         lineage: of the export, from ``pipelines.tracking.lineage.read_lineage``.
 
@@ -58,14 +62,20 @@ def report_row(store: Store, lineage: dict[str, Any]) -> dict[str, Any] | None:
     student = lineage["inputs"][0]
     experiment = store.client.get_run(student["run_id"]).info.experiment_id
     for run in store.client.search_runs([experiment], "tags.stage = 'report'", order_by=["attributes.start_time DESC"]):
-        inputs = {value for key, value in run.data.tags.items() if key.startswith("input.")}
-        if student["model_id"] not in inputs or run.info.status != "FINISHED":
+        roles = {key for key, value in run.data.tags.items() if value == student["model_id"]}
+        if not roles or run.info.status != "FINISHED":
             continue
         report = json.loads(Path(store.client.download_artifacts(run.info.run_id, "report.json")).read_text())
         for row in report["ratios"]:
-            if (row["ratio"], row["variant"]) == (student["ratio"], student["variant"]):
+            if roles & _roles(row):
                 return {**row, **{key: report[key] for key in ("baseline", "long_baseline", "data")}}
     return None
+
+
+def _roles(row: dict[str, Any]) -> set[str]:
+    """The tags with the models of a row's students, one per seed, on the run of its report."""
+    stages = [Stage("distill", {}, ratio=row["ratio"], variant=row["variant"], seed=seed) for seed in row["seeds"]]
+    return {f"input.{stage.title}" for stage in stages}
 
 
 def model_card(

@@ -5,23 +5,24 @@ Imports no torch, so that the process of an onnx or ctranslate2 server stays sma
 
 import contextlib
 import importlib.util
-import json
 import subprocess
 import sys
 import tempfile
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import replace
 from pathlib import Path
+from typing import NamedTuple
 
 from distill.data.vocabulary import check_same_vocabulary, read_vocabulary
 from distill.errors import UserError
-from distill.io.files import directory_uri
+from distill.io.files import directory_uri, read_json
 from distill.module_command import module_command
 from distill.tasks.template import check_template
 from pipelines.workdir.commands import quoted, suggest
 from students.runtime import Runner, load_runner, read_manifest
 from students.serving.limits import Limits
 from teachers.check import check_teacher
+
+_AGAIN = "export the model again"  # the cure of a damaged export
 
 
 def serve_model(
@@ -77,12 +78,10 @@ def serve_model(
             )
         ]
         if teacher is not None:
-            # One prompt at a time: experts have a capacity per batch, so other prompts in the batch change an answer.
-            alone = replace(limits, max_batch=1)
             beside = name + "-teacher"
             most = models[0].max_tokens
             models.append(
-                Model(beside, lambda: _load_teacher(teacher, threads), alone, "teacher", most, template=template)
+                Model(beside, lambda: _load_teacher(teacher, threads), limits, "teacher", most, template=template)
             )
         serve(models, host, port, allowed_hosts=allowed_hosts, say=say)
 
@@ -160,12 +159,36 @@ def export_in_process(model: str, format: str, precision: str, directory: Path, 
     return subprocess.run(module_command("pipelines.cli", *command, *options), stdout=sys.stderr).returncode
 
 
-def served_name(directory: Path) -> str:
-    """The name of the model for clients: the student's name in the lineage of the export."""
+class StoredStudent(NamedTuple):
+    """The student that an export was made from."""
+
+    name: str
+    sha256: str  # digest of its directory; "unknown" if the lineage has none
+
+
+def stored_student(directory: Path) -> StoredStudent | None:
+    """The student in the lineage.json of an export; None if there is no such file.
+
+    Raises:
+        UserError: the file is damaged.
+    """
     path = directory / "lineage.json"
     if not path.is_file():
-        return directory.resolve().name
-    return json.loads(path.read_text(encoding="utf-8"))["inputs"][0]["model"]
+        return None
+    match read_json(path, _AGAIN):
+        case {"inputs": [{"model": str(name), **facts}, *_]}:
+            return StoredStudent(name, str(facts.get("sha256") or "unknown"))
+    raise UserError(f"{path} is damaged: it names no student; {_AGAIN}")
+
+
+def served_name(directory: Path) -> str:
+    """The name of the model for clients: the student's name in the lineage of the export.
+
+    Raises:
+        UserError: the lineage is damaged.
+    """
+    student = stored_student(directory)
+    return student.name if student else directory.resolve().name
 
 
 def stored_template(directory: Path) -> str | None:
@@ -181,12 +204,18 @@ def stored_template(directory: Path) -> str | None:
         template = task["input"]
         return template if template is None else check_template(template)
     except (ValueError, TypeError, KeyError) as error:
-        raise UserError(f"the task in the manifest.json of {directory} is damaged; export the model again") from error
+        raise UserError(f"the task in the manifest.json of {directory} is damaged; {_AGAIN}") from error
 
 
 def _answer_length(directory: Path) -> int:
     path = directory / "generation_config.json"
-    return json.loads(path.read_text(encoding="utf-8")).get("max_new_tokens", 64) if path.is_file() else 64
+    if not path.is_file():
+        return 64
+    values = read_json(path, _AGAIN)
+    length = values.get("max_new_tokens", 64) if isinstance(values, dict) else None
+    if not isinstance(length, int) or length < 1:
+        raise UserError(f"{path} is damaged: it gives no length of answers; {_AGAIN}")
+    return length
 
 
 def _load_teacher(directory: Path, threads: int | None) -> Runner:

@@ -16,6 +16,8 @@ from typing import Any
 
 from rich.console import Console
 
+from distill.errors import UserError
+from distill.io.files import read_json
 from pipelines.tracking.store import Store
 from pipelines.tracking.store_uri import artifact_location, redacted
 
@@ -60,10 +62,14 @@ def publish_view(store: Store, name: str, comparison: str, coordinates: list[str
 
 
 def serve_ui(store: Store, workdir: Path, host: str, port: int, console: Console) -> None:
-    """Print the link to the comparison. If the store is embedded, replace this process with an MLflow server."""
+    """Print the link to the comparison. If the store is embedded, replace this process with an MLflow server.
+
+    Raises:
+        UserError: the report.json of the work directory is damaged.
+        StoreError: the store fails.
+    """
     server = f"http://{host}:{port}" if store.uri.startswith("sqlite") else redacted(store.uri).rstrip("/")
-    report = workdir / "report.json"
-    newest = json.loads(report.read_text())["fingerprint"][:12] if report.exists() else None
+    newest = _comparison(workdir / "report.json")
     for experiment in store.client.search_experiments(order_by=["last_update_time DESC"]):
         if experiment.name != "Default":
             link = f"{server}{comparison_link(experiment.experiment_id, experiment.tags, newest)}"
@@ -80,6 +86,18 @@ def serve_ui(store: Store, workdir: Path, host: str, port: int, console: Console
     command = [sys.executable, "-m", "mlflow", "server", *arguments, "--host", host, "--port", str(port)]
     # The command consists of this Python and fixed or checked arguments.
     os.execv(sys.executable, command)  # nosec B606
+
+
+def _comparison(report: Path) -> str | None:
+    """The name of the view of a report.json; None if there is no such file."""
+    if not report.exists():
+        return None
+    hint = "delete it, or write it again with: switch-distill report CONFIG"
+    values = read_json(report, hint)
+    fingerprint = values.get("fingerprint") if isinstance(values, dict) else None
+    if not isinstance(fingerprint, str):
+        raise UserError(f"{report} is damaged: it has no fingerprint; {hint}")
+    return fingerprint[:12]
 
 
 def _state(comparison: str, coordinates: list[str], metrics: list[str]) -> dict[str, Any]:

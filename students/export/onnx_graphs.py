@@ -92,7 +92,7 @@ def write(student: T5ForConditionalGeneration, source: Path, directory: Path, pr
     with tempfile.TemporaryDirectory(dir=directory) as tmp_dir:
         _write_graphs(student, Path(tmp_dir))
         for name in ("encoder", "decoder"):
-            quantise(Path(tmp_dir) / f"{name}.onnx", directory / f"{name}.onnx")
+            quantise(Path(tmp_dir) / f"{name}.onnx", directory / f"{name}.onnx", head=precision == "int8")
 
 
 def _write_graphs(student: T5ForConditionalGeneration, directory: Path) -> None:
@@ -139,7 +139,7 @@ def _export(module: nn.Module, inputs: tuple[Any, ...], path: Path, **names: Any
         )
 
 
-def quantise(graph: Path, target: Path) -> None:
+def quantise(graph: Path, target: Path, *, head: bool = True) -> None:
     """Quantise the matrix products of an ONNX graph to int8: weights per column, activations at run time.
 
     Embeddings stay in float32. So does a head that shares the embedding's tensor.
@@ -147,12 +147,15 @@ def quantise(graph: Path, target: Path) -> None:
     Args:
         graph: the float32 graph.
         target: the file of the int8 graph; its weights are written beside it.
+        head: whether to quantise the product that gives the logits too.
     """
+    model = onnx.load(graph)
     logging.getLogger().addFilter(_no_advice)
     try:
         quantize_dynamic(
-            onnx.load(graph),
+            model,
             target,
+            nodes_to_exclude=[] if head else _products_of_logits(model),
             op_types_to_quantize=["MatMul"],
             per_channel=True,
             weight_type=QuantType.QInt8,
@@ -160,6 +163,15 @@ def quantise(graph: Path, target: Path) -> None:
         )
     finally:
         logging.getLogger().removeFilter(_no_advice)
+
+
+def _products_of_logits(model: onnx.ModelProto) -> list[str]:
+    """The name of the product that gives the output ``logits``, in a list; empty for a graph without this output."""
+    makers = {output: node for node in model.graph.node for output in node.output}
+    maker = makers.get("logits")
+    while maker is not None and maker.op_type != "MatMul":  # for example a Reshape
+        maker = makers.get(maker.input[0])
+    return [maker.name] if maker is not None else []
 
 
 def _no_advice(record: logging.LogRecord) -> bool:

@@ -1,6 +1,8 @@
 """The figures of bench-serving are computed correctly, and a small run works. Speeds are not checked."""
 
 import importlib.util
+import json
+import os
 import shutil
 import time
 
@@ -8,6 +10,7 @@ import pytest
 from transformers import T5ForConditionalGeneration
 
 from distill.errors import UserError
+from distill.io.files import directory_digest
 from pipelines.deploy import bench_serving
 from pipelines.deploy.bench_candidates import Candidate, WaveTiming, _generate
 
@@ -61,6 +64,82 @@ def test_all_candidates_are_stopped_also_if_one_cannot_be(tmp_path, monkeypatch)
     with pytest.raises((UserError, BrokenPipeError)):
         bench_serving.bench_serving("model", None, **options, say=lambda line: None)
     assert sorted(stopped) == ["a", "b", "c"]
+
+
+class Reusable:
+    """A model that no store knows, and ``exports/hf-float32`` of it, of which ``reuse`` makes candidates."""
+
+    def __init__(self, root):
+        self.model, self.exports = root / "mine", root / "exports"
+        self.export = self.exports / "hf-float32"
+        self.model.mkdir()
+        (self.model / "config.json").write_text("{}")
+        self.export.mkdir(parents=True)
+        self.write()
+
+    def write(self, *, format="hf", precision="float32", **student):
+        made = {"model": "mine", "sha256": directory_digest(self.model), **student}
+        (self.export / "manifest.json").write_text(json.dumps({"format": format, "precision": precision}))
+        (self.export / "lineage.json").write_text(json.dumps({"inputs": [made]}))
+
+    def reuse(self):
+        said = []
+        bench_serving._candidates(str(self.model), None, "*.txt", self.exports, self.exports, said.append)
+        return said
+
+
+@pytest.fixture
+def reusable(tmp_path, monkeypatch):
+    monkeypatch.setattr(bench_serving, "FORMATS", dict.fromkeys(("hf", "onnx", "ctranslate2"), (None, None, ())))
+    monkeypatch.setitem(bench_serving.FORMATS, "hf", (None, None, ("float32",)))
+    return Reusable(tmp_path)
+
+
+def test_an_export_of_the_same_student_is_reused(reusable):
+    assert reusable.reuse() == [f"{reusable.export}: reused"]
+
+
+@pytest.mark.parametrize(
+    "written,says",
+    [
+        ({"sha256": "0" * 32, "model": "other"}, r"is made from other \(weights 000000000000\), not from "),
+        ({"sha256": None}, "is made from mine .weights unknown., not from "),
+        ({"format": "onnx"}, "is an export in onnx float32, not in hf float32"),
+        ({"precision": "int8"}, "is an export in hf int8, not in hf float32"),
+    ],
+)
+def test_an_export_of_another_student_or_precision_is_refused(reusable, written, says):
+    reusable.write(**written)
+    with pytest.raises(UserError, match=f"hf-float32 in --exports {says}.*; delete it, or choose another --exports$"):
+        reusable.reuse()
+
+
+def test_an_export_of_unknown_origin_is_refused(reusable):
+    (reusable.export / "lineage.json").unlink()
+    with pytest.raises(UserError, match=r"is made from an unknown student, not from .*; delete it"):
+        reusable.reuse()
+
+
+def test_the_check_of_exports_leaves_the_store_of_other_processes(reusable, monkeypatch):
+    """Opening a store makes mlflow set the variable, which the processes that export would read."""
+    real = bench_serving.find_source
+
+    def find(*arguments):
+        monkeypatch.setenv("MLFLOW_TRACKING_URI", "sqlite:///opened.db")
+        return real(*arguments)
+
+    monkeypatch.setattr(bench_serving, "find_source", find)
+    monkeypatch.setattr(bench_serving, "ASKED_FOR", None)
+    reusable.reuse()
+    assert "MLFLOW_TRACKING_URI" not in os.environ
+
+
+@pytest.mark.parametrize("below", ["", "below"])
+def test_exports_that_are_a_file_are_an_error(tmp_path, below):
+    (tmp_path / "file").write_text("text")
+    options = {"text": None, "workdir": tmp_path, "threads": 1, "rounds": 1, "max_tokens": 1}
+    with pytest.raises(UserError, match=r"file is a file; name a directory|file cannot be written to"):
+        bench_serving.bench_serving("m", None, exports=tmp_path / "file" / below, **options, say=lambda line: None)
 
 
 @pytest.mark.slow

@@ -126,7 +126,10 @@ def test_a_seed_is_refused_if_the_runtime_has_none(export, serving):
 def test_teacher_and_student_are_served_together(export, serving, exporting):
     teacher = next((exporting / "stages").glob("teacher-e4-*")) / "model"
     tokenizer = AutoTokenizer.from_pretrained(teacher)
-    expected = [tokenizer.decode([id_ for id_ in ids if id_ > 1]) for ids in generated(load_teacher(teacher), teacher)]
+    loaded = load_teacher(teacher)
+    for layer in filter(lambda module: hasattr(module, "drops_tokens"), loaded.modules()):
+        layer.drops_tokens = False
+    expected = [tokenizer.decode([id_ for id_ in ids if id_ > 1]) for ids in generated(loaded, teacher)]
     command = ["serve", str(export("hf", "float32")), "--teacher", str(teacher), "--port", "0"]
     with serving(["-m", "pipelines.cli", *command]) as server:
         models = requests.get(f"{server.url}/v1/models").json()["data"]
@@ -254,6 +257,33 @@ def test_a_damaged_template_is_named(tmp_path, task):
     (tmp_path / "manifest.json").write_text(json.dumps({"format": "hf", "task": task}))
     with pytest.raises(UserError, match=r"the task in the manifest.json of .* is damaged; export the model again"):
         serve.stored_template(tmp_path)
+
+
+@pytest.mark.parametrize("text", ["{", "[]", "{}", '{"inputs": []}', '{"inputs": [{}]}', '{"inputs": [{"model": 3}]}'])
+def test_a_damaged_lineage_is_named(tmp_path, text):
+    (tmp_path / "lineage.json").write_text(text)
+    with pytest.raises(UserError, match=r"lineage.json is damaged: .*; export the model again$"):
+        serve.served_name(tmp_path)
+
+
+def test_the_name_is_that_of_the_student(tmp_path):
+    assert serve.served_name(tmp_path) == tmp_path.name
+    (tmp_path / "lineage.json").write_text(json.dumps({"inputs": [{"model": "student-e2", "sha256": "1"}]}))
+    assert serve.served_name(tmp_path) == "student-e2"
+
+
+@pytest.mark.parametrize("text", ["{", "[]", *(f'{{"max_new_tokens": {value}}}' for value in ("null", '"9"', "0"))])
+def test_a_damaged_generation_config_is_named(tmp_path, text):
+    (tmp_path / "generation_config.json").write_text(text)
+    with pytest.raises(UserError, match=r"generation_config.json is damaged: .*; export the model again$"):
+        serve._answer_length(tmp_path)
+
+
+@pytest.mark.parametrize("text,length", [(None, 64), ("{}", 64), ('{"max_new_tokens": 9}', 9)])
+def test_the_length_of_answers_is_in_the_generation_config(tmp_path, text, length):
+    if text:
+        (tmp_path / "generation_config.json").write_text(text)
+    assert serve._answer_length(tmp_path) == length
 
 
 def test_a_missing_extra_is_named(monkeypatch):

@@ -160,6 +160,32 @@ def test_int8_in_onnx_can_leave_out_the_head(exported, tmp_path):
     assert products(tmp_path) == 8 * 2
 
 
+@pytest.mark.slow
+def test_int8_in_onnx_can_leave_out_a_head_of_its_own(gated_exported):
+    """Its one layer has a third product of the FFN."""
+    assert products(gated_exported.directory("onnx", "int8-except-head")) == 9
+
+
+def test_the_product_of_the_logits_is_not_quantised(tmp_path):
+    """A decoder of one layer and a head of its own, whose logits are reshaped."""
+    onnx = pytest.importorskip("onnx", reason="the extra onnx is not installed")
+    from students.export.onnx_graphs import quantise
+
+    make, rng = onnx.helper, np.random.default_rng(0)
+    weights = [onnx.numpy_helper.from_array(rng.normal(size=(8, 8)).astype("f"), name) for name in ("layer", "lm_head")]
+    weights.append(onnx.numpy_helper.from_array(np.array([-1, 8]), "shape"))
+    nodes = [make.make_node("MatMul", ["x", "layer"], ["hidden"], "node_1")]
+    nodes += [make.make_node("MatMul", ["hidden", "lm_head"], ["scores"], "node_2")]
+    nodes += [make.make_node("Reshape", ["scores", "shape"], ["logits"], "node_3")]
+    ends = [make.make_tensor_value_info(name, 1, ["batch", *rest, 8]) for name, rest in (("x", [1]), ("logits", []))]
+    graph = make.make_graph(nodes, "decoder", ends[:1], ends[1:], weights)
+    onnx.save(make.make_model(graph, opset_imports=[make.make_opsetid("", 20)], ir_version=10), tmp_path / "plain.onnx")
+    for head, number in ((True, 2), (False, 1)):
+        (tmp_path / str(head)).mkdir()
+        quantise(tmp_path / "plain.onnx", tmp_path / str(head) / "decoder.onnx", head=head)
+        assert products(tmp_path / str(head)) == number
+
+
 @pytest.mark.skipif(not multiplies_int8(), reason="without VNNI, the differences exceed what is allowed")
 def test_int8_in_ctranslate2(exported, ragged):
     runner = exported.runner("ctranslate2", "int8")

@@ -35,7 +35,7 @@ def demo() -> dict[str, Any]:
         "teacher": {**teacher, "experts": [16, 64], "training": {**teacher["training"], "steps": 5000}},
         "baseline": {"steps": 5000},
         "distill": {**base["distill"], "training": {**training, "steps": 1250, "evaluate_every": 250}},
-        "variants": {"best": {}, **base["variants"]},
+        "variants": {"best": {}, "wide": base["variants"]["wide-by-token"], "paper": RECIPES["paper"]},
     }
 
 

@@ -224,7 +224,8 @@ def _caption(report: dict[str, Any]) -> str:
     as_students = ", as many as the student" * all(r["student_steps"] == short["steps"] for r in report["ratios"])
     baseline = _millions(short["parameters"])
     of_students = (
-        f"Students of every size are compared with a baseline of {baseline} parameters"
+        f"Students of every size are compared with a baseline of {baseline} parameters; set baseline.d_ff to compare "
+        "them with a dense model of their width"
         if differ_in_size(report)
         else f"Student and baseline have {baseline} parameters"
     )

@@ -219,8 +219,8 @@ def test_students_of_another_size_have_a_column_and_the_baseline_stays_the_same(
     assert "| e4 | a | 2.00M | 1.00M | 50% |" in text and "| e8 | wide | 2.00M | 1.25M | 38% |" in text
     assert "| mean | wide |  |  |  |  |  |  | 25% [20, 30] |" in text
     sentence = (
-        "Students of every size are compared with a baseline of 1.00M parameters; set baseline.d_ff to compare them with "
-        "a dense model of their width."
+        "Students of every size are compared with a baseline of 1.00M parameters; set baseline.d_ff to compare them "
+        "with a dense model of their width."
     )
     assert f"Size is the teacher's. {sentence}" in text and "Student and baseline have" not in text
     drawn = drawn_table(report(*rows, row(variant="x4-one-decoder-layer", **wide)))

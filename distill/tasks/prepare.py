@@ -116,7 +116,8 @@ def _write_unlabelled(config: DataConfig, directory: Path, inputs: Iterator[Pair
 
 def _facts(task: TaskConfig, parts: dict[str, "_SplitWriter"], writer: "_Writer", tokenizer: Any) -> dict[str, Any]:
     """The facts of the splits, the tokenizer and the task, and the fingerprint of all of them."""
-    special_tokens = find_special_tokens(tokenizer)
+    special_tokens, train = find_special_tokens(tokenizer), parts["train"]
+    trained_on = (train.read(), train.targets())
     of_task = {
         "groups": list(writer.groups),
         "weights": [one.weight for one in task.sources],
@@ -131,7 +132,7 @@ def _facts(task: TaskConfig, parts: dict[str, "_SplitWriter"], writer: "_Writer"
         "name": " + ".join(dict.fromkeys(one.source for one in task.sources)),
         "digest": hashlib.sha256("".join(part.digest for part in parts.values()).encode()).hexdigest()[:32],
         "fingerprint": hashlib.sha256(identity.encode()).hexdigest()[:32],
-        "parts": {name: asdict(part.facts(parts["train"])) for name, part in parts.items()},
+        "parts": {name: asdict(part.facts(*trained_on)) for name, part in parts.items()},
         "special_tokens": list(special_tokens),
         "round_trip": writer.round_trip.result()._asdict(),
         "task": of_task,
@@ -197,13 +198,16 @@ class _SplitWriter:
         tokens, index = self.read(), self.index()
         return np.array([hash(tokens[a:b].tobytes()) for a, b in zip(index["input"], index["target"], strict=True)])
 
-    def facts(self, train: "_SplitWriter") -> Part:
-        """The facts of the split. The overlap of a held-out split is the share of its targets in those of ``train``."""
+    def facts(self, train_tokens: np.ndarray, train_targets: np.ndarray) -> Part:
+        """The facts of the split; those of a held-out one are relative to ``read`` and ``targets`` of the training one.
+
+        The overlap is the share of its targets that are training targets.
+        """
         documents = len(np.unique(self.index()["document"]))
         if not self._held_out:
             return Part(self.digest, documents, self.tokens)
-        overlap = float(np.isin(self.targets(), train.targets()).mean())
-        return Part(self.digest, documents, self.tokens, overlap, *unseen_shares(train.read(), [self.read()]))
+        overlap = float(np.isin(self.targets(), train_targets).mean())
+        return Part(self.digest, documents, self.tokens, overlap, *unseen_shares(train_tokens, [self.read()]))
 
     def lengths(self) -> dict[str, float]:
         """Number of examples, and the longest and mean numbers of tokens of inputs and targets."""

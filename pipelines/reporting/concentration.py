@@ -9,7 +9,9 @@ _SHARE = 0.05  # of the documents
 _TOO_MUCH = 0.25  # of the loss; more makes the report warn
 
 
-def hardest_documents(losses: np.ndarray, documents: np.ndarray, weights: np.ndarray | None) -> dict[str, Any]:
+def hardest_documents(
+    losses: np.ndarray, documents: np.ndarray, weights: np.ndarray | None
+) -> tuple[dict[str, Any], int]:
     """The documents with the highest mean loss: a twentieth of all, at least one.
 
     Args:
@@ -18,20 +20,16 @@ def hardest_documents(losses: np.ndarray, documents: np.ndarray, weights: np.nda
         weights: target tokens of each example, [E]; None: equal weights.
 
     Returns:
-        ``documents``, their number; ``tokens`` and ``loss``, their shares of all target tokens and of the whole loss,
-        in [0, 1]; ``example``, the index of an example of the document with the highest loss, in [0, E).
+        ``documents``, their number, and ``tokens`` and ``loss``, their shares of all target tokens and of the whole
+        loss, in [0, 1]; and the index of an example of the document with the highest mean loss, in [0, E).
     """
     sizes = np.ones(len(documents)) if weights is None else weights
     _, first, number = np.unique(documents, return_index=True, return_inverse=True)
     tokens, loss = np.bincount(number, sizes), np.bincount(number, losses.mean(0) * sizes)
     order = np.argsort(-loss / tokens, kind="stable")
     hardest = order[: ceil(_SHARE * len(order))]
-    return {
-        "documents": len(hardest),
-        "tokens": float(tokens[hardest].sum() / tokens.sum()),
-        "loss": float(loss[hardest].sum() / loss.sum()),
-        "example": int(first[hardest[0]]),
-    }
+    shares = {name: float(of[hardest].sum() / of.sum()) for name, of in (("tokens", tokens), ("loss", loss))}
+    return {"documents": len(hardest), **shares}, int(first[hardest[0]])
 
 
 def hardest_sentence(data: dict[str, Any]) -> str:

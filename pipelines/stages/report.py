@@ -136,8 +136,7 @@ def _data(run: StageRun, quality: Figure, task: TaskResults | None) -> dict[str,
     split, documents = run.config.data.eval_split, quality.documents
     _, number, counts = np.unique(documents, return_inverse=True, return_counts=True)
     effective = effective_documents(counts if quality.weights is None else np.bincount(number, quality.weights))
-    hardest = hardest_documents(quality.values.baselines[""], documents, quality.weights)
-    example = hardest.pop("example")
+    hardest, example = hardest_documents(quality.values.baselines[""], documents, quality.weights)
     return {
         "name": run.data.name,
         "revision": run.data.revision,
@@ -149,7 +148,7 @@ def _data(run: StageRun, quality: Figure, task: TaskResults | None) -> dict[str,
         "effective_documents": effective,
         "too_few_documents": effective < MIN_DOCUMENTS,
         "largest_document": float(counts.max() / counts.sum()),
-        "hardest": {**hardest, **({"input": task.examples.inputs[example]} if task else {})},
+        "hardest": hardest | ({"input": task.examples.inputs[example]} if task else {}),
         "overlap": run.data.parts[split].overlap,
         "unseen": run.data.parts[split].unseen,
         **run.data.lost,

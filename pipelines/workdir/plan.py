@@ -123,8 +123,8 @@ def _student(config: RunConfig, teacher: Stage, seed: int, variant: str | None) 
     of_teacher = {**where, "seed": teacher.seed}
     if config.distill.targets == "teacher":
         common = _common(config)
-        asked = {"precision": common["precision"], "beams": config.distill.beams}
-        asked["max_target"] = common["examples"]["max_target"]
+        longest = common["examples"]["max_target"]
+        asked = {"precision": common["precision"], "beams": config.distill.beams, "max_target": longest}
         made = [Stage("answer", asked, {"teacher": teacher}, **of_teacher)]
         answers = {"answer": made[0]}
     if config.distill.reads_cached_labels:

@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 
 from pipelines.reporting.cells import csv_text, flat_row
-from pipelines.reporting.comparison import Figure, compared, mean_quality
+from pipelines.reporting.comparison import Figure, Models, compared, mean_quality
 from pipelines.reporting.plot import STYLES, new_figure, save_figure
 from pipelines.reporting.verdict import AGAINST, title
 from pipelines.tracking.tracked_run import COLOURS
@@ -15,25 +15,40 @@ from pipelines.tracking.tracked_run import COLOURS
 _SHOWN = ("student_quality", "fraction_kept", "fraction_interval", "fraction_kept_long", "fraction_long_interval")
 
 
-def add_points(row: dict[str, Any], quality: Figure, losses: dict[int, np.ndarray], resamples: int) -> None:
+def add_points(
+    row: dict[str, Any],
+    quality: Figure,
+    losses: dict[int, np.ndarray],
+    long_losses: dict[int, np.ndarray],
+    resamples: int,
+) -> None:
     """Add the entry "lengths" to a row of report.json: a point for each length of the student, the shortest first.
+
+    A student is compared with the long baseline that takes as many steps after those of the teacher.
 
     Args:
         row: of one teacher and student, with all figures of the student's full length.
         quality: of all models.
         losses: number of steps -> the losses of the student that takes so many, [S, E]; without the full length.
+        long_losses: the same of the long baseline, with the full length. Lengths that it lacks get no strict fraction.
         resamples: number of bootstrap samples.
     """
     ratio, variant = row["ratio"], row["variant"]
-    points = []
+    teachers, points = {ratio: quality.values.teachers[ratio]}, []
     for steps, values in sorted(losses.items()):
-        models = quality.values._replace(
-            teachers={ratio: quality.values.teachers[ratio]}, students={(ratio, variant): values}
-        )
-        figures = compared(quality._replace(values=models).sums(), ratio, variant, resamples)
+        long = {"_long": long_losses[steps]} if steps in long_losses else {}
+        baselines = {"": quality.values.baselines[""]} | long
+        sums = quality._replace(values=Models(baselines, teachers, {(ratio, variant): values})).sums()
+        figures = dict.fromkeys(_SHOWN) | compared(sums, ratio, variant, resamples, against=tuple(baselines))
         figures["student_quality"] = mean_quality(values, quality.weights)
-        points.append({"steps": steps, **{key: figures[key] for key in _SHOWN}})
-    row["lengths"] = [*points, {"steps": row["student_steps"], **{key: row[key] for key in _SHOWN}}]
+        points.append(_point(steps, figures, long.get("_long"), quality))
+    full = row["student_steps"]
+    row["lengths"] = [*points, _point(full, row, long_losses.get(full), quality)]
+
+
+def _point(steps: int, figures: dict[str, Any], long: np.ndarray | None, quality: Figure) -> dict[str, Any]:
+    against = None if long is None else mean_quality(long, quality.weights)
+    return {"steps": steps, **{key: figures[key] for key in _SHOWN}, "long_baseline_quality": against}
 
 
 def rows_with_points(report: dict[str, Any]) -> list[dict[str, Any]]:
@@ -54,7 +69,8 @@ def steps_csv(report: dict[str, Any]) -> str:
 def plot_steps(report: dict[str, Any], path: Path) -> None:
     """Write steps.png: the quality and the fraction kept against the student's steps, a line per ratio and variant.
 
-    Bands are the intervals of the fraction against the baseline. Dashed lines are against the long baseline.
+    Bands are the intervals of the fraction against the baseline. Dashed lines are against the long baseline that takes
+    as many steps after the teacher's.
     """
     figure = new_figure(11, 4.4)
     quality, kept = figure.subplots(1, 2)
@@ -68,10 +84,9 @@ def plot_steps(report: dict[str, Any], path: Path) -> None:
     teachers = {row["ratio"]: row["teacher_quality"] for row in rows}
     for (ratio, value), line in zip(teachers.items(), cycle(("-", ":", "-.")), strict=False):
         quality.axhline(value, color="k", linestyle=line, linewidth=1.0, label=f"teacher {ratio}")
-    for name, line in (("baseline", "-"), ("long_baseline", "--")):
-        of = report[name]
-        label = f"{name.replace('_', ' ')}, {of['steps']:,} steps"
-        quality.axhline(of["quality"], color="0.5", linestyle=line, label=label)
+    of = report["baseline"]
+    quality.axhline(of["quality"], color="0.5", label=f"baseline, {of['steps']:,} steps")
+    _draw_long_baseline(quality, rows)
     kept.plot([], [], "s--", color="0.3", label="dashed: against the long baseline")
     kept.axhline(0, color="0.6", linewidth=0.8)
     quality.set(ylabel="negative log perplexity (nats per target token)")
@@ -84,6 +99,15 @@ def plot_steps(report: dict[str, Any], path: Path) -> None:
         axes.grid(alpha=0.25)
         axes.legend(fontsize=8)
     save_figure(figure, path)
+
+
+def _draw_long_baseline(axes: Any, rows: list[dict[str, Any]]) -> None:
+    qualities = {point["steps"]: point["long_baseline_quality"] for row in rows for point in row["lengths"]}
+    known = {steps: value for steps, value in sorted(qualities.items()) if value is not None}
+    if known:
+        axes.plot(
+            list(known), list(known.values()), "s--", color="0.5", label="long baseline, after as many more steps"
+        )
 
 
 def _steps(points: list[dict[str, Any]]) -> list[int]:

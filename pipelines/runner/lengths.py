@@ -7,7 +7,7 @@ learning rates of its own length. So its model is that of a run of this length, 
 from collections.abc import Callable
 from pathlib import Path
 
-from distill.config import TrainingConfig
+from distill.config import DistillConfig, TrainingConfig
 from distill.data.cached_labels import LabelledExamples
 from distill.data.examples import ExampleSet
 from distill.training.checkpoint import checkpoints
@@ -76,3 +76,27 @@ def train_to_lengths(
         taken[steps] = leg(f"to-{steps}", steps=steps, stop=steps, start=trunk, prefix=prefixes[steps])
         trained(steps)
     return taken
+
+
+def train_as_student(
+    run: StageRun, objective: TrainModule, examples: ExampleSet | LabelledExamples, settings: DistillConfig
+) -> int:
+    """Train with the steps of the student: to each of ``distill.lengths``, then to ``distill.training.steps``.
+
+    After each shorter length, the losses of the evaluated examples are saved as ``after-STEPS-losses``. Students and
+    the long baseline have the same lengths, so a report can compare them at each.
+
+    Returns:
+        The number of steps of the greatest length, which is smaller after early stopping.
+
+    Raises:
+        TrainingDiverged: a loss is not finite.
+    """
+    longest = settings.training.steps
+
+    def trained(length: int) -> None:
+        if length < longest:
+            run.save_losses(measure(run, objective.model)[1], f"after-{length}-losses")
+
+    prefixes = {length: f"after-{length}/" for length in settings.lengths} | {longest: ""}
+    return train_to_lengths(run, objective, examples, settings.training, prefixes, trained)[longest]

@@ -7,7 +7,7 @@ from distill.data.examples import ExampleSet
 from distill.errors import UserError
 from distill.models.build import count_parameters, place
 from distill.training.train_modules import HardAndCachedLabels, HardAndSoftLabels, HardLabels, TrainModule
-from pipelines.runner.lengths import train_to_lengths
+from pipelines.runner.lengths import train_as_student
 from pipelines.runner.measure import answer, measure, save_results
 from pipelines.runner.stage_data import training_examples
 from pipelines.runner.stage_run import Outcome, StageRun
@@ -25,17 +25,11 @@ def compute(run: StageRun) -> Outcome:
     settings = run.config.distill
     student = T5ForConditionalGeneration.from_pretrained(run.inputs["init"].read("model"), use_safetensors=True)
     place(student, run.accelerator.device)
-
-    def trained(length: int) -> None:
-        if length < settings.training.steps:
-            run.save_losses(measure(run, student)[1], f"after-{length}-losses")
-
-    prefixes = {length: f"after-{length}/" for length in settings.lengths} | {settings.training.steps: ""}
-    taken = train_to_lengths(run, *_objective_and_examples(run, student), settings.training, prefixes, trained)
+    steps = train_as_student(run, *_objective_and_examples(run, student), settings)
     quality, losses = measure(run, student)
     save_results(run, losses, answer(run, student))
     parameters = count_parameters(student)
-    facts = {"parameters": parameters, "steps": taken[settings.training.steps]}
+    facts = {"parameters": parameters, "steps": steps}
     run.save_model(student)
     return Outcome({"quality": quality, "parameters": parameters}, facts)
 

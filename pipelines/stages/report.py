@@ -178,9 +178,23 @@ def _row(run: StageRun, quality: Figure, sums: Models[DocumentSums], ratio: str,
         row |= compared(sums, ratio, variant, resamples, against=(suffix,))
         row[f"fraction_kept{suffix}_by_seed"] = kept_by_seed(sums, ratio, variant, suffix, resamples)
     if lengths := run.config.of_variant(variant).distill.lengths:
-        losses = {steps: np.array(_values(students, f"after-{steps}-losses")) for steps in lengths}
-        add_points(row, quality, losses, resamples)
+        add_points(row, quality, _losses_after(students, lengths), _long_losses(run, quality), resamples)
     return row
+
+
+def _losses_after(models: list[FinishedStage], lengths: list[int]) -> dict[int, np.ndarray]:
+    return {steps: np.array(_values(models, f"after-{steps}-losses")) for steps in lengths}
+
+
+def _long_losses(run: StageRun, quality: Figure) -> dict[int, np.ndarray]:
+    """The losses of the long baseline after each of its numbers of steps with the student's settings.
+
+    Without a long baseline, the students of all lengths are compared with the baseline.
+    """
+    settings, full = run.config.distill, quality.values.baselines["_long"]
+    if long := _of_kind(run, "long-baseline"):
+        return _losses_after(long, settings.lengths) | {settings.training.steps: full}
+    return dict.fromkeys([*settings.lengths, settings.training.steps], full)
 
 
 def _sizes(run: StageRun, ratio: str, variant: str | None) -> dict[str, int]:

@@ -74,7 +74,7 @@ def _checkpoint_bytes(workspace: Workspace, stage: Stage) -> int:
     training, lengths = training_of(workspace.config, stage), 1
     if stage.kind == "baseline":
         lengths = BASELINE_LENGTHS
-    elif stage.kind == "distill":
+    elif stage.kind in ("distill", "long-baseline"):
         lengths += len(workspace.config.of_variant(stage.variant).distill.lengths)
     return 0 if training is None else checkpoints_bytes(training, _parameters(workspace, stage), lengths)
 

@@ -89,6 +89,8 @@ def _long_baseline(config: RunConfig, baseline: Stage) -> list[Stage]:
     if not config.trains_teachers:
         return []
     settings = {**_common(config), "seed": baseline.seed, "training": _training_settings(config.distill.training)}
+    if config.distill.lengths:  # omitted at its default, as in _distill_settings
+        settings["lengths"] = config.distill.lengths
     return [Stage("long-baseline", settings, {"baseline": baseline}, data=baseline.data, seed=baseline.seed)]
 
 

@@ -1,4 +1,4 @@
-"""Students of several lengths in one run, through the command line."""
+"""Students and long baselines of several lengths in one run, through the command line."""
 
 import csv
 import json
@@ -14,8 +14,8 @@ OPTIONS = ("--set", "teacher.experts=[2]", "--set", "baseline.steps=3", *STEPS)
 LOSSES = ("after-4-losses.json", "after-8-losses.json", "losses.json")
 
 
-def directory(work):
-    return next(work.glob("stages/distill-*/after-8-losses.json")).parent
+def directory(work, kind="distill"):
+    return next(work.glob(f"stages/{kind}-*/after-8-losses.json")).parent
 
 
 @pytest.fixture(scope="module")
@@ -26,15 +26,17 @@ def finished(cli, tmp_path_factory):
     return work, json.loads(done.stdout)
 
 
+@pytest.mark.parametrize("command,kind", [("distill", "distill"), ("baseline", "long-baseline")])
 @pytest.mark.parametrize("steps", [8, 16])
-def test_a_length_is_the_run_with_so_many_steps(finished, cli, steps):
+def test_a_length_is_the_run_with_so_many_steps(finished, cli, command, kind, steps):
     """The same losses, to the last digit. The cooldown of a branch is that of its own length."""
-    made = directory(finished[0])
-    options = ("--set", "teacher.experts=[2]", "--set", f"distill.training.steps={steps}", "--ratio", "e2")
-    done = cli("distill", "smoke", *options, "--workdir", str(finished[0]), "--json")
+    made = directory(finished[0], kind)
+    options = ("--set", "teacher.experts=[2]", "--set", f"distill.training.steps={steps}")
+    ratio = ("--ratio", "e2") if command == "distill" else ("--set", "baseline.steps=3")
+    done = cli(command, "smoke", *options, *ratio, "--workdir", str(finished[0]), "--json")
     assert done.returncode == 0, done.stderr
     alone = next(
-        path for path in (finished[0] / "stages").glob("distill-*") if path != made and steps_of(path) == steps
+        path for path in (finished[0] / "stages").glob(f"{kind}-*") if path != made and steps_of(path) == steps
     )
     name = "losses.json" if steps == 16 else f"after-{steps}-losses.json"
     assert (made / name).read_bytes() == (alone / "losses.json").read_bytes()
@@ -52,9 +54,10 @@ def test_the_report_has_a_point_for_each_length(finished):
     for point, name in zip(row["lengths"], LOSSES, strict=True):
         losses = json.loads((directory(work) / name).read_text())
         assert point["student_quality"] == pytest.approx(-np.mean(losses))
-        for suffix, baseline in (("", "baseline"), ("_long", "long_baseline")):
+        long = -np.mean(json.loads((directory(work, "long-baseline") / name).read_text()))
+        assert point["long_baseline_quality"] == pytest.approx(long)
+        for suffix, against in (("", report["baseline"]["quality"]), ("_long", long)):
             if (kept := point[f"fraction_kept{suffix}"]) is not None:
-                against = report[baseline]["quality"]
                 gain = row["teacher_quality"] - against
                 assert kept == pytest.approx((point["student_quality"] - against) / gain)
     lines = list(csv.DictReader((work / "steps.csv").read_text().splitlines()))
@@ -77,5 +80,20 @@ def test_a_killed_run_ends_with_the_same_losses(finished, patched_cli, cli, tmp_
     assert process.returncode == -signal.SIGKILL
     done = cli("run", "smoke", *OPTIONS, *often, "--workdir", str(work))
     assert done.returncode == 0, done.stderr
-    for name in LOSSES:
-        assert (directory(work) / name).read_bytes() == (directory(finished[0]) / name).read_bytes(), name
+    for kind in ("distill", "long-baseline"):
+        for name in LOSSES:
+            expected = (directory(finished[0], kind) / name).read_bytes()
+            assert (directory(work, kind) / name).read_bytes() == expected, (kind, name)
+
+
+def test_a_length_that_only_a_variant_has_is_not_compared_with_the_long_baseline(cli, tmp_path):
+    config = tmp_path / "own.yaml"
+    own = "{distill: {lengths: [4], training: {steps: 8}}}"
+    config.write_text(f"preset: smoke\nname: own\nvariants: {{short: {own}}}\n")
+    done = cli("run", str(config), *OPTIONS[:4], "--set", "distill.training.steps=16", "--json", cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    (row,) = json.loads(done.stdout)["ratios"]
+    assert [point["steps"] for point in row["lengths"]] == [4, 8]
+    for point in row["lengths"]:
+        assert point["long_baseline_quality"] is None
+    assert row["lengths"][0]["fraction_kept_long"] is None and row["lengths"][0]["fraction_kept"] is not None

@@ -15,7 +15,7 @@ from students.load import load_dense
 
 
 def compute(run: StageRun) -> Outcome:
-    """Continue the training of the baseline, save the model, and save the loss of every evaluated example after each length.
+    """Continue the training of the baseline, save the model, and save the losses of all evaluated examples.
 
     Raises:
         UserError: the baseline is damaged.

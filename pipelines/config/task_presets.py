@@ -181,14 +181,16 @@ def names_small() -> dict[str, Any]:
 
 
 def student_steps() -> dict[str, Any]:
-    """The fraction kept against the number of steps of the student, from 250 to 16,000, for one teacher of dates."""
-    base = dates()
-    training = {**base["distill"]["training"], "steps": 16_000, "evaluate_every": None}
+    """The fraction kept against the number of steps of the student, 250 to 16,000, for one teacher of small names."""
+    base = names_small()
+    training = {**base["distill"]["training"], "schedule": "constant", "cooldown": 0.5, "steps": 16_000}
+    lengths = [250 * 2**place for place in range(6)]
     return {
         **base,
         "name": "student-steps",
         "teacher": {**base["teacher"], "experts": [64]},
-        "distill": {**base["distill"], "lengths": [250 * 2**place for place in range(6)], "training": training},
+        "distill": {**base["distill"], "lengths": lengths, "training": {**training, "evaluate_every": None}},
+        "variants": {**base["variants"], "by-token": {"distill": {"balance": "by-token"}}},
     }
 
 

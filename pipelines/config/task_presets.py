@@ -190,7 +190,6 @@ def student_steps() -> dict[str, Any]:
         "name": "student-steps",
         "teacher": {**base["teacher"], "experts": [64]},
         "distill": {**base["distill"], "lengths": lengths, "training": {**training, "evaluate_every": None}},
-        "variants": {**base["variants"], "by-token": {"distill": {"balance": "by-token"}}},
     }
 
 

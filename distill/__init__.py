@@ -10,6 +10,7 @@ config           the settings of a run: data, model shape, training, distillatio
 special_tokens   the ids of pad, eos and the sentinels, and the type that stores ids
 model_size       parameters, and floating-point operations of a forward pass
 arguments        checks of the arguments of public functions
+processor        the name and the instructions of the CPU
 processes        the number of processes of a run, and which one is the main process
 module_command   the command that runs a module of this project in a new process
 errors           errors that the command line reports without a traceback, each with its exit code

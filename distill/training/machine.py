@@ -1,13 +1,12 @@
 """Properties of a machine that results depend on, and a memory setting that makes training on a CPU faster."""
 
-import contextlib
 import ctypes
 import platform
-from pathlib import Path
 
 import torch
 from accelerate import Accelerator
 
+from distill.processor import read_processor
 from distill.training.sharding import fsdp_requested
 
 # Constants from glibc's malloc.h.
@@ -26,7 +25,7 @@ def machine_facts(accelerator: Accelerator) -> dict[str, str]:
         "threads": str(torch.get_num_threads()),
         "threads.interop": str(torch.get_num_interop_threads()),
         "instruction_set": torch.backends.cpu.get_cpu_capability(),
-        "processor": _processor(),
+        "processor": read_processor().name or platform.processor() or platform.machine(),
         "platform": platform.platform(),
     }
     if torch.cuda.is_available():
@@ -60,11 +59,3 @@ def _set_allocator(*options: tuple[int, int]) -> None:
 
 def _is_glibc() -> bool:
     return platform.libc_ver()[0] == "glibc"
-
-
-def _processor() -> str:
-    with contextlib.suppress(OSError):
-        for line in Path("/proc/cpuinfo").read_text().splitlines():
-            if line.startswith("model name"):
-                return line.partition(":")[2].strip()
-    return platform.processor() or platform.machine()

@@ -7,9 +7,11 @@ from functools import cache
 from pathlib import Path
 from typing import Literal
 
+from distill.processor import read_processor
+
 Precision = Literal["bfloat16", "float32"]
 
-_BFLOAT16_FLAGS = {"avx512_bf16", "amx_bf16"}  # Linux's names of the instructions that multiply bfloat16
+_BFLOAT16 = {"avx512_bf16", "amx_bf16"}  # Linux's names of the instructions that multiply bfloat16
 # One of these exists on every machine where CUDA or ROCm may find a GPU: Linux, WSL, Jetson, AMD.
 _GPUS = tuple(map(Path, ("/dev/nvidiactl", "/dev/dxg", "/dev/nvmap", "/dev/kfd")))
 
@@ -24,9 +26,9 @@ def resolve_precision(asked: Literal["auto", "bfloat16", "float32"]) -> Precisio
 @cache
 def multiplies_bfloat16() -> bool:
     """Whether the GPU, or without one the CPU, has instructions that multiply bfloat16."""
-    flags = _processor_flags(Path("/proc/cpuinfo"))
-    if flags is not None and not may_have_gpu():
-        return bool(_BFLOAT16_FLAGS & flags)
+    instructions = read_processor().instructions
+    if instructions is not None and not may_have_gpu():
+        return bool(_BFLOAT16 & instructions)
     import torch
 
     if torch.cuda.is_available():
@@ -37,14 +39,3 @@ def multiplies_bfloat16() -> bool:
 def may_have_gpu() -> bool:
     """Whether CUDA or ROCm may find a GPU on this machine; only torch knows."""
     return any(path.exists() for path in _GPUS)
-
-
-def _processor_flags(path: Path) -> set[str] | None:
-    """The flags of the CPU; None if the system does not list them."""
-    if not path.is_file():
-        return None
-    for line in path.read_text().splitlines():
-        name, _, values = line.partition(":")
-        if name.strip() == "flags":
-            return set(values.split())
-    return set()

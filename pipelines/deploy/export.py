@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 from distill.errors import UserError
 from distill.io.disk import require_space
 from distill.io.files import directory_digest, file_digest, new_directory, write_json, write_text
+from distill.processor import read_processor
 from pipelines.deploy.card import model_card, report_row
 from pipelines.deploy.export_source import Source, find_source
 from pipelines.deploy.verify import verify_export
@@ -165,11 +166,6 @@ def _names(directory: Path) -> list[str]:
 
 def _processor() -> dict[str, Any]:
     """Name of the processor and its instructions of ``_FLAGS``, as far as the system reports them."""
-    facts = {"machine": platform.machine(), "name": platform.processor(), "flags": []}
-    with contextlib.suppress(OSError):
-        lines = Path("/proc/cpuinfo").read_text().splitlines()
-        values = {key.strip(): value.strip() for key, _, value in (line.partition(":") for line in lines)}
-        facts["name"] = values.get("model name", facts["name"])
-        known = values.get("flags", values.get("Features", "")).split()
-        facts["flags"] = [flag for flag in _FLAGS if flag in known]
-    return facts
+    found = read_processor()
+    flags = [flag for flag in _FLAGS if flag in (found.instructions or ())]
+    return {"machine": platform.machine(), "name": found.name or platform.processor(), "flags": flags}

@@ -3,6 +3,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from distill import processor
 from distill.training import precision
 from distill.training.precision import multiplies_bfloat16, resolve_precision
 
@@ -29,8 +30,7 @@ def test_the_flags_of_the_processor_decide_where_there_is_no_gpu(flags, fast, tm
     path = tmp_path / "cpuinfo"
     if flags is not None:
         path.write_text(f"processor\t: 0\nmodel name\t: some\nflags\t\t: {flags}\n\nprocessor\t: 1\n")
-    known = precision._processor_flags
-    monkeypatch.setattr(precision, "_processor_flags", lambda _: known(path))
+    monkeypatch.setattr(processor, "_CPUINFO", path)
     monkeypatch.setattr(precision, "_GPUS", (Path(tmp_path / "no-gpu"),))
     multiplies_bfloat16.cache_clear()
     try:

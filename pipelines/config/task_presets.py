@@ -181,15 +181,19 @@ def names_small() -> dict[str, Any]:
 
 
 def student_steps() -> dict[str, Any]:
-    """The fraction kept against the number of steps of the student, 250 to 16,000, for one teacher of small names."""
+    """Quality against the student's steps, 250 to 16,000, on names; the baselines are of the student's width."""
     base = names_small()
+    wide = base["variants"]["wide-by-token"]
     training = {**base["distill"]["training"], "schedule": "constant", "cooldown": 0.5, "steps": 16_000}
-    lengths = [250 * 2**place for place in range(6)]
+    lengths = {"lengths": [250 * 2**place for place in range(6)], "training": {**training, "evaluate_every": None}}
     return {
         **base,
         "name": "student-steps",
         "teacher": {**base["teacher"], "experts": [64]},
-        "distill": {**base["distill"], "lengths": lengths, "training": {**training, "evaluate_every": None}},
+        "student": {**base["student"], **wide["student"]},
+        "distill": {**base["distill"], **wide["distill"], **lengths},
+        "baseline": {**base["baseline"], **wide["student"]},
+        "variants": {},
     }
 
 

@@ -7,6 +7,7 @@ comparison     a figure of all models, and the values of report.json that compar
 task_report    the values of report.json that only a task has: metrics, groups, answers
 verdict        names and sentences: why a fraction is undefined, which models are worse than a baseline
 table          the table of a report: in Markdown, for a terminal, and as CSV
+sections       sections of report.md below the table: gains, differences between students, training
 task_table     the sections of report.md that only a task has, and groups.csv
 cells          cells of these tables
 plot           plots

@@ -9,7 +9,7 @@ from typing import Any, Generic, NamedTuple, TypeVar
 import numpy as np
 
 from distill.metrics import Metric
-from pipelines.reporting.bootstrap import compare
+from pipelines.reporting.bootstrap import compare, gain_of
 from pipelines.reporting.sums import DocumentSums, loss_sums, metric_sums
 from pipelines.reporting.verdict import AGAINST, why_no_interval, why_undefined
 
@@ -92,6 +92,25 @@ def compared(
             row[f"fraction{suffix}_undefined"] = why_no_interval(AGAINST[suffix])
         elif found.fraction is None:
             row[f"fraction{suffix}_undefined"] = why_undefined(found.gain, found.gain_interval, AGAINST[suffix], unit)
+    return row
+
+
+def student_gains(
+    sums: Models[DocumentSums],
+    ratio: str,
+    variant: str | None,
+    resamples: int,
+    *,
+    against: tuple[str, ...] = tuple(AGAINST),
+) -> dict[str, Any]:
+    """The values of report.json on the gains of one student. They exist also where its teacher has none to keep.
+
+    The arguments are those of ``compared``.
+    """
+    row: dict[str, Any] = {}
+    for suffix in against:
+        gain, bounds = gain_of(sums.baselines[suffix], sums.students[ratio, variant], resamples=resamples)
+        row |= {f"student_gain{suffix}": gain, f"student_gain{suffix}_interval": list(bounds)}
     return row
 
 

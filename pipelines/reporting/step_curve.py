@@ -7,12 +7,16 @@ from typing import Any
 import numpy as np
 
 from pipelines.reporting.cells import csv_text, flat_row
-from pipelines.reporting.comparison import Figure, Models, compared, mean_quality
+from pipelines.reporting.comparison import Figure, Models, compared, mean_quality, student_gains
 from pipelines.reporting.plot import STYLES, new_figure, save_figure
 from pipelines.reporting.verdict import AGAINST, title
 from pipelines.tracking.tracked_run import COLOURS
 
-_SHOWN = ("student_quality", "fraction_kept", "fraction_interval", "fraction_kept_long", "fraction_long_interval")
+_SHOWN = (
+    "student_quality",
+    *("fraction_kept", "fraction_interval", "fraction_kept_long", "fraction_long_interval"),
+    *("student_gain", "student_gain_interval", "student_gain_long", "student_gain_long_interval"),
+)
 
 
 def add_points(
@@ -39,7 +43,9 @@ def add_points(
         long = {"_long": long_losses[steps]} if steps in long_losses else {}
         baselines = {"": quality.values.baselines[""]} | long
         sums = quality._replace(values=Models(baselines, teachers, {(ratio, variant): values})).sums()
-        figures = dict.fromkeys(_SHOWN) | compared(sums, ratio, variant, resamples, against=tuple(baselines))
+        against = tuple(baselines)
+        figures = dict.fromkeys(_SHOWN) | compared(sums, ratio, variant, resamples, against=against)
+        figures |= student_gains(sums, ratio, variant, resamples, against=against)
         figures["student_quality"] = mean_quality(values, quality.weights)
         points.append(_point(steps, figures, long.get("_long"), quality))
     full = row["student_steps"]

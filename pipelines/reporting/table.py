@@ -12,8 +12,9 @@ from pipelines.reporting.cells import csv_text, flat_row, kept, markdown_table, 
 from pipelines.reporting.concentration import hardest_sentence, hardest_warning
 from pipelines.reporting.levelling import levelling_sentence
 from pipelines.reporting.paper import KEPT_IN_TABLE_8, kept_in_paper
+from pipelines.reporting.sections import differences_section, gain_cell, gains_section, training_section
 from pipelines.reporting.task_table import task_sections
-from pipelines.reporting.verdict import AGAINST, as_many_together, title, verdicts, why_none, without_fraction
+from pipelines.reporting.verdict import AGAINST, as_many_together, verdicts, why_none, without_fraction
 
 _WIDTH = 80  # columns of a terminal
 
@@ -29,12 +30,10 @@ def report_markdown(report: dict[str, Any]) -> str:
         f"{data['largest_document']:.1%} of the examples), in nats per target token; higher is better. Gain is "
         "Q teacher - Q baseline; kept is (Q student - Q baseline) / gain. Intervals are 95 % paired bootstrap "
         f"intervals over documents and seeds. {_sample(report)}\n\n"
-        f"{hardest_sentence(data)} {_overlap(report)}{_lost(data)}\n\n{_undefined_rows(report)}{_differences(report)}"
+        f"{hardest_sentence(data)} {_overlap(report)}{_lost(data)}\n\n{_undefined_rows(report)}{gains_section(report)}"
+        f"{differences_section(report)}"
         f"{task_sections(report) if is_task(report) else ''}"
-        f"## Training of each model\n\n{_training(report)}\n\nThe figures are means over seeds. Those of a student "
-        "count its own steps, and its operations include the forward passes of its teacher for soft labels. They do "
-        "not count the teacher's answers (`distill.targets: teacher`), the training behind the student's initial "
-        "weights, or the fit of its FFNs to the teacher's experts (`student.ffn_init`).\n\n"
+        f"{training_section(report)}"
         f"Data: {data['name']}, {data['train_tokens']:,} training tokens, digest `{data['digest']}`. "
         f"Report: `{report['fingerprint']}`.\n"
     )
@@ -151,7 +150,7 @@ def _cells(report: dict[str, Any]) -> tuple[list[str], list[list[str]]]:
             f"{row['compression']:.0%}",
             f"{row['teacher_quality']:.3f}",
             f"{row['student_quality']:.3f}",
-            f"{row['gain']:.3f} [{row['gain_interval'][0]:.3f}, {row['gain_interval'][1]:.3f}]",
+            gain_cell(row, "gain"),
             kept(row, ""),
             kept(row, "_long"),
             kept_in_paper(row["variant"], row["experts"]),
@@ -177,45 +176,6 @@ def _cells(report: dict[str, Any]) -> tuple[list[str], list[list[str]]]:
     if is_task(report):  # the paper's figures are for span corruption
         return header[:-1], [cells[:-1] for cells in rows]
     return header, rows
-
-
-def _training(report: dict[str, Any]) -> str:
-    """A table of steps, tokens and operations of every model, which shows if one of them had more training."""
-    rows = [
-        ("baseline", report["baseline"]["steps"], report["baseline"]["tokens"], report["baseline"]["flops"]),
-        ("long baseline", *(report["long_baseline"][key] for key in ("steps", "tokens", "flops"))),
-    ]
-    for row in report["ratios"]:
-        teacher = (f"teacher {row['ratio']}", row["teacher_steps"], row["teacher_tokens"], row["teacher_flops"])
-        if teacher not in rows:
-            rows.append(teacher)
-        rows.append((f"student {title(row)}", row["student_steps"], row["student_tokens"], row["student_flops"]))
-    lines = ["| model | steps | tokens | floating-point operations |", "| :--- | ---: | ---: | ---: |"]
-    for name, steps, tokens, flops in rows:
-        known = ("unknown",) * 3 if tokens is None else (f"{steps:,}", f"{tokens:,}", f"{flops:.2e}")
-        lines.append(f"| {name} | {' | '.join(known)} |")
-    return "\n".join(lines)
-
-
-def _differences(report: dict[str, Any]) -> str:
-    """The section on differences between variants; empty with one seed."""
-    if not report["differences"]:
-        return ""
-    lines = [
-        "## Differences between students, seed by seed",
-        "",
-        "Difference of the fraction kept, in percentage points. The fraction of a seed is that of its student and its "
-        "own teacher, averaged over ratios. Intervals are 95 % Student's t intervals over seeds.",
-        "",
-        "| variant | difference | by seed |",
-        "| :--- | ---: | ---: |",
-    ]
-    for one in report["differences"]:
-        low, high = one["interval"]
-        by_seed = ", ".join(f"{100 * value:+.0f}" for value in one["by_seed"])
-        cell = f"{100 * one['difference']:+.0f} [{100 * low:+.0f}, {100 * high:+.0f}]"
-        lines.append(f"| {one['variant']} - {one['to']} | {cell} | {by_seed} |")
-    return "\n".join(lines) + "\n\n"
 
 
 def _caption(report: dict[str, Any]) -> str:

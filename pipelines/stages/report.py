@@ -11,7 +11,7 @@ from distill.io.files import write_json
 from distill.model_size import forward_flops
 from distill.processes import is_main_process
 from pipelines.reporting.bootstrap import MIN_DOCUMENTS, average_kept, difference, effective_documents
-from pipelines.reporting.comparison import Figure, Models, compared, kept_by_seed, mean_quality
+from pipelines.reporting.comparison import Figure, Models, compared, kept_by_seed, mean_quality, student_gains
 from pipelines.reporting.concentration import hardest_documents
 from pipelines.reporting.levelling import levelling
 from pipelines.reporting.report_files import write_report
@@ -177,6 +177,7 @@ def _row(run: StageRun, quality: Figure, sums: Models[DocumentSums], ratio: str,
     for suffix in AGAINST:
         row |= compared(sums, ratio, variant, resamples, against=(suffix,))
         row[f"fraction_kept{suffix}_by_seed"] = kept_by_seed(sums, ratio, variant, suffix, resamples)
+    row |= student_gains(sums, ratio, variant, resamples)
     if lengths := run.config.of_variant(variant).distill.lengths:
         add_points(row, quality, _losses_after(students, lengths), _long_losses(run, quality), resamples)
     return row

@@ -77,13 +77,14 @@ def test_the_report_follows_from_the_losses_in_mlflow(report, client, runs):
         assert runs[f"distill {row['ratio']}"].data.metrics["quality"] == pytest.approx(-student.mean(), abs=1e-6)
         assert row["compression"] == pytest.approx(1 - row["student_parameters"] / row["teacher_parameters"])
         for reference, suffix in ((baseline, ""), (long, "_long")):
-            gain = reference.mean() - teacher.mean()
-            low, high = row[f"gain{suffix}_interval"]
-            assert row[f"gain{suffix}"] == pytest.approx(gain) and low < gain < high
-            # Its length is that of Student's t interval for the mean of paired differences per document.
-            by_document = [(reference - teacher)[documents == one].mean() for one in np.unique(documents)]
-            student_t = stats.ttest_1samp(by_document, 0).confidence_interval(0.95)
-            assert high - low == pytest.approx(student_t.high - student_t.low)
+            for model, key in ((student, "student_gain"), (teacher, "gain")):
+                gain = reference.mean() - model.mean()
+                low, high = row[f"{key}{suffix}_interval"]
+                assert row[f"{key}{suffix}"] == pytest.approx(gain) and low < gain < high
+                # Its length is that of Student's t interval for the mean of paired differences per document.
+                by_document = [(reference - model)[documents == one].mean() for one in np.unique(documents)]
+                student_t = stats.ttest_1samp(by_document, 0).confidence_interval(0.95)
+                assert high - low == pytest.approx(student_t.high - student_t.low)
             fraction, interval = row[f"fraction_kept{suffix}"], row[f"fraction{suffix}_interval"]
             if low <= 0:
                 reason = "reaches 0" if high >= 0 else f"worse than the {'long ' * bool(suffix)}baseline"

@@ -57,6 +57,7 @@ def test_the_report_has_a_point_for_each_length(finished):
         long = -np.mean(json.loads((directory(work, "long-baseline") / name).read_text()))
         assert point["long_baseline_quality"] == pytest.approx(long)
         for suffix, against in (("", report["baseline"]["quality"]), ("_long", long)):
+            assert point[f"student_gain{suffix}"] == pytest.approx(point["student_quality"] - against)
             if (kept := point[f"fraction_kept{suffix}"]) is not None:
                 gain = row["teacher_quality"] - against
                 assert kept == pytest.approx((point["student_quality"] - against) / gain)
@@ -90,10 +91,12 @@ def test_a_length_that_only_a_variant_has_is_not_compared_with_the_long_baseline
     config = tmp_path / "own.yaml"
     own = "{distill: {lengths: [4], training: {steps: 8}}}"
     config.write_text(f"preset: smoke\nname: own\nvariants: {{short: {own}}}\n")
-    done = cli("run", str(config), *OPTIONS[:4], "--set", "distill.training.steps=16", "--json", cwd=tmp_path)
+    steps = ("--set", "distill.training.steps=16")
+    done = cli("run", str(config), *OPTIONS[:4], *steps, "--workdir", str(tmp_path / "work"), "--json")
     assert done.returncode == 0, done.stderr
     (row,) = json.loads(done.stdout)["ratios"]
     assert [point["steps"] for point in row["lengths"]] == [4, 8]
     for point in row["lengths"]:
         assert point["long_baseline_quality"] is None
     assert row["lengths"][0]["fraction_kept_long"] is None and row["lengths"][0]["fraction_kept"] is not None
+    assert row["lengths"][0]["student_gain_long_interval"] is None

@@ -212,7 +212,7 @@ class DistillConfig(Section):
     expert_parallel: bool = Field(False, description="whether processes divide the experts of the online teacher")
     training: TrainingConfig = TrainingConfig()
     lengths: list[Positive] = Field(
-        [], description="numbers of steps below training.steps; students of these lengths are measured too"
+        [], description="numbers of steps below training.steps, after which student and long baseline are measured too"
     )
 
     @model_validator(mode="after")

@@ -14,7 +14,7 @@ class Processor(NamedTuple):
 
 
 def read_processor() -> Processor:
-    """The CPU of this machine; all values are None on a system without /proc/cpuinfo."""
+    """The CPU of this machine; both values are None on a system without /proc/cpuinfo."""
     try:
         lines = _CPUINFO.read_text().splitlines()
     except OSError:
@@ -22,5 +22,5 @@ def read_processor() -> Processor:
     values: dict[str, str] = {}
     for name, _, value in (line.partition(":") for line in lines):
         values.setdefault(name.strip(), value.strip())
-    # x86 has "flags", and ARM has "Features".
-    return Processor(values.get("model name"), frozenset(values.get("flags", values.get("Features", "")).split()))
+    listed = values.get("flags", values.get("Features"))  # of x86, of ARM
+    return Processor(values.get("model name"), None if listed is None else frozenset(listed.split()))

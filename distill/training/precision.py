@@ -11,7 +11,7 @@ from distill.processor import read_processor
 
 Precision = Literal["bfloat16", "float32"]
 
-_BFLOAT16 = {"avx512_bf16", "amx_bf16"}  # Linux's names of the instructions that multiply bfloat16
+_BFLOAT16 = {"avx512_bf16", "amx_bf16"}  # Linux's names of the instructions of x86 that multiply bfloat16
 # One of these exists on every machine where CUDA or ROCm may find a GPU: Linux, WSL, Jetson, AMD.
 _GPUS = tuple(map(Path, ("/dev/nvidiactl", "/dev/dxg", "/dev/nvmap", "/dev/kfd")))
 

@@ -14,6 +14,7 @@ import numpy as np
 
 from distill.errors import UserError
 from distill.io.files import directory_digest, make_directory
+from distill.processor import read_processor
 from pipelines.deploy.bench_candidates import Candidate, WaveTiming, start
 from pipelines.deploy.export_source import find_source
 from pipelines.deploy.serve import check_same_tokenizer, check_serving, export_in_process, stored_student
@@ -84,7 +85,7 @@ def bench_serving(
             for candidate in candidates
         ]
     settings = {"model": model, "threads": threads, "rounds": rounds, "max_tokens": max_tokens}
-    return {"settings": settings, "processor": platform.processor() or platform.machine(), "arms": facts}
+    return {"settings": settings, "processor": read_processor().name or platform.machine(), "arms": facts}
 
 
 def make_prompts(number: int) -> list[str]:

@@ -62,8 +62,13 @@ def compare(
     return Comparison(gains.value, gains.interval, fraction, interval)
 
 
-def gain_of(baseline: DocumentSums, model: DocumentSums, *, resamples: int = 10_000) -> tuple[float, Interval]:
-    """The gain of a model over a baseline, with its 95 % interval; arguments are those of ``compare``."""
+def gain_of_sums(baseline: DocumentSums, model: DocumentSums, *, resamples: int = 10_000) -> tuple[float, Interval]:
+    """The gain of a model over a baseline, with its 95 % interval.
+
+    Args:
+        baseline, model: sums of ``pipelines.reporting.sums`` over the same documents.
+        resamples: number of bootstrap samples of documents and seeds.
+    """
     found = _gains(baseline, model, resamples, 0, 0.95)
     return found.value, found.interval
 

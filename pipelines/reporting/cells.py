@@ -20,6 +20,12 @@ def kept(row: dict[str, Any], suffix: str) -> str:
     return f"{fraction:.0%} [{100 * low:.0f}, {100 * high:.0f}]"
 
 
+def gain(row: dict[str, Any], key: str) -> str:
+    """The gain ``key`` of a row in nats, with its interval."""
+    low, high = row[f"{key}_interval"]
+    return f"{row[key]:.3f} [{low:.3f}, {high:.3f}]"
+
+
 def metric_value(name: str, value: float) -> str:
     """A value of a metric: in per cent, or as it is if its scale ends at 100."""
     return f"{100 * value:.1f}%" if METRICS[name].in_percent else f"{value:.1f}"

@@ -9,7 +9,7 @@ from typing import Any, Generic, NamedTuple, TypeVar
 import numpy as np
 
 from distill.metrics import Metric
-from pipelines.reporting.bootstrap import compare, gain_of
+from pipelines.reporting.bootstrap import compare, gain_of_sums
 from pipelines.reporting.sums import DocumentSums, loss_sums, metric_sums
 from pipelines.reporting.verdict import AGAINST, why_no_interval, why_undefined
 
@@ -103,13 +103,13 @@ def student_gains(
     *,
     against: tuple[str, ...] = tuple(AGAINST),
 ) -> dict[str, Any]:
-    """The values of report.json on the gains of one student. They exist also where its teacher has none to keep.
+    """The values of report.json on the gains of one student, also where its teacher has no gain to keep.
 
     The arguments are those of ``compared``.
     """
     row: dict[str, Any] = {}
     for suffix in against:
-        gain, bounds = gain_of(sums.baselines[suffix], sums.students[ratio, variant], resamples=resamples)
+        gain, bounds = gain_of_sums(sums.baselines[suffix], sums.students[ratio, variant], resamples=resamples)
         row |= {f"student_gain{suffix}": gain, f"student_gain{suffix}_interval": list(bounds)}
     return row
 

@@ -2,22 +2,16 @@
 
 from typing import Any
 
-from pipelines.reporting.cells import markdown_table
+from pipelines.reporting.cells import gain, markdown_table
 from pipelines.reporting.verdict import AGAINST, title
 
 
 def gains_section(report: dict[str, Any]) -> str:
-    """The gains of teachers and students over both baselines. A student has one where its teacher has none to keep."""
+    """The gains of teachers and students over both baselines, also where the teacher has no gain to keep."""
     header = ["ratio", *(f"{whose} over the {name}" for name in AGAINST.values() for whose in ("teacher", "student"))]
     keys = [f"{whose}gain{suffix}" for suffix in AGAINST for whose in ("", "student_")]
-    rows = [[title(row), *(gain_cell(row, key) for key in keys)] for row in report["ratios"]]
+    rows = [[title(row), *(gain(row, key) for key in keys)] for row in report["ratios"]]
     return f"## Gains of teachers and students, in nats per target token\n\n{markdown_table(header, rows)}\n\n"
-
-
-def gain_cell(row: dict[str, Any], key: str) -> str:
-    """The gain ``key`` of a row, with its interval."""
-    low, high = row[f"{key}_interval"]
-    return f"{row[key]:.3f} [{low:.3f}, {high:.3f}]"
 
 
 def differences_section(report: dict[str, Any]) -> str:

@@ -16,6 +16,7 @@ _SHOWN = (
     "student_quality",
     *("fraction_kept", "fraction_interval", "fraction_kept_long", "fraction_long_interval"),
     *("student_gain", "student_gain_interval", "student_gain_long", "student_gain_long_interval"),
+    "long_baseline_quality",
 )
 
 
@@ -28,13 +29,14 @@ def add_points(
 ) -> None:
     """Add the entry "lengths" to a row of report.json: a point for each length of the student, the shortest first.
 
-    A student is compared with the long baseline that takes as many steps after those of the teacher.
+    A length is compared with the long baseline of the same length. So the last point differs from the row if the row's
+    student takes other steps than the long baseline.
 
     Args:
-        row: of one teacher and student, with all figures of the student's full length.
+        row: of one teacher and student.
         quality: of all models.
-        losses: number of steps -> the losses of the student that takes so many, [S, E]; without the full length.
-        long_losses: the same of the long baseline, with the full length. Lengths that it lacks get no strict fraction.
+        losses: number of steps -> the losses of the student that takes so many, [S, E].
+        long_losses: the same of the long baseline. Lengths that it lacks are not compared with it.
         resamples: number of bootstrap samples.
     """
     ratio, variant = row["ratio"], row["variant"]
@@ -47,14 +49,9 @@ def add_points(
         figures = dict.fromkeys(_SHOWN) | compared(sums, ratio, variant, resamples, against=against)
         figures |= student_gains(sums, ratio, variant, resamples, against=against)
         figures["student_quality"] = mean_quality(values, quality.weights)
-        points.append(_point(steps, figures, long.get("_long"), quality))
-    full = row["student_steps"]
-    row["lengths"] = [*points, _point(full, row, long_losses.get(full), quality)]
-
-
-def _point(steps: int, figures: dict[str, Any], long: np.ndarray | None, quality: Figure) -> dict[str, Any]:
-    against = None if long is None else mean_quality(long, quality.weights)
-    return {"steps": steps, **{key: figures[key] for key in _SHOWN}, "long_baseline_quality": against}
+        figures["long_baseline_quality"] = mean_quality(long["_long"], quality.weights) if long else None
+        points.append({"steps": steps, **{key: figures[key] for key in _SHOWN}})
+    row["lengths"] = points
 
 
 def rows_with_points(report: dict[str, Any]) -> list[dict[str, Any]]:
@@ -75,8 +72,7 @@ def steps_csv(report: dict[str, Any]) -> str:
 def plot_steps(report: dict[str, Any], path: Path) -> None:
     """Write steps.png: the quality and the fraction kept against the student's steps, a line per ratio and variant.
 
-    Bands are the intervals of the fraction against the baseline. Dashed lines are against the long baseline that takes
-    as many steps after the teacher's.
+    Bands are the intervals of the fraction against the baseline. Dashed lines are against the long baselines.
     """
     figure = new_figure(11, 4.4)
     quality, kept = figure.subplots(1, 2)
@@ -111,9 +107,9 @@ def _draw_long_baseline(axes: Any, rows: list[dict[str, Any]]) -> None:
     qualities = {point["steps"]: point["long_baseline_quality"] for row in rows for point in row["lengths"]}
     known = {steps: value for steps, value in sorted(qualities.items()) if value is not None}
     if known:
-        axes.plot(
-            list(known), list(known.values()), "s--", color="0.5", label="long baseline, after as many more steps"
-        )
+        same = len(set(known.values())) == 1  # without a long baseline, that of all lengths is the baseline
+        label = "long baseline" + " after as many steps more" * (not same)
+        axes.plot(list(known), list(known.values()), "s--", color="0.5", label=label)
 
 
 def _steps(points: list[dict[str, Any]]) -> list[int]:

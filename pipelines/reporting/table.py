@@ -8,11 +8,11 @@ from rich.table import Table
 
 from distill.data.overlap import WINDOW
 from pipelines.reporting.bootstrap import MIN_DOCUMENTS
-from pipelines.reporting.cells import csv_text, flat_row, kept, markdown_table, metric_value
+from pipelines.reporting.cells import csv_text, flat_row, gain, kept, markdown_table, metric_value
 from pipelines.reporting.concentration import hardest_sentence, hardest_warning
 from pipelines.reporting.levelling import levelling_sentence
 from pipelines.reporting.paper import KEPT_IN_TABLE_8, kept_in_paper
-from pipelines.reporting.sections import differences_section, gain_cell, gains_section, training_section
+from pipelines.reporting.sections import differences_section, gains_section, training_section
 from pipelines.reporting.task_table import task_sections
 from pipelines.reporting.verdict import AGAINST, as_many_together, verdicts, why_none, without_fraction
 
@@ -150,7 +150,7 @@ def _cells(report: dict[str, Any]) -> tuple[list[str], list[list[str]]]:
             f"{row['compression']:.0%}",
             f"{row['teacher_quality']:.3f}",
             f"{row['student_quality']:.3f}",
-            gain_cell(row, "gain"),
+            gain(row, "gain"),
             kept(row, ""),
             kept(row, "_long"),
             kept_in_paper(row["variant"], row["experts"]),

@@ -179,7 +179,8 @@ def _row(run: StageRun, quality: Figure, sums: Models[DocumentSums], ratio: str,
         row[f"fraction_kept{suffix}_by_seed"] = kept_by_seed(sums, ratio, variant, suffix, resamples)
     row |= student_gains(sums, ratio, variant, resamples)
     if lengths := run.config.of_variant(variant).distill.lengths:
-        add_points(row, quality, _losses_after(students, lengths), _long_losses(run, quality), resamples)
+        losses = _losses_after(students, lengths) | {row["student_steps"]: quality.values.students[ratio, variant]}
+        add_points(row, quality, losses, _long_losses(run, quality, variant), resamples)
     return row
 
 
@@ -187,15 +188,17 @@ def _losses_after(models: list[FinishedStage], lengths: list[int]) -> dict[int, 
     return {steps: np.array(_values(models, f"after-{steps}-losses")) for steps in lengths}
 
 
-def _long_losses(run: StageRun, quality: Figure) -> dict[int, np.ndarray]:
+def _long_losses(run: StageRun, quality: Figure, variant: str | None) -> dict[int, np.ndarray]:
     """The losses of the long baseline after each of its numbers of steps with the student's settings.
 
-    Without a long baseline, the students of all lengths are compared with the baseline.
+    If no teacher is trained there is no such stage, and every length is compared with the baseline of all steps.
     """
     settings, full = run.config.distill, quality.values.baselines["_long"]
     if long := _of_kind(run, "long-baseline"):
-        return _losses_after(long, settings.lengths) | {settings.training.steps: full}
-    return dict.fromkeys([*settings.lengths, settings.training.steps], full)
+        known = _losses_after(long, settings.lengths)
+        return known if settings.training.patience else known | {settings.training.steps: full}
+    own = run.config.of_variant(variant).distill
+    return dict.fromkeys([*own.lengths, own.training.steps], full)
 
 
 def _sizes(run: StageRun, ratio: str, variant: str | None) -> dict[str, int]:

@@ -22,7 +22,7 @@ from distill.io.files import check_digests, file_digests, read_record, write_rec
 # preparation has versions of its own, in distill/data/key.py.
 VERSIONS = {
     **{"baseline": 3, "long-baseline": 1, "teacher": 2, "init": 2, "answer": 1, "label": 2, "distill": 2},
-    "report": 9,
+    "report": 10,
 }
 
 # The files of a report, which are artifacts of its run and are copied to the top of the work directory.

@@ -14,7 +14,7 @@ ARM = "processor\t: 0\nFeatures\t: fp asimd bf16\n"
     [
         (X86, ("One CPU: fast", {"fpu", "avx2"})),
         (ARM, (None, {"fp", "asimd", "bf16"})),
-        ("", (None, set())),
+        ("", (None, None)),
         (None, (None, None)),
     ],
 )

@@ -462,6 +462,18 @@ class TestPlan:
         changed = self.changed("distill.training.optimizer=muon", "baseline.steps=8")
         assert "long-baseline" in changed and "baseline" not in changed
 
+    def test_lengths_concern_students_and_the_long_baseline(self):
+        changed = self.changed("distill.lengths=[4]")
+        assert {"long-baseline", "distill e4", "report"} <= changed
+        assert all(title.startswith(("long-baseline", "distill", "report")) for title in changed)
+        stages = {stage.title: stage for stage in plan(load_config("smoke"), "data")}
+        assert "lengths" not in stages["long-baseline"].settings  # so that those of older runs are reused
+        own = {
+            stage.title: stage
+            for stage in plan(load_config("smoke", ["variants={a: {distill: {lengths: [4]}}}"]), "data")
+        }
+        assert own["long-baseline"].fingerprint == stages["long-baseline"].fingerprint
+
     def test_the_baselines_own_length_is_only_its_own(self):
         assert self.changed("baseline.steps=9") == {"baseline", "long-baseline", "report"}
         with pytest.raises(UserError, match="baseline.steps is 17, but teacher.training.steps is 16"):

@@ -69,11 +69,12 @@ def test_the_report_has_a_point_for_each_length(finished):
     assert {"steps.csv", "steps.png"} <= artifacts
 
 
-def test_a_killed_run_ends_with_the_same_losses(finished, patched_cli, cli, tmp_path):
+@pytest.mark.parametrize("kind", ["distill", "long-baseline"])
+def test_a_killed_run_ends_with_the_same_losses(finished, patched_cli, cli, tmp_path, kind):
     work = tmp_path / "work"
-    code = """
+    code = f"""
     def at(title, step):
-        if title.startswith("distill") and step == 7: os.kill(os.getpid(), signal.SIGKILL)
+        if title.startswith({kind!r}) and step == 7: os.kill(os.getpid(), signal.SIGKILL)
     """
     often = ("--set", "distill.training.checkpoint_every=2")  # so step 7, of the second branch, is not the first again
     process = patched_cli(code, "run", "smoke", *OPTIONS, *often, "--workdir", str(work))
@@ -81,22 +82,37 @@ def test_a_killed_run_ends_with_the_same_losses(finished, patched_cli, cli, tmp_
     assert process.returncode == -signal.SIGKILL
     done = cli("run", "smoke", *OPTIONS, *often, "--workdir", str(work))
     assert done.returncode == 0, done.stderr
-    for kind in ("distill", "long-baseline"):
-        for name in LOSSES:
-            expected = (directory(finished[0], kind) / name).read_bytes()
-            assert (directory(work, kind) / name).read_bytes() == expected, (kind, name)
+    for name in LOSSES:
+        assert (directory(work, kind) / name).read_bytes() == (directory(finished[0], kind) / name).read_bytes(), name
 
 
-def test_a_length_that_only_a_variant_has_is_not_compared_with_the_long_baseline(cli, tmp_path):
-    config = tmp_path / "own.yaml"
+@pytest.mark.parametrize("of_all,known", [("[]", False), ("[4, 8]", True)])
+def test_lengths_of_a_variant_are_compared_with_long_baselines_of_the_same_lengths(cli, tmp_path, of_all, known):
+    """The variant takes 8 steps and the long baseline 16, so the row is compared with another one."""
+    config, work = tmp_path / "own.yaml", tmp_path / "work"
     own = "{distill: {lengths: [4], training: {steps: 8}}}"
     config.write_text(f"preset: smoke\nname: own\nvariants: {{short: {own}}}\n")
-    steps = ("--set", "distill.training.steps=16")
-    done = cli("run", str(config), *OPTIONS[:4], *steps, "--workdir", str(tmp_path / "work"), "--json")
+    steps = ("--set", "distill.training.steps=16", "--set", f"distill.lengths={of_all}")
+    done = cli("run", str(config), *OPTIONS[:4], *steps, "--workdir", str(work), "--json")
     assert done.returncode == 0, done.stderr
     (row,) = json.loads(done.stdout)["ratios"]
     assert [point["steps"] for point in row["lengths"]] == [4, 8]
-    for point in row["lengths"]:
-        assert point["long_baseline_quality"] is None
-    assert row["lengths"][0]["fraction_kept_long"] is None and row["lengths"][0]["fraction_kept"] is not None
-    assert row["lengths"][0]["student_gain_long_interval"] is None
+    for point, line in zip(row["lengths"], csv.DictReader((work / "steps.csv").open()), strict=True):
+        long, gain = point["long_baseline_quality"], point["student_gain_long"]
+        assert point["fraction_kept"] is not None
+        assert gain == (pytest.approx(point["student_quality"] - long) if known else None)
+        assert point["student_gain_long_interval"] is not None if known else point["fraction_kept_long"] is None
+        assert (line["long_baseline_quality"] == line["student_gain_long"] == "") != known
+    assert row["student_gain_long"] != row["lengths"][1]["student_gain_long"]
+
+
+def test_without_a_trained_teacher_every_length_is_compared_with_the_baseline_of_all_steps(finished, cli, tmp_path):
+    teacher = next(finished[0].glob("stages/teacher-e2-*/model"))
+    loaded = ("teacher.experts=[]", f"teacher.checkpoints={{e2: {teacher}}}", f"data.tokenizer={teacher}")
+    options = [flag for one in loaded for flag in ("--set", one)]
+    done = cli("run", "smoke", *options, *STEPS, "--workdir", str(tmp_path / "work"), "--json")
+    assert done.returncode == 0, done.stderr
+    report = json.loads(done.stdout)
+    for point in report["ratios"][0]["lengths"]:
+        assert point["long_baseline_quality"] == pytest.approx(report["baseline"]["quality"])
+        assert point["student_gain_long"] == pytest.approx(point["student_quality"] - report["baseline"]["quality"])

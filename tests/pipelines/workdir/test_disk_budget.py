@@ -46,6 +46,16 @@ def test_with_early_stopping_each_length_has_best_weights_and_no_trunk(lengths, 
     assert checkpoints_bytes(training, 1000, lengths) == checkpoints * 12_000 + weights * 4000
 
 
+def test_the_long_baseline_has_checkpoints_of_each_of_the_students_lengths(tmp_path):
+    config = load_config("smoke", ["distill.lengths=[4, 6]"])
+    stages = {stage.title: stage for stage in plan(config, "data")}
+    workspace = SimpleNamespace(config=config, data=SimpleNamespace(vocab_size=512), directory=tmp_path)
+    needed = {
+        title: disk_budget._checkpoint_bytes(workspace, stages[title]) for title in ("long-baseline", "distill e4")
+    }
+    assert needed["long-baseline"] == needed["distill e4"] > 0
+
+
 def test_the_files_of_a_stage_lower_no_more_than_its_own_need(tmp_path, monkeypatch):
     """The student of a loaded teacher is not counted, and neither are its files. A teacher counts once."""
     loaded = f"teacher={{experts: [4], checkpoints: {{e2: {tmp_path}}}, training: {{steps: 16, warmup_steps: 2}}}}"

@@ -78,7 +78,7 @@ def plot_steps(report: dict[str, Any], path: Path) -> None:
     quality, kept = figure.subplots(1, 2)
     rows = rows_with_points(report)
     for number, row in enumerate(rows):
-        colour, label = COLOURS[number % len(COLOURS)], title(row)
+        colour, label = COLOURS[number % len(COLOURS)], f"student {title(row)}"
         points = row["lengths"]
         quality.plot(_steps(points), [p["student_quality"] for p in points], "o-", color=colour, label=label)
         for suffix in AGAINST:
@@ -108,7 +108,7 @@ def _draw_long_baseline(axes: Any, rows: list[dict[str, Any]]) -> None:
     known = {steps: value for steps, value in sorted(qualities.items()) if value is not None}
     if known:
         same = len(set(known.values())) == 1  # without a long baseline, that of all lengths is the baseline
-        label = "long baseline" + " after as many steps more" * (not same)
+        label = "long baseline" + ", with as many more steps" * (not same)
         axes.plot(list(known), list(known.values()), "s--", color="0.5", label=label)
 
 

@@ -9,7 +9,7 @@ from typing import Any, Generic, NamedTuple, TypeVar
 import numpy as np
 
 from distill.metrics import Metric
-from pipelines.reporting.bootstrap import compare, gain_of_sums
+from pipelines.reporting.bootstrap import compare, difference, gain_of_sums
 from pipelines.reporting.sums import DocumentSums, loss_sums, metric_sums
 from pipelines.reporting.verdict import AGAINST, why_no_interval, why_undefined
 
@@ -125,3 +125,26 @@ def kept_by_seed(
     ]
     known = [one for one in found if one is not None]
     return known if len(known) == len(found) else None
+
+
+def differences_by_seed(rows: list[dict[str, Any]], variants: list[str]) -> list[dict[str, Any]]:
+    """Difference of the fraction kept between each variant and "paper" (or the first variant), with its interval.
+
+    The fraction of a seed is the mean over the ratios in which every seed has a fraction of its own. With one seed,
+    there are no differences.
+    """
+    undefined = {row["ratio"] for row in rows if row["fraction_kept_by_seed"] is None}
+    defined = [row for row in rows if row["ratio"] not in undefined]
+    if not variants or not defined or len(defined[0]["seeds"]) == 1:
+        return []
+    kept = {
+        name: np.mean([row["fraction_kept_by_seed"] for row in defined if row["variant"] == name], axis=0)
+        for name in variants
+    }
+    other = "paper" if "paper" in kept else variants[0]
+    found = []
+    for name in (name for name in variants if name != other):
+        mean, interval = difference(kept[name], kept[other])
+        by_seed = (kept[name] - kept[other]).tolist()
+        found.append({"variant": name, "to": other, "difference": mean, "interval": list(interval), "by_seed": by_seed})
+    return found

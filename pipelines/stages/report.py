@@ -10,8 +10,16 @@ from distill.data.prepared_data import LOST
 from distill.io.files import write_json
 from distill.model_size import forward_flops
 from distill.processes import is_main_process
-from pipelines.reporting.bootstrap import MIN_DOCUMENTS, average_kept, difference, effective_documents
-from pipelines.reporting.comparison import Figure, Models, compared, kept_by_seed, mean_quality, student_gains
+from pipelines.reporting.bootstrap import MIN_DOCUMENTS, average_kept, effective_documents
+from pipelines.reporting.comparison import (
+    Figure,
+    Models,
+    compared,
+    differences_by_seed,
+    kept_by_seed,
+    mean_quality,
+    student_gains,
+)
 from pipelines.reporting.concentration import hardest_documents
 from pipelines.reporting.levelling import levelling
 from pipelines.reporting.report_files import write_report
@@ -89,7 +97,7 @@ def build_report(run: StageRun, results: Results) -> dict[str, Any]:
         },
         "ratios": rows,
         "averages": [_average(run, quality, variant) for variant in variants],
-        "differences": _differences(rows, list(config.variants)),
+        "differences": differences_by_seed(rows, list(config.variants)),
         "data": _data(run, quality, results.task),
         "config": config.name,
         "versions": versions(),
@@ -217,29 +225,6 @@ def _average(run: StageRun, quality: Figure, variant: str | None) -> dict[str, A
         kept, bounds = average_kept(baseline, list(models.teachers.values()), students, **options)
         average |= {f"fraction_kept{suffix}": kept, f"fraction{suffix}_interval": list(bounds) if bounds else None}
     return average
-
-
-def _differences(rows: list[dict[str, Any]], variants: list[str]) -> list[dict[str, Any]]:
-    """Difference of the fraction kept between each variant and "paper" (or the first variant), with its interval.
-
-    The fraction of a seed is the mean over the ratios in which every seed has a fraction of its own. With one seed,
-    there are no differences.
-    """
-    undefined = {row["ratio"] for row in rows if row["fraction_kept_by_seed"] is None}
-    defined = [row for row in rows if row["ratio"] not in undefined]
-    if not variants or not defined or len(defined[0]["seeds"]) == 1:
-        return []
-    kept = {
-        name: np.mean([row["fraction_kept_by_seed"] for row in defined if row["variant"] == name], axis=0)
-        for name in variants
-    }
-    other = "paper" if "paper" in kept else variants[0]
-    found = []
-    for name in (name for name in variants if name != other):
-        mean, interval = difference(kept[name], kept[other])
-        by_seed = (kept[name] - kept[other]).tolist()
-        found.append({"variant": name, "to": other, "difference": mean, "interval": list(interval), "by_seed": by_seed})
-    return found
 
 
 def _training_cost(run: StageRun, ratio: str, variant: str | None) -> dict[str, Any]:

@@ -1,5 +1,6 @@
 """The name and the instructions of the CPU, as Linux lists them. Imports no torch."""
 
+import platform
 from pathlib import Path
 from typing import NamedTuple
 
@@ -9,18 +10,19 @@ _CPUINFO = Path("/proc/cpuinfo")
 class Processor(NamedTuple):
     """What the system says of the first CPU."""
 
-    name: str | None  # None: it has no name there
+    name: str  # of the model, or of the architecture where the system names no model
     instructions: frozenset[str] | None  # Linux's names, such as "avx2"; None: the system does not list them
 
 
 def read_processor() -> Processor:
-    """The CPU of this machine; both values are None on a system without /proc/cpuinfo."""
+    """The CPU of this machine."""
+    architecture = platform.processor() or platform.machine()
     try:
         lines = _CPUINFO.read_text().splitlines()
     except OSError:
-        return Processor(None, None)
+        return Processor(architecture, None)
     values: dict[str, str] = {}
     for name, _, value in (line.partition(":") for line in lines):
         values.setdefault(name.strip(), value.strip())
     listed = values.get("flags", values.get("Features"))  # of x86, of ARM
-    return Processor(values.get("model name"), None if listed is None else frozenset(listed.split()))
+    return Processor(values.get("model name", architecture), None if listed is None else frozenset(listed.split()))

@@ -25,7 +25,7 @@ def machine_facts(accelerator: Accelerator) -> dict[str, str]:
         "threads": str(torch.get_num_threads()),
         "threads.interop": str(torch.get_num_interop_threads()),
         "instruction_set": torch.backends.cpu.get_cpu_capability(),
-        "processor": read_processor().name or platform.processor() or platform.machine(),
+        "processor": read_processor().name,
         "platform": platform.platform(),
     }
     if torch.cuda.is_available():

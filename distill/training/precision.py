@@ -25,7 +25,7 @@ def resolve_precision(asked: Literal["auto", "bfloat16", "float32"]) -> Precisio
 
 @cache
 def multiplies_bfloat16() -> bool:
-    """Whether the GPU, or without one the CPU, has instructions that multiply bfloat16."""
+    """Whether the GPU, or without one the x86 CPU, has instructions that multiply bfloat16."""
     instructions = read_processor().instructions
     if instructions is not None and not may_have_gpu():
         return bool(_BFLOAT16 & instructions)

@@ -2,7 +2,6 @@
 
 import contextlib
 import os
-import platform
 import pydoc_data.topics
 import statistics
 import tempfile
@@ -85,7 +84,7 @@ def bench_serving(
             for candidate in candidates
         ]
     settings = {"model": model, "threads": threads, "rounds": rounds, "max_tokens": max_tokens}
-    return {"settings": settings, "processor": read_processor().name or platform.machine(), "arms": facts}
+    return {"settings": settings, "processor": read_processor().name, "arms": facts}
 
 
 def make_prompts(number: int) -> list[str]:

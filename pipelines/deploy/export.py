@@ -168,4 +168,4 @@ def _processor() -> dict[str, Any]:
     """Name of the processor and its instructions of ``_FLAGS``, as far as the system reports them."""
     found = read_processor()
     flags = [flag for flag in _FLAGS if flag in (found.instructions or ())]
-    return {"machine": platform.machine(), "name": found.name or platform.processor(), "flags": flags}
+    return {"machine": platform.machine(), "name": found.name, "flags": flags}

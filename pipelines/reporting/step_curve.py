@@ -14,8 +14,14 @@ from pipelines.tracking.tracked_run import COLOURS
 
 _SHOWN = (
     "student_quality",
-    *("fraction_kept", "fraction_interval", "fraction_kept_long", "fraction_long_interval"),
-    *("student_gain", "student_gain_interval", "student_gain_long", "student_gain_long_interval"),
+    "fraction_kept",
+    "fraction_interval",
+    "fraction_kept_long",
+    "fraction_long_interval",
+    "student_gain",
+    "student_gain_interval",
+    "student_gain_long",
+    "student_gain_long_interval",
     "long_baseline_quality",
 )
 

@@ -83,8 +83,8 @@ def train_as_student(
 ) -> int:
     """Train with the steps of the student: to each of ``distill.lengths``, then to ``distill.training.steps``.
 
-    After each shorter length, the losses of the evaluated examples are saved as ``after-STEPS-losses``. The
-    long baseline has the lengths of the section ``distill``, and a variant may have others.
+    After each shorter length, the losses of the evaluated examples are saved as ``after-STEPS-losses``. The long
+    baseline has the lengths of the section ``distill``. A variant may have lengths of its own.
 
     Returns:
         The number of steps of the greatest length, which is smaller after early stopping.

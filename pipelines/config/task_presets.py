@@ -180,6 +180,20 @@ def names_small() -> dict[str, Any]:
     }
 
 
+def names_wide() -> dict[str, Any]:
+    """The data of names with FFNs and experts four times as wide: dense models level off, and experts gain much."""
+    base = names_small()
+    training = {**base["distill"]["training"], "schedule": "constant", "cooldown": 0.5, "steps": 16_000}
+    return {
+        **base,
+        "name": "names-wide",
+        "model": {**base["model"], "d_ff": 256},
+        "teacher": {**base["teacher"], "experts": [32, 64, 128]},
+        "distill": {**base["distill"], "training": training},
+        "variants": {"best-by-token": {"distill": {"balance": "by-token"}}, "paper": RECIPES["paper"]},
+    }
+
+
 def student_steps() -> dict[str, Any]:
     """Quality against the student's steps, 250 to 16,000, on names; the baselines are of the student's width."""
     base = names_small()

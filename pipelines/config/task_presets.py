@@ -183,13 +183,11 @@ def names_small() -> dict[str, Any]:
 def names_wide() -> dict[str, Any]:
     """The data of names with FFNs and experts four times as wide; students have the teachers' settings of training."""
     base = names_small()
-    recipe = RECIPES["best"]["student"]
     return {
         **base,
         "name": "names-wide",
         "model": {**base["model"], "d_ff": 256},
         "teacher": {**base["teacher"], "experts": [32, 64]},
-        "student": recipe,
         "distill": {"training": base["teacher"]["training"]},
         "variants": {"regress-by-token": {"distill": {"balance": "by-token"}}, "paper": RECIPES["paper"]},
     }

@@ -12,6 +12,7 @@ from pipelines.config.task_presets import (
     names,
     names_small,
     names_wide,
+    short_dates,
     student_sizes,
     student_steps,
     task_smoke,
@@ -184,8 +185,8 @@ def study() -> dict[str, Any]:
 
 
 def study_dates() -> dict[str, Any]:
-    """The same changes on the data of the demo and its teacher of 64 experts, and the teacher's answers as targets."""
-    base = _studied(demo(), experts=64)
+    """The same changes on dates with a teacher of 64 experts, and the teacher's answers as targets."""
+    base = _studied(short_dates(5000, 1250), experts=64)
     return {
         **base,
         "name": "study-dates",

@@ -89,10 +89,11 @@ def _draw_kept(axes: Any, rows: list[dict[str, Any]], paper: PaperFigures) -> No
     """Plot the fraction kept with its interval: a line for each variant and each of the two baselines.
 
     With several variants, lines against the long baseline have no intervals, because these would hide the other ones.
-    An interval that is much longer than the distance between the points is cut at the edge of the panel.
+    The limits of the axis fit the points that have intervals, as those of ``_draw_bars`` do. What is far from these
+    points is cut at the edge of the panel.
     """
     of_paper = [100 * kept for kept, _ in paper.values()]
-    points = list(of_paper)
+    points, without_intervals = list(of_paper), []
     variants = _by_variant(rows)
     for number, (colour, (variant, of_variant)) in enumerate(zip(_colours(rows), variants.items(), strict=True)):
         aside = 2 ** (0.1 * (number - (len(variants) - 1) / 2))  # shifts the intervals apart
@@ -109,11 +110,12 @@ def _draw_kept(axes: Any, rows: list[dict[str, Any]], paper: PaperFigures) -> No
                     label=label and f"{label}: {why_none(of_variant, suffix)}",
                 )
                 continue
-            points += [100 * row[f"fraction_kept{suffix}"] for row in defined]
+            fractions = [100 * row[f"fraction_kept{suffix}"] for row in defined]
             bars = suffix == "" or len(variants) == 1
+            (points if bars else without_intervals).extend(fractions)
             axes.errorbar(
                 [aside * row["experts"] for row in defined],
-                [100 * row[f"fraction_kept{suffix}"] for row in defined],
+                fractions,
                 yerr=np.transpose([interval_errors(row, suffix) for row in defined]) if bars else None,
                 marker=marker,
                 linestyle=line,
@@ -127,9 +129,11 @@ def _draw_kept(axes: Any, rows: list[dict[str, Any]], paper: PaperFigures) -> No
     if paper:
         axes.plot(list(paper), of_paper, color="0.7", marker=".", label="paper's table 7")
     axes.axhline(0, color="0.6", linewidth=0.8)
-    points = points or [0.0]
-    room = 0.4 * (max(points) - min(points)) + 5
-    axes.set(ylabel="fraction of the teacher's gain kept (%)", ylim=near(points, room, axes.get_ylim()))
+    points = points or without_intervals or [0.0]
+    limits = axes.get_ylim()
+    shown = near(points, 0.4 * (max(points) - min(points)) + 5, limits)
+    cut = "" if shown == limits else "\n(what is outside of the panel is cut)"
+    axes.set(ylabel=f"fraction of the teacher's gain kept (%){cut}", ylim=shown)
 
 
 def _draw_quality(axes: Any, report: dict[str, Any]) -> None:

@@ -126,6 +126,16 @@ def test_the_legend_of_the_plot_names_an_absent_fraction(gains, word, tmp_path, 
     assert f"against the long baseline: {word}" in labels
 
 
+def test_fractions_of_a_small_gain_over_the_long_baseline_do_not_set_the_limits_of_the_plot(tmp_path, monkeypatch):
+    drawn = _figures(monkeypatch)
+    far = {"fraction_kept_long": -9.0, "fraction_long_interval": [-40.0, -3.0]}
+    rows = [row(ratio=f"e{n}", experts=n, variant=name, **far) for n in (4, 8) for name in ("best", "paper")]
+    plot_report(report(*rows), tmp_path / "report.png")
+    kept = drawn[0].axes[0]
+    low, high = kept.get_ylim()
+    assert -20 < low < 40 and 60 < high < 120 and "cut" in kept.get_ylabel()
+
+
 def test_intervals_are_given_with_their_numbers_of_documents_and_seeds():
     alone = report_markdown(report(row(seeds=[0])))
     assert alone.count("Intervals resample 40 documents and 1 seed, so they do not include the variation") == 2

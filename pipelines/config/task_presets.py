@@ -35,7 +35,7 @@ def demo() -> dict[str, Any]:
         "precision": "float32",  # so that figures do not depend on whether the processor has bfloat16
         "model": {**base["model"], **EIGHT_HEADS, "d_ff": 256},
         "teacher": {**base["teacher"], "experts": [8, 16]},
-        "variants": {"best": {"distill": {"balance": "by-token"}}, "paper": RECIPES["paper"]},
+        "variants": {"best": {}, "paper": RECIPES["paper"]},
     }
 
 

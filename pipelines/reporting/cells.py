@@ -17,13 +17,13 @@ def kept(row: dict[str, Any], suffix: str) -> str:
     if row[f"fraction_kept{suffix}"] is None:
         return why_none([row], suffix)
     fraction, (low, high) = row[f"fraction_kept{suffix}"], row[f"fraction{suffix}_interval"]
-    return f"{fraction:.0%} [{100 * low:.0f}, {100 * high:.0f}]"
+    return f"{fraction:z.0%} [{100 * low:z.0f}, {100 * high:z.0f}]"
 
 
 def gain(row: dict[str, Any], key: str) -> str:
     """The gain ``key`` of a row in nats, with its interval."""
     low, high = row[f"{key}_interval"]
-    return f"{row[key]:.3f} [{low:.3f}, {high:.3f}]"
+    return f"{row[key]:z.3f} [{low:z.3f}, {high:z.3f}]"
 
 
 def metric_value(name: str, value: float) -> str:
@@ -35,7 +35,7 @@ def metric_gain(name: str, row: dict[str, Any]) -> str:
     """A gain in points of a metric, with its interval."""
     scale = 100 if METRICS[name].in_percent else 1
     low, high = row["gain_interval"]
-    return f"{scale * row['gain']:.1f} [{scale * low:.1f}, {scale * high:.1f}]"
+    return f"{scale * row['gain']:z.1f} [{scale * low:z.1f}, {scale * high:z.1f}]"
 
 
 def escaped(text: str, most: int = 200) -> str:

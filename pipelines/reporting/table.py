@@ -137,7 +137,7 @@ def _terminal_table(report: dict[str, Any], metric: str | None) -> Table:
 def _metric_cell(name: str, row: dict[str, Any]) -> str:
     """The student's value, and below it the fraction kept."""
     fraction = row["fraction_kept"]
-    below = why_none([row], "") if fraction is None else f"{fraction:.0%} kept"
+    below = why_none([row], "") if fraction is None else f"{fraction:z.0%} kept"
     return f"{metric_value(name, row['student'])}\n{below}"
 
 

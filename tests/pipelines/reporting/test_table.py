@@ -102,6 +102,12 @@ def test_a_reason_that_depends_on_the_student_names_it():
     assert "\n- e4: reaches 0.\n- e4 b: too close to 0.\n\n" in text
 
 
+def test_a_figure_that_rounds_to_zero_has_no_sign():
+    small = {"student_gain": -0.0002, "student_gain_interval": [-0.0004, 0.0003]}
+    text = report_markdown(report(row(fraction_kept=-0.002, fraction_interval=[-0.004, 0.003], **small)))
+    assert "| 0% [0, 0] |" in text and "| 0.000 [0.000, 0.000] |" in text
+
+
 def test_a_student_below_the_baseline_is_named():
     text = report_markdown(report(row(student_quality=-1.25, fraction_kept=-0.5, fraction_interval=[-0.6, -0.4])))
     assert "-50% [-60, -40]" in text and "Below the baseline: the student of e4 by 0.0500 nats." in text

@@ -206,6 +206,20 @@ def names_wide() -> dict[str, Any]:
     }
 
 
+def names_long() -> dict[str, Any]:
+    """Twice the steps of names-wide, with 64 experts: dense models of names have levelled off, or nearly so."""
+    base = names_wide()
+    training = {**base["distill"]["training"], "steps": 32_000}
+    return {
+        **base,
+        "name": "names-long",
+        "teacher": {**base["teacher"], "experts": [64], "training": training},
+        "baseline": {"steps": training["steps"]},
+        "distill": {"training": training},
+        "variants": {"regress-by-token": base["variants"]["regress-by-token"]},
+    }
+
+
 def student_steps() -> dict[str, Any]:
     """Quality against the student's steps, 250 to 16,000, on names; the baselines are of the student's width."""
     base = names_small()

@@ -89,14 +89,12 @@ def _draw_kept(axes: Any, rows: list[dict[str, Any]], paper: PaperFigures) -> No
     """Plot the fraction kept with its interval: a line for each variant and each of the two baselines.
 
     With several variants, lines against the long baseline have no intervals, because these would hide the other ones.
-    The limits of the axis fit the points that have intervals, as those of ``_draw_bars`` do. What is far from these
-    points is cut at the edge of the panel.
+    What is below -100 % or above 200 % is cut at the edge of the panel, except for fractions against the baseline.
     """
     of_paper = [100 * kept for kept, _ in paper.values()]
-    points, without_intervals = list(of_paper), []
+    limiting, drawn = list(of_paper), list(of_paper)
     variants = _by_variant(rows)
     for number, (colour, (variant, of_variant)) in enumerate(zip(_colours(rows), variants.items(), strict=True)):
-        aside = 2 ** (0.1 * (number - (len(variants) - 1) / 2))  # shifts the intervals apart
         for suffix, (marker, line, against) in STYLES.items():
             label = against if variant is None else variant if not suffix else None
             defined = [row for row in of_variant if row[f"fraction_kept{suffix}"] is not None]
@@ -110,9 +108,13 @@ def _draw_kept(axes: Any, rows: list[dict[str, Any]], paper: PaperFigures) -> No
                     label=label and f"{label}: {why_none(of_variant, suffix)}",
                 )
                 continue
+            # Shifts intervals apart.
+            aside = 2 ** (0.1 * (number - (len(variants) - 1) / 2) + 0.04 * (suffix != ""))
             fractions = [100 * row[f"fraction_kept{suffix}"] for row in defined]
             bars = suffix == "" or len(variants) == 1
-            (points if bars else without_intervals).extend(fractions)
+            edges = [100 * edge for row in defined for edge in row[f"fraction{suffix}_interval"]] if bars else []
+            drawn += [*fractions, *edges]
+            limiting += [*([] if suffix else fractions), *np.clip([*fractions, *edges], -100, 200)]
             axes.errorbar(
                 [aside * row["experts"] for row in defined],
                 fractions,
@@ -129,11 +131,10 @@ def _draw_kept(axes: Any, rows: list[dict[str, Any]], paper: PaperFigures) -> No
     if paper:
         axes.plot(list(paper), of_paper, color="0.7", marker=".", label="paper's table 7")
     axes.axhline(0, color="0.6", linewidth=0.8)
-    points = points or without_intervals or [0.0]
-    limits = axes.get_ylim()
-    shown = near(points, 0.4 * (max(points) - min(points)) + 5, limits)
-    cut = "" if shown == limits else "\n(what is outside of the panel is cut)"
-    axes.set(ylabel=f"fraction of the teacher's gain kept (%){cut}", ylim=shown)
+    shown = near(limiting or [0.0], 5, axes.get_ylim())
+    cut = any(not shown[0] <= value <= shown[1] for value in drawn)
+    what = "fraction of the teacher's gain kept (%)" + ("\n(what is outside of the panel is cut)" if cut else "")
+    axes.set(ylabel=what, ylim=shown)
 
 
 def _draw_quality(axes: Any, report: dict[str, Any]) -> None:

@@ -207,7 +207,7 @@ def names_wide() -> dict[str, Any]:
 
 
 def names_long() -> dict[str, Any]:
-    """Twice the steps of names-wide, with 64 experts: dense models of names have levelled off, or nearly so."""
+    """The preset names-wide with one teacher and twice the steps for every model."""
     base = names_wide()
     training = {**base["distill"]["training"], "steps": 32_000}
     return {

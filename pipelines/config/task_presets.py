@@ -4,7 +4,7 @@ from typing import Any
 
 from pipelines.config.recipes import CONTROL, RECIPES
 
-EIGHT_HEADS = {"num_heads": 8, "d_kv": 8}  # with two, seeds differ more than models
+EIGHT_HEADS = {"num_heads": 8, "d_kv": 8}  # with two heads, results differ more by seed than by model
 
 
 def task_smoke() -> dict[str, Any]:

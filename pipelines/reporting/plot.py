@@ -108,7 +108,7 @@ def _draw_kept(axes: Any, rows: list[dict[str, Any]], paper: PaperFigures) -> No
                     label=label and f"{label}: {why_none(of_variant, suffix)}",
                 )
                 continue
-            # Shifts intervals apart.
+            # Intervals of one ratio stand side by side.
             aside = 2 ** (0.1 * (number - (len(variants) - 1) / 2) + 0.04 * (suffix != ""))
             fractions = [100 * row[f"fraction_kept{suffix}"] for row in defined]
             bars = suffix == "" or len(variants) == 1
